@@ -1,0 +1,109 @@
+"""The contract between the daemon and whatever feeds it.
+
+Resume: the daemon keeps, inside each checkpoint, the next offset of every partition it has finished, and hands
+them to `start`. A source must then deliver every record at or after those offsets, in order within a
+partition, and none before them. `commit` is called after a checkpoint is durable and is advisory: it exists for
+the source's own lag tools, never for correctness.
+
+All methods but `close` are called from one thread. `close` comes after the last of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from streamlearn.errors import SettingsError
+from streamlearn.records import Offsets, Partition, Record, Rejected
+
+
+class EndOfStream(Exception):
+    """The source has delivered everything and will never deliver more."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A stream of records that can resume."""
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Source:
+        """Build from the daemon's settings tree; a connector of your own reads `settings.source_options`."""
+        ...
+
+    def start(self, offsets: Offsets) -> None:
+        """Begin; `offsets` are the next to read, partitions not named start at the source's default."""
+        ...
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        """Wait up to `timeout_s` for records; may return none.
+
+        Raises:
+            EndOfStream: nothing will ever come again.
+            SourceError: the source is away; polling again later may help.
+        """
+        ...
+
+    def pause(self) -> None:
+        """The daemon is behind: stop fetching, stay a member. `poll` goes on being called and returns nothing."""
+        ...
+
+    def resume(self) -> None:
+        """Fetch again; nothing that was fetched before the pause may be lost by it."""
+        ...
+
+    def commit(self, offsets: Offsets) -> None:
+        """A checkpoint up to `offsets` is durable. Failure is logged by the caller, never fatal."""
+        ...
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Records not yet delivered, per partition; empty when unknown. Keep the number of keys bounded."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; idempotent."""
+        ...
+
+
+@runtime_checkable
+class DeadLetters(Protocol):
+    """Where rejected records go. The daemon moves no offset past one before `flush` has returned."""
+
+    def write(self, rejected: Rejected) -> None:
+        """Take one rejected record; may buffer."""
+        ...
+
+    def flush(self) -> None:
+        """Return when everything written is durable.
+
+        Raises:
+            SourceError: it could not be made durable; the caller will flush again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release everything; idempotent."""
+        ...
+
+
+def load_source_class(path: str) -> type[Source]:
+    """Import `package.module:Class`.
+
+    Raises:
+        SettingsError: no such module or class, or it lacks a method of `Source`.
+    """
+    module, _, name = path.partition(":")
+    if not name:
+        raise SettingsError(f"source = {path!r}: write it as package.module:Class")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"source = {path!r} cannot be imported: {error}") from error
+    missing = [
+        m
+        for m in ("from_settings", "start", "poll", "pause", "resume", "commit", "lag", "close")
+        if not hasattr(cls, m)
+    ]
+    if missing:
+        raise SettingsError(f"source = {path!r} lacks {', '.join(missing)}: see streamlearn.source.Source")
+    return cls  # type: ignore[no-any-return]
