@@ -5,6 +5,8 @@ StreamlearnError
 ├── StateError              the state directory cannot be used
 │   └── NewerStateError     ... because a newer streamlearn wrote it
 ├── SourceError             the source is away; `retriable` says whether waiting can help
+│   └── SourceRefusedError  ... it answers and refuses us: credentials, permissions
+├── TaskError               a task cannot be started under this name (the operator's fault)
 ├── SearchError             a query that cannot be answered (the user's fault)
 └── RejectedClip            `dead_letter` is true: one record is bad, the stream goes on
     ├── MessageError        the record is not a valid clip message      stage "validate"
@@ -72,6 +74,16 @@ class SourceError(StreamlearnError):
     """The source cannot be reached or refuses us."""
 
     retriable: ClassVar[bool] = True
+
+
+class SourceRefusedError(SourceError):
+    """The source answers and refuses us: waiting does not help, new credentials or permissions do."""
+
+    retriable: ClassVar[bool] = False
+
+
+class TaskError(StreamlearnError):
+    """The task cannot be started: its name cannot be used, or there are too many."""
 
 
 class SearchError(StreamlearnError):

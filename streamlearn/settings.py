@@ -339,7 +339,8 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
             settings_cls: type[BaseSettings],
             init_settings: PydanticBaseSettingsSource,
             env_settings: PydanticBaseSettingsSource,
-            **_: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
 
@@ -363,3 +364,24 @@ def _sentence(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         return f"{field}: there is no such setting; `streamlearn config show --defaults` lists them all"
     return f"{field} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def describe(settings: Settings | None) -> list[tuple[str, str, str]]:
+    """Every setting as (dotted name, JSON value, meaning), in order; the defaults where `settings` is None."""
+    out = []
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            values = section() if settings is None else getattr(settings, name)
+            out += [
+                (f"{name}.{leaf}", _json(getattr(values, leaf)), inner.description or "")
+                for leaf, inner in section.model_fields.items()
+            ]
+        else:
+            value = field.get_default() if settings is None else getattr(settings, name)
+            out.append((name, _json(value), field.description or ""))
+    return out
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)

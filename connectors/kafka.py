@@ -1,0 +1,124 @@
+"""The Kafka source: a consumer group member that stays one however long the caller takes.
+
+What the caller decides (positions, pauses, commits) is left for the reader's thread to do; what the thread learns
+(records, lag, trouble) is left for the caller to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+from streamlearn.connectors.kafka_client import KafkaOptions, check_topics, client_config, open_client
+from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_producer import KafkaDeadLetters
+from streamlearn.connectors.kafka_reader import Reader
+from streamlearn.records import Offsets, Partition, Record
+
+
+class KafkaSource:
+    """Topics of a Kafka cluster, read as a member of a consumer group.
+
+    The offsets given to `start` are where their partitions are read from; a partition not named there begins at
+    the group's committed offset, else where `auto_offset_reset` says.
+    """
+
+    def __init__(self, options: KafkaOptions, *, max_queued_bytes: int = 64 * 2**20) -> None:
+        """Connects at `start`.
+
+        Raises:
+            SettingsError: an option that the client does not know, or a secret file that cannot be read.
+        """
+        self._options = options
+        self._config = _consumer_config(options)
+        self._max_queued_bytes = max_queued_bytes
+        self._handover = self._new_handover({})
+        self._reader: Reader | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> KafkaSource:
+        """Build from the `kafka` section of the daemon's settings."""
+        return cls(settings.kafka)
+
+    def dead_letters(self) -> KafkaDeadLetters:
+        """Where this source's rejected records go: `dead_letter_topic` of the same cluster."""
+        return KafkaDeadLetters(self._options)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answered when it was last asked."""
+        return self._reader is not None and self._reader.connected
+
+    @property
+    def restarts(self) -> int:
+        """How often the watchdog replaced a consumer that got nothing although there was something."""
+        return self._reader.restarts if self._reader else 0
+
+    def start(self, offsets: Offsets) -> None:
+        """Join the group, in the background: a broker that is away is reported by `poll`."""
+        assert self._reader is None, "a source is started once"
+        self._handover = self._new_handover(offsets)
+        self._reader = Reader(self._options, self._connect, self._handover)
+        self._reader.start()
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        """Records in the order of their partition; none while paused.
+
+        Raises:
+            SourceError: once each time that the broker goes away, or refuses us.
+        """
+        return self._handover.take(self._options.max_poll_records, timeout_s)
+
+    def pause(self) -> None:
+        """Stop fetching; the member stays in the group for as long as it takes."""
+        self._handover.pause()
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._handover.resume()
+
+    def commit(self, offsets: Offsets) -> None:
+        """Let the broker know, soon; of partitions that went to another member it will hear from that one."""
+        if self._reader is not None:
+            self._reader.commit(offsets)
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Records not yet delivered, of the partitions this member has."""
+        return self._handover.lag(self._reader.ends) if self._reader else {}
+
+    def close(self) -> None:
+        """Commit what `commit` was given, leave the group, end the thread."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _connect(self) -> KafkaConsumer:
+        check_topics(self._options, self._config)
+        return open_client(KafkaConsumer, self._config)
+
+    def _new_handover(self, offsets: Offsets) -> Handover:
+        return Handover(offsets, max_records=4 * self._options.max_poll_records, max_bytes=self._max_queued_bytes)
+
+
+def _consumer_config(options: KafkaOptions) -> dict[str, Any]:
+    return client_config(
+        options,
+        KafkaConsumer,
+        defaults={
+            "group_id": options.group_id,
+            "group_instance_id": options.group_instance_id,
+            "session_timeout_ms": options.session_timeout_ms,
+            "heartbeat_interval_ms": min(3_000, options.session_timeout_ms // 3),
+            "max_poll_records": options.max_poll_records,
+            "enable_auto_commit": False,
+            # Not the operator's choice: we resolve unknown positions ourselves, and must hear of lost ranges.
+            "auto_offset_reset": "none",
+            "allow_auto_create_topics": False,  # a misspelt topic must be an error, not an empty topic
+            "metadata_max_age_ms": 30_000,  # so soon are new partitions noticed
+            "reconnect_backoff_max_ms": 5_000,  # a broker that is back is noticed soon
+            "bootstrap_timeout_ms": 5_000,  # `close` waits for it, and we try again anyway
+            "partition_assignment_strategy": [CooperativeStickyAssignor],
+        },
+    )

@@ -1,0 +1,153 @@
+"""What every Kafka client of this project shares: its configuration, its opening, its errors as sentences.
+
+It knows kafka-python (docs/decisions.md says why that one); it reads and writes no record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
+
+from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
+
+Client = TypeVar("Client")
+
+#: What can come out of the client when the broker is away or odd; ValueError and RuntimeError are among them
+#: because kafka-python raises them from its own insides (a loop that was closed, a socket that was).
+CLIENT_ERRORS = (kafka_errors.KafkaError, OSError, RuntimeError, ValueError)
+
+_REFUSED = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+    kafka_errors.IllegalSaslStateError,
+)
+
+
+class KafkaOptions(Protocol):
+    """The settings a Kafka connection reads: the `kafka` section of the daemon's settings has them all."""
+
+    bootstrap_servers: list[str]
+    topics: list[str]
+    group_id: str
+    group_instance_id: str | None
+    auto_offset_reset: Literal["earliest", "latest"]
+    dead_letter_topic: str
+    session_timeout_ms: int
+    max_poll_records: int
+    request_timeout_ms: int
+    client: dict[str, Any]
+    client_secret_files: dict[str, Path]
+
+
+def client_config(options: KafkaOptions, client: type[Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of one client: `defaults`, then the operator's map, as far as this client has the key.
+
+    One map serves all clients, so a key that belongs to another client is left out, not refused.
+
+    Raises:
+        SettingsError: a key that no client knows, or a secret file that cannot be read.
+    """
+    given = dict(options.client)
+    for name, path in options.client_secret_files.items():
+        try:
+            given[name] = path.read_text().strip()
+        except OSError as error:
+            raise SettingsError(f"kafka.client_secret_files.{name} = {str(path)!r} cannot be read: {error}") from error
+    for name in given:
+        if not any(name in other.DEFAULT_CONFIG for other in (KafkaConsumer, KafkaProducer, KafkaAdminClient)):
+            raise SettingsError(f"kafka.client.{name}: kafka-python has no such option")
+    return {
+        "bootstrap_servers": options.bootstrap_servers,
+        "client_id": "streamlearn",
+        "request_timeout_ms": options.request_timeout_ms,
+        **defaults,
+        **{name: value for name, value in given.items() if name in client.DEFAULT_CONFIG},
+    }
+
+
+def open_client(client: Callable[..., Client], config: Mapping[str, Any]) -> Client:
+    """Construct a client, which connects; if it cannot, leave nothing behind.
+
+    kafka-python's constructors start an I/O thread and do not stop it when the connection fails; a daemon that
+    waits for its broker would collect one per attempt.
+    """
+    parts: list[KafkaNetClient] = []
+
+    def build(**network: Any) -> KafkaNetClient:
+        part = KafkaNetClient(**network)
+        parts.append(part)
+        return part
+
+    try:
+        return client(**config, kafka_client=build)
+    except BaseException:
+        for part in parts:
+            part.close()
+        raise
+
+
+def check_topics(options: KafkaOptions, config: Mapping[str, Any]) -> None:
+    """Ask the broker for the topics; a consumer would silently wait for one that does not exist.
+
+    Raises:
+        SourceError: a topic does not exist, or (SourceRefusedError) may not be read.
+    """
+    admin = open_client(
+        KafkaAdminClient, {name: value for name, value in config.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
+    )
+    try:
+        described = {topic["name"]: topic["error_code"] for topic in admin.describe_topics(list(options.topics))}
+    finally:
+        admin.close()
+    for topic in options.topics:
+        code = described.get(topic, kafka_errors.UnknownTopicOrPartitionError.errno)
+        if code == kafka_errors.TopicAuthorizationFailedError.errno:
+            raise as_source_error(kafka_errors.TopicAuthorizationFailedError(topic), options)
+        if code in (kafka_errors.UnknownTopicOrPartitionError.errno, kafka_errors.InvalidTopicError.errno):
+            raise SourceError(
+                f"Kafka at {_where(options)} has no topic {topic!r}: create it, or correct kafka.topics;"
+                " it is looked for again"
+            )
+
+
+def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
+    """One sentence for the operator: what, where, and what to do."""
+    where = _where(options)
+    match error:
+        case SourceError():
+            return error
+        case kafka_errors.TopicAuthorizationFailedError():
+            return SourceRefusedError(
+                f"Kafka at {where} does not let us use the topic {_names(error)}: grant Read and Describe on it"
+            )
+        case kafka_errors.GroupAuthorizationFailedError():
+            return SourceRefusedError(
+                f"Kafka at {where} does not let us join the group {options.group_id!r}: grant Read on the group"
+            )
+        case _ if isinstance(error, _REFUSED):
+            return SourceRefusedError(
+                f"Kafka at {where} refuses our credentials ({error}): see kafka.client and kafka.client_secret_files"
+            )
+        case kafka_errors.FencedInstanceIdError():
+            return SourceError(
+                f"another process took over kafka.group_instance_id {options.group_instance_id!r}: each needs its own"
+            )
+        case kafka_errors.KafkaTimeoutError() | kafka_errors.KafkaConnectionError() | OSError():
+            return SourceError(f"Kafka at {where} cannot be reached ({error}): it is tried again")
+        case _:
+            return SourceError(f"Kafka at {where}: {type(error).__name__}: {error}; it is tried again")
+
+
+def _where(options: KafkaOptions) -> str:
+    return ", ".join(options.bootstrap_servers)
+
+
+def _names(error: BaseException) -> str:
+    topics = error.args[0] if error.args else ""
+    return ", ".join(sorted(topics)) if isinstance(topics, set | frozenset) else str(topics)

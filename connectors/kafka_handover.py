@@ -1,0 +1,139 @@
+"""What lies between the thread that fetches and the caller of `poll`: records, and where each partition stands.
+
+It knows no Kafka and no thread of its own. Its one promise: however often a partition goes and comes back, each of
+its records is handed over once, in order, if the fetching thread reads on from where `assign` says.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+from streamlearn.errors import SourceError
+from streamlearn.records import Offsets, Partition, Record
+
+
+class Handover:
+    """A bounded queue that forgets the records of a partition that is taken away.
+
+    The bound is soft by one `put`: the fetching thread asks `full` before it fetches, and what it has fetched is
+    never refused.
+    """
+
+    def __init__(self, offsets: Offsets, *, max_records: int, max_bytes: int) -> None:
+        self._condition = threading.Condition()
+        self._queue: deque[tuple[Partition, Record]] = deque()
+        self._bytes = 0
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._next = dict(offsets)  # to hand over next; kept when a partition goes
+        self._owned: set[Partition] = set()
+        self._lost: set[Partition] = set()
+        self._paused = False
+        self._trouble: SourceError | None = None
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether to fetch: not paused, and room in the queue."""
+        with self._condition:
+            return not self._paused and len(self._queue) < self._max_records and self._bytes < self._max_bytes
+
+    def take(self, limit: int, timeout_s: float) -> Sequence[Record]:
+        """Up to `limit` records, waiting for the first; none while paused.
+
+        Raises:
+            SourceError: what `report` was given, once.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._condition:
+            while self._paused or not self._queue:
+                if self._trouble is not None:
+                    trouble, self._trouble = self._trouble, None
+                    raise trouble
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return []
+                self._condition.wait(left)
+            taken: list[Record] = []
+            while self._queue and len(taken) < limit:
+                partition, record = self._queue.popleft()
+                self._bytes -= _size(record)
+                self._next[partition] = record.position.offset + 1
+                taken.append(record)
+            return taken
+
+    def put(self, partition: Partition, records: Iterable[Record]) -> None:
+        """Queue records of one partition, in order; not if it is not ours any more."""
+        with self._condition:
+            if partition not in self._owned:
+                return
+            for record in records:
+                self._next.setdefault(partition, record.position.offset)
+                self._queue.append((partition, record))
+                self._bytes += _size(record)
+            self._condition.notify_all()
+
+    def assign(self, partition: Partition) -> int | None:
+        """The partition is ours now: where to go on, None for wherever the source begins."""
+        with self._condition:
+            self._owned.add(partition)
+            return self._next.get(partition)
+
+    def returns(self, partition: Partition) -> bool:
+        """Whether the partition was ours before, and may have been read by another member since."""
+        with self._condition:
+            return partition in self._lost
+
+    def revoke(self, partitions: Iterable[Partition] | None = None) -> None:
+        """These partitions (all of them for None) go; what was not handed over is for their next owner to read."""
+        with self._condition:
+            gone = self._owned.intersection(self._owned if partitions is None else partitions)
+            self._owned -= gone
+            self._lost |= gone
+            self._forget(gone)
+
+    def move(self, partition: Partition, offset: int) -> None:
+        """Go on from `offset`, backwards too, when the log itself has changed or another member has read on."""
+        with self._condition:
+            if partition in self._owned:
+                self._forget({partition})
+                self._next[partition] = offset
+
+    def passed(self, partition: Partition, offset: int) -> None:
+        """The fetching thread stands at `offset`: what it skipped (transaction markers, gaps) needs no hand-over."""
+        with self._condition:
+            waiting = any(p == partition for p, _ in self._queue)
+            if partition in self._owned and not waiting:
+                self._next[partition] = max(offset, self._next.get(partition, 0))
+
+    def pause(self) -> None:
+        """Hand nothing over until `resume`; nothing is forgotten."""
+        with self._condition:
+            self._paused = True
+
+    def resume(self) -> None:
+        """Hand over again."""
+        with self._condition:
+            self._paused = False
+            self._condition.notify_all()
+
+    def report(self, trouble: SourceError | None) -> None:
+        """Let the next `take` raise `trouble`; None: it is over, and need not be raised any more."""
+        with self._condition:
+            self._trouble = trouble
+            self._condition.notify_all()
+
+    def lag(self, ends: Mapping[Partition, int]) -> dict[Partition, int]:
+        """Records not handed over yet, of the partitions we own, given the ends of their logs."""
+        with self._condition:
+            return {p: max(0, ends[p] - self._next[p]) for p in self._owned if p in ends and p in self._next}
+
+    def _forget(self, partitions: set[Partition]) -> None:
+        self._queue = deque(entry for entry in self._queue if entry[0] not in partitions)
+        self._bytes = sum(_size(record) for _, record in self._queue)
+
+
+def _size(record: Record) -> int:
+    return len(record.key or b"") + len(record.value or b"") + sum(len(k) + len(v) for k, v in record.headers)

@@ -1,0 +1,196 @@
+"""Writing to Kafka so that nothing is forgotten before every in-sync replica has it.
+
+Messages wait here, not in the client: a client whose broker went away fails what it holds. What was not
+acknowledged is sent again, so a message may arrive twice after trouble, never not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kafka import KafkaProducer
+from kafka import errors as kafka_errors
+
+from streamlearn.connectors.kafka_client import (
+    CLIENT_ERRORS,
+    KafkaOptions,
+    as_source_error,
+    client_config,
+    open_client,
+)
+from streamlearn.errors import SourceError
+from streamlearn.records import Rejected
+
+log = logging.getLogger(__name__)
+
+
+class Message(NamedTuple):
+    """One message to send."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class AcknowledgedProducer:
+    """An idempotent producer with acks=all whose unacknowledged messages survive it."""
+
+    def __init__(self, options: KafkaOptions, *, too_large: Callable[[Message], Message | None]) -> None:
+        """Connects at the first `flush`.
+
+        Args:
+            options: where and how to connect.
+            too_large: what to send instead of a message that the broker finds too large; None: nothing.
+
+        Raises:
+            SettingsError: an option that the client does not know, or a secret file that cannot be read.
+        """
+        self._options = options
+        self._config = client_config(
+            options,
+            KafkaProducer,
+            defaults={
+                "acks": "all",
+                "enable_idempotence": True,
+                "max_block_ms": options.request_timeout_ms,
+                # Each message is acknowledged or failed after this long, so a flush ends and a client can be closed.
+                "delivery_timeout_ms": options.request_timeout_ms + 1_000,
+                "bootstrap_timeout_ms": min(10_000, options.request_timeout_ms),
+                "max_request_size": 2**30,  # the broker has the last word: its limits are per topic
+            },
+        )
+        self._too_large = too_large
+        self._unacknowledged: deque[Message] = deque()
+        self._producer: KafkaProducer | None = None
+
+    def __len__(self) -> int:
+        """How many messages are not acknowledged yet."""
+        return len(self._unacknowledged)
+
+    def send(self, message: Message) -> None:
+        """Take a message; the next `flush` sends it."""
+        self._unacknowledged.append(message)
+
+    def flush(self) -> None:
+        """Return when everything is acknowledged.
+
+        Raises:
+            SourceError: it could not be; what is missing is kept for the next flush.
+        """
+        if not self._unacknowledged:
+            return
+        try:
+            if self._producer is None:
+                self._producer = open_client(KafkaProducer, self._config)
+            while self._unacknowledged:
+                self._deliver(self._producer)
+        except CLIENT_ERRORS as error:
+            self.close()  # its sequence numbers may be broken now; the next flush begins with a new client
+            raise as_source_error(error, self._options) from error
+
+    def close(self) -> None:
+        """Close the client; what is not acknowledged stays here."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(*CLIENT_ERRORS):
+                producer.close(timeout=5)
+
+    def _deliver(self, producer: KafkaProducer) -> None:
+        """Send all, then take from the front what is acknowledged."""
+        futures = [_send(producer, message) for message in self._unacknowledged]
+        wait_s = 3 * self._options.request_timeout_ms / 1000  # the client's own limits come first, unless it hangs
+        for future in futures:
+            message = self._unacknowledged[0]
+            try:
+                if isinstance(future, kafka_errors.MessageSizeTooLargeError):
+                    raise future
+                future.get(timeout=wait_s)
+            except kafka_errors.MessageSizeTooLargeError as error:
+                instead = self._too_large(message)
+                if instead == message:
+                    raise error
+                if instead is not None:
+                    self._unacknowledged.append(instead)
+            self._unacknowledged.popleft()
+
+
+class KafkaDeadLetters:
+    """Rejected records as messages: the original key, value and headers, and why and whence in more headers.
+
+    A record that is too large for the dead letter topic goes there without its value, with
+    `streamlearn.source.value_bytes`: the headers say where the original is.
+    """
+
+    #: So much may wait for the next flush; more, and a write flushes.
+    MAX_WAITING = 1_000
+    MAX_WAITING_BYTES = 16 * 2**20
+
+    def __init__(self, options: KafkaOptions) -> None:
+        self._topic = options.dead_letter_topic
+        self._producer = AcknowledgedProducer(options, too_large=_without_value)
+        self._waiting_bytes = 0
+        self._waiting = 0
+
+    def write(self, rejected: Rejected) -> None:
+        """Take one rejected record."""
+        message = dead_letter(rejected, self._topic)
+        self._producer.send(message)
+        self._waiting += 1
+        self._waiting_bytes += len(message.value or b"")
+        if self._waiting >= self.MAX_WAITING or self._waiting_bytes >= self.MAX_WAITING_BYTES:
+            self._waiting = self._waiting_bytes = 0
+            try:
+                self._producer.flush()
+            except SourceError as error:  # not lost: the caller's flush raises if it still cannot be sent
+                log.warning("%d dead letters wait: %s", len(self._producer), error)
+
+    def flush(self) -> None:
+        """Return when the broker has acknowledged every dead letter.
+
+        Raises:
+            SourceError: it has not; they are kept for the next flush.
+        """
+        self._waiting = self._waiting_bytes = 0
+        self._producer.flush()
+
+    def close(self) -> None:
+        """Close the client; call `flush` first."""
+        self._producer.close()
+
+
+def dead_letter(rejected: Rejected, topic: str) -> Message:
+    """The message of one dead letter."""
+    record = rejected.record
+    about = {
+        "streamlearn.error.code": rejected.code,
+        "streamlearn.error.message": rejected.message,
+        "streamlearn.error.stage": rejected.stage,
+        "streamlearn.source.topic": record.position.topic,
+        "streamlearn.source.partition": record.position.partition,
+        "streamlearn.source.offset": str(record.position.offset),
+        "streamlearn.source.timestamp": "" if record.timestamp_ms is None else str(record.timestamp_ms),
+    }
+    headers = tuple((name, text.encode("utf-8", "replace")) for name, text in about.items())
+    key = record.key
+    if key is None and record.value is None:
+        key = b""  # the client takes no message of nothing
+    return Message(topic, key, record.value, (*record.headers, *headers))
+
+
+def _without_value(message: Message) -> Message:
+    if message.value is None:
+        return message
+    size = ("streamlearn.source.value_bytes", str(len(message.value)).encode())
+    return message._replace(value=None, key=message.key or b"", headers=(*message.headers, size))
+
+
+def _send(producer: KafkaProducer, message: Message) -> Any:
+    try:
+        return producer.send(message.topic, message.value, message.key, list(message.headers))
+    except kafka_errors.MessageSizeTooLargeError as error:
+        return error

@@ -1,0 +1,6 @@
+"""`python -m streamlearn`."""
+
+from streamlearn.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The composition root: the only reader of settings. Builds the parts, starts them in order, stops them in reverse."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Self
+
+import torch
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from pythonjsonlogger.json import JsonFormatter
+
+from streamlearn import __version__
+from streamlearn.api import create_app
+from streamlearn.catalog import Catalog
+from streamlearn.checkpoint import Generations
+from streamlearn.deadletters import FileDeadLetters
+from streamlearn.drift import Detector, MeanShift, NoDetector
+from streamlearn.eras import Eras
+from streamlearn.errors import SettingsError
+from streamlearn.evaluate import ScoreBook
+from streamlearn.evaluator import Evaluator
+from streamlearn.feed import Feed
+from streamlearn.frames import FrameStore
+from streamlearn.index import configure_faiss
+from streamlearn.learner import Learner
+from streamlearn.ledger import Ledger
+from streamlearn.loader import Loader, LoadOptions
+from streamlearn.metrics import Metrics
+from streamlearn.pipeline import Pipeline
+from streamlearn.search import Searcher
+from streamlearn.server import Server
+from streamlearn.service import DaemonService
+from streamlearn.settings import DriftSettings, LogSettings, Settings
+from streamlearn.source import DeadLetters, Source, load_source_class
+from streamlearn.state import State
+from streamlearn.tasks import Boundaries
+from streamlearn.warmup import build_towers, device_of
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """Everything that `streamlearn run` runs; a context manager that has started all of it.
+
+    Args:
+        settings: the tree.
+
+    Raises:
+        SettingsError: a setting is wrong, the port is taken, or another daemon uses the state directory.
+        StateError: the state directory cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        torch.set_num_threads(settings.model.threads or os.cpu_count() or 1)
+        configure_faiss()
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.metrics = Metrics.create(self.registry)
+        self._lock = _lock(settings.state_dir)
+
+        device = device_of(settings.model.device)
+        learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
+        self.catalog = Catalog(settings.state_dir / "catalog.db")
+        self.frames = FrameStore(settings.state_dir / "frames", settings.media.store_max_bytes)
+        self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
+        source = load_source_class(settings.source).from_settings(settings)
+        self.dead_letters = _dead_letters(source, settings.state_dir)
+        self.loader = Loader(load_options(settings), workers=settings.media.workers)
+        self.feed = Feed(
+            source,
+            self.loader,
+            batch_size=settings.learner.batch_size,
+            max_wait_s=settings.learner.max_wait_s,
+            metrics=self.metrics,
+        )
+        book = ScoreBook()
+        eras = Eras(learner, self.catalog, self.frames, settings.search)
+        detector = _detector(settings.drift)
+        evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
+        ledger = Ledger(
+            self.catalog,
+            self.frames,
+            eras,
+            self.dead_letters,
+            self.metrics,
+            heldout_ratio=settings.evaluate.heldout_ratio,
+            heldout_max=settings.evaluate.heldout_max_per_task,
+        )
+        self.state = State(
+            learner=learner,
+            eras=eras,
+            ledger=ledger,
+            detector=detector,
+            book=book,
+            catalog=self.catalog,
+            frames=self.frames,
+            generations=Generations(settings.state_dir, settings.checkpoint.keep),
+            searcher=self.searcher,
+            dead_letters=self.dead_letters,
+            metrics=self.metrics,
+        )
+        self.pipeline = Pipeline(
+            feed=self.feed,
+            learner=learner,
+            ledger=ledger,
+            boundaries=Boundaries(detector),
+            evaluator=evaluator,
+            state=self.state,
+            settings=settings,
+            metrics=self.metrics,
+        )
+        self.service = DaemonService(self.state, self.searcher, self.feed, settings.source)
+        app = create_app(self.service, settings=settings.api, metrics=self.metrics, registry=self.registry)
+        self.server = Server(app, host=settings.api.host, port=settings.api.port)
+        self.metrics.build_info.info({"version": __version__, "model": self.state.model_version})
+        self._thread = threading.Thread(target=self.pipeline.run, name="pipeline", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where the page and the API are."""
+        host = self.settings.api.host
+        return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{self.server.port}"
+
+    def __enter__(self) -> Self:
+        self.state.restore()
+        self.pipeline.evaluator.export()
+        self.server.start()
+        self.feed.start(self.state.offsets)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the current batch, write a last checkpoint, answer what is being asked, close. Harmless when repeated."""
+        self.pipeline.stop()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.server.stop()
+        self.feed.close()
+        self.loader.close()
+        self.dead_letters.close()
+        self.catalog.close()
+        self._lock.close()
+
+
+def stop_signal() -> threading.Event:
+    """An event that SIGINT and SIGTERM set; a second one ends the process at once. Call from the main thread."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return stop
+
+
+def setup_logging(settings: LogSettings) -> None:
+    """Log to stderr, as text or as one JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.format == "json":
+        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+    # Their info is a line per request, or per fetch.
+    for noisy in ("kafka", "httpx", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def load_options(settings: Settings) -> LoadOptions:
+    """What the decoders may read: the folder source's own folder is always allowed."""
+    media = settings.media
+    roots = [*media.allowed_roots]
+    if settings.source.startswith("streamlearn.connectors.folder:"):
+        roots.append(settings.folder.path)
+    return LoadOptions(
+        allowed_roots=tuple(root.resolve() for root in roots),
+        allowed_schemes=tuple(media.allowed_schemes),
+        allowed_hosts=tuple(media.allowed_hosts),
+        max_bytes=media.max_bytes,
+        max_pixels=media.max_pixels,
+        max_caption_chars=media.max_caption_chars,
+        timeout_s=media.timeout_s,
+        frames=media.frames,
+        size_px=media.size_px,
+        sampling=media.sampling,
+        decoder=media.decoder,
+    )
+
+
+def _lock(state_dir: Path) -> IO[str]:
+    """Make the state directory and hold it: two daemons in one would destroy each other's work."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock = (state_dir / "lock").open("w")
+    except OSError as error:
+        raise SettingsError(f"state_dir = {str(state_dir)!r} cannot be written: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise SettingsError(
+            f"state_dir = {str(state_dir)!r} is in use by another daemon; stop it or take another"
+        ) from error
+    return lock
+
+
+def _dead_letters(source: Source, state_dir: Path) -> DeadLetters:
+    own = getattr(source, "dead_letters", None)
+    return own() if own is not None else FileDeadLetters(state_dir / "dead_letters.jsonl")
+
+
+def _detector(settings: DriftSettings) -> Detector:
+    if settings.detector == "none":
+        return NoDetector()
+    return MeanShift(
+        window_batches=settings.window_batches,
+        reference_batches=settings.reference_batches,
+        threshold=settings.threshold,
+        warmup_batches=settings.warmup_batches,
+        cooldown_batches=settings.cooldown_batches,
+    )

@@ -1,0 +1,1 @@
+"""Data that ships: the warm checkpoint of the tiny towers."""

@@ -1,0 +1,387 @@
+"""The durable truth about clips, vectors and scores: one SQLite file. It knows nothing of models or indexes.
+
+One thread writes; any thread reads, on connections of its own, and sees a batch whole or not at all.
+
+Time travel. Every row says in which working generation it was `born` and `died`; a checkpoint numbered g is the cut
+of rows with born <= g that had not died by then. `rewind(g)` makes that cut the present again: after a crash, or to
+roll back. Writes of the working generation cost no fsync; `sync` makes them outlive a power loss.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.catalog_file import CatalogFile
+from streamlearn.errors import StateError
+from streamlearn.filters import tags, time_us, where
+from streamlearn.records import Vectors
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRow:
+    """What is known of a clip, without its vector.
+
+    Attributes:
+        row: its number in catalog, index and frame store; 0 before `Catalog.put`. Never used for another clip.
+        start_s, end_s: the segment of the media in seconds, if only a part was meant.
+        time: event time, RFC 3339, as given.
+        split: "train", "heldout", or "extra": held out beyond the task's cap.
+        step: the learner's step at arrival.
+    """
+
+    row: int
+    video_id: str
+    uri: str | None
+    start_s: float | None
+    end_s: float | None
+    captions: tuple[str, ...]
+    meta: Mapping[str, Any]
+    time: str | None
+    split: str
+    task: str
+    step: int
+    sha256: str | None
+    topic: str
+    partition: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One cell of the matrix of tasks and time; `value` is None where there were too few pairs."""
+
+    clips_seen: int
+    step: int
+    time: str
+    task: str
+    direction: str
+    k: int
+    view: str
+    value: float | None
+    pairs: int
+
+
+_CLIP_FIELDS = tuple(field.name for field in fields(ClipRow))
+_CLIP = ", ".join(_CLIP_FIELDS)
+_SCORE = ", ".join(field.name for field in fields(Score))
+_LIVE_ID = "SELECT row FROM clips WHERE died IS NULL AND video_id = ?"
+_OF_ROWS = "row IN (SELECT value FROM json_each(?))"
+
+
+class Catalog:
+    """The catalog in one file, made where there is none.
+
+    Args:
+        path: of the SQLite file; its folder must exist.
+
+    Raises:
+        NewerStateError: a newer streamlearn wrote it.
+        StateError: it is something else, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = CatalogFile(path)
+        stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
+        stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
+        self._generation: int = max(stamp for query in stamps for (stamp,) in self._file.fetch(query))
+
+    # -- generations ---------------------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """The working generation: what is written now belongs to the checkpoint of this number."""
+        return self._generation
+
+    def begin(self, generation: int) -> None:
+        """Stamp the writes from now on with `generation`, which never goes down but by `rewind`."""
+        if generation < self._generation:
+            raise ValueError(f"generation {generation} is over; the working one is {self._generation}")
+        self._generation = generation
+
+    def rewind(self, generation: int) -> list[int]:
+        """Make the cut of a checkpoint the present; the working generation is the one after it.
+
+        Returns:
+            Rows of clips that are gone for good: their frames can go too.
+
+        Raises:
+            StateError: what that generation needs was pruned. 0, the empty catalog, always works.
+        """
+        with self._file.transaction() as db:
+            (floor,) = db.execute("SELECT generation FROM pruned").fetchone()
+            if 0 < generation < floor:
+                raise StateError(f"{self._file.path}: generation {generation} was pruned; the oldest is {floor}")
+            gone = _drop_clips(db, "born > ?", generation)
+            db.execute(
+                "UPDATE clips SET task = first.task FROM"
+                " (SELECT row, task, min(id) FROM moves WHERE born > ? GROUP BY row) AS first"
+                " WHERE clips.row = first.row",
+                (generation,),
+            )
+            for table in ("vectors", "moves", "scores"):
+                db.execute(f"DELETE FROM {table} WHERE born > ?", (generation,))
+            for table in ("clips", "vectors"):
+                db.execute(f"UPDATE {table} SET died = NULL WHERE died > ?", (generation,))
+            if not generation:
+                db.execute("UPDATE pruned SET generation = 0")
+        self._generation = generation + 1
+        return gone
+
+    def prune(self, oldest_kept: int) -> list[int]:
+        """Drop what only generations before `oldest_kept` need; they cannot be rewound to any more.
+
+        Returns:
+            Rows of clips that are gone for good: their frames can go too.
+        """
+        with self._file.transaction() as db:
+            gone = _drop_clips(db, "died <= ?", oldest_kept)
+            db.execute("DELETE FROM vectors WHERE died <= ?", (oldest_kept,))
+            db.execute("DELETE FROM moves WHERE born <= ?", (oldest_kept,))
+            db.execute("UPDATE pruned SET generation = max(generation, ?)", (oldest_kept,))
+        return gone
+
+    def transaction(self) -> AbstractContextManager[object]:
+        """Everything written inside becomes visible at once, or not at all on an exception; may be nested."""
+        return self._file.transaction()
+
+    def sync(self) -> None:
+        """Return when everything committed so far survives a loss of power."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Close every connection; idempotent. A read in flight ends first."""
+        self._file.close()
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def put(self, clips: Sequence[ClipRow]) -> tuple[list[int], list[int]]:
+        """Store clips; a video_id that is live, or comes twice, is replaced and the last one stays.
+
+        Returns:
+            The clips' rows, in order, and the rows that are thereby not live (any more), also those of `clips`.
+        """
+        with self._file.transaction() as db:
+            (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
+            rows = list(range(last + 1, last + 1 + len(clips)))
+            newest = {clip.video_id: (row, clip) for row, clip in zip(rows, clips, strict=True)}
+            # One by one: text with NUL survives a bound parameter, but not SQLite's JSON.
+            replaced = [row for video_id in newest for row in _column(db, _LIVE_ID, video_id)]
+            self._bury(db, replaced)
+            marks = ", ".join("?" * (len(fields(ClipRow)) + 2))
+            db.executemany(
+                f"INSERT INTO clips ({_CLIP}, time_us, born) VALUES ({marks})",
+                [_values(row, clip, self._generation) for row, clip in newest.values()],
+            )
+            db.executemany(
+                "INSERT INTO tags (name, value, row) VALUES (?, ?, ?)",
+                [(*tag, row) for row, clip in newest.values() for tag in tags(clip.meta)],
+            )
+        stored = {row for row, _ in newest.values()}
+        return rows, replaced + [row for row in rows if row not in stored]
+
+    def delete(self, video_id: str) -> int | None:
+        """Take a clip and its vector out; returns its row, None where there is none."""
+        with self._file.transaction() as db:
+            rows = _column(db, _LIVE_ID, video_id)
+            self._bury(db, rows)
+        return rows[0] if rows else None
+
+    def put_vectors(self, rows: Sequence[int], vectors: Vectors, *, era: int, step: int) -> list[int]:
+        """Store vectors, in half precision, in the place of the rows' present ones.
+
+        Args:
+            rows: of clips; those that are not live (any more) are passed over. The last of equal ones counts.
+            vectors: (n, d) float32; d is one for the whole catalog.
+            era: whose encoder made them.
+            step: of that encoder.
+
+        Returns:
+            The rows that were stored.
+
+        Raises:
+            StateError: d is not that of the vectors which are here.
+        """
+        blobs = {int(r): v.tobytes() for r, v in zip(rows, np.asarray(vectors, dtype="<f2"), strict=True)}
+        with self._file.transaction() as db:
+            known = db.execute("SELECT length(vector) / 2 FROM vectors LIMIT 1").fetchone()
+            if known and known[0] != vectors.shape[1]:
+                raise StateError(f"{self._file.path}: {vectors.shape[1]} dimensions do not fit vectors of {known[0]}")
+            wanted = json.dumps(list(blobs))
+            live = _column(db, f"SELECT row FROM clips WHERE died IS NULL AND {_OF_ROWS}", wanted)
+            db.execute(
+                f"UPDATE vectors SET died = ? WHERE died IS NULL AND born < ? AND {_OF_ROWS}",
+                (self._generation, self._generation, wanted),
+            )
+            db.executemany(
+                "INSERT INTO vectors (row, era, step, vector, born) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (row) WHERE died IS NULL"
+                " DO UPDATE SET era = excluded.era, step = excluded.step, vector = excluded.vector",
+                [(row, era, step, blobs[row], self._generation) for row in live],
+            )
+        return live
+
+    def move(self, *, from_era: int, since_step: int, to_era: int, to_task: str) -> list[int]:
+        """Hand the clips of `from_era` that arrived at or after a step to another era and task.
+
+        Returns:
+            Their rows.
+        """
+        now = self._generation
+        with self._file.transaction() as db:
+            rows = _column(
+                db,
+                "SELECT row FROM clips WHERE died IS NULL AND step >= ?"
+                " AND row IN (SELECT row FROM vectors WHERE died IS NULL AND era = ?)",
+                since_step,
+                from_era,
+            )
+            of_rows = json.dumps(rows)
+            db.execute(
+                f"INSERT INTO moves (row, task, born) SELECT row, task, ? FROM clips WHERE {_OF_ROWS}", (now, of_rows)
+            )
+            db.execute(f"UPDATE clips SET task = ? WHERE {_OF_ROWS}", (to_task, of_rows))
+            older = json.dumps(
+                _column(db, f"SELECT id FROM vectors WHERE died IS NULL AND born < ? AND {_OF_ROWS}", now, of_rows)
+            )
+            of_older = "id IN (SELECT value FROM json_each(?))"
+            db.execute(
+                f"UPDATE vectors SET era = ? WHERE died IS NULL AND born = ? AND {_OF_ROWS}", (to_era, now, of_rows)
+            )
+            db.execute(f"UPDATE vectors SET died = ? WHERE {of_older}", (now, older))
+            db.execute(
+                "INSERT INTO vectors (row, era, step, vector, born)"
+                f" SELECT row, ?, step, vector, ? FROM vectors WHERE {of_older}",
+                (to_era, now, older),
+            )
+        return rows
+
+    def add_scores(self, scores: Sequence[Score]) -> None:
+        """Append to the matrix."""
+        marks = ", ".join("?" * (len(fields(Score)) + 1))
+        with self._file.transaction() as db:
+            db.executemany(
+                f"INSERT INTO scores ({_SCORE}, born) VALUES ({marks})",
+                [(*astuple(score), self._generation) for score in scores],
+            )
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def clips(self, rows: Iterable[int]) -> dict[int, ClipRow]:
+        """The clips of those rows that are live."""
+        wanted = json.dumps([int(row) for row in rows])
+        found = self._file.fetch(f"SELECT {_CLIP} FROM clips WHERE died IS NULL AND {_OF_ROWS}", wanted)
+        return {values[0]: _clip(values) for values in found}
+
+    def clip(self, video_id: str) -> ClipRow | None:
+        """The live clip of this id."""
+        found = self._file.fetch(f"SELECT {_CLIP} FROM clips WHERE died IS NULL AND video_id = ?", video_id)
+        return _clip(found[0]) if found else None
+
+    def rows_where(self, filter: Mapping[str, Any]) -> Rows:  # noqa: A002 -- the contract's word
+        """Live rows that pass a search's filter (`streamlearn.filters`), ascending.
+
+        Raises:
+            SearchError: it is no filter.
+        """
+        condition, bound = where(filter)
+        found = self._file.fetch(f"SELECT row FROM clips WHERE died IS NULL AND ({condition})", *bound)
+        return np.sort(np.fromiter((row for (row,) in found), np.int64, len(found)))
+
+    def heldout(self, task: str, limit: int) -> list[ClipRow]:
+        """Live clips of a task that it is evaluated with, oldest first."""
+        query = f"SELECT {_CLIP} FROM clips WHERE died IS NULL AND task = ? AND split = 'heldout' ORDER BY row LIMIT ?"
+        return [_clip(values) for values in self._file.fetch(query, task, limit)]
+
+    def count(self) -> int:
+        """Live clips."""
+        return sum(self.counts_by_task().values())
+
+    def counts_by_task(self) -> dict[str, int]:
+        """Live clips of each task that has any."""
+        return dict(self._file.fetch("SELECT task, count(*) FROM clips WHERE died IS NULL GROUP BY task"))
+
+    def kept_rows(self) -> Rows:
+        """Rows that are live, or would be after a rewind: those whose frames are worth keeping, ascending."""
+        found = self._file.fetch("SELECT row FROM clips ORDER BY row")
+        return np.fromiter((row for (row,) in found), np.int64, len(found))
+
+    def eras(self) -> list[int]:
+        """Eras that have live vectors, ascending."""
+        return [era for (era,) in self._file.fetch("SELECT DISTINCT era FROM vectors WHERE died IS NULL ORDER BY era")]
+
+    def era_vectors(self, era: int) -> tuple[Rows, Vectors, Rows]:
+        """The live vectors of an era.
+
+        Returns:
+            rows: (n,) int64; vectors: (n, d) float32, (0, 0) where there are none; steps: (n,) int64.
+        """
+        rows, steps, halves = array("q"), array("q"), bytearray()
+        with self._file.reading() as db:
+            for row, step, half in db.execute(
+                "SELECT row, step, vector FROM vectors WHERE died IS NULL AND era = ?", (era,)
+            ):
+                rows.append(row)
+                steps.append(step)
+                halves += half
+        # A zero width cannot be inferred from nothing.
+        width = len(halves) // 2 // len(rows) if rows else 0
+        vectors = np.frombuffer(halves, "<f2").reshape(len(rows), width).astype(np.float32)
+        return np.array(rows, np.int64), vectors, np.array(steps, np.int64)
+
+    def vector_steps(self, rows: Iterable[int]) -> dict[int, int]:
+        """The encoder's step that made the live vector of each row that has one."""
+        wanted = json.dumps([int(row) for row in rows])
+        return dict(self._file.fetch(f"SELECT row, step FROM vectors WHERE died IS NULL AND {_OF_ROWS}", wanted))
+
+    def stale_rows(self, era: int, before_step: int, limit: int) -> list[int]:
+        """Rows whose vector in this era was made before a step of the encoder, oldest first."""
+        query = "SELECT row FROM vectors WHERE died IS NULL AND era = ? AND step < ? ORDER BY step, id LIMIT ?"
+        return [row for (row,) in self._file.fetch(query, era, before_step, limit)]
+
+    def scores(self, task: str | None = None) -> list[Score]:
+        """The matrix, oldest first; of one task where one is named."""
+        query = f"SELECT {_SCORE} FROM scores WHERE ?1 IS NULL OR task = ?1 ORDER BY id"
+        return [Score(*values) for values in self._file.fetch(query, task)]
+
+    def _bury(self, db: sqlite3.Connection, rows: list[int]) -> None:
+        for table in ("clips", "vectors"):
+            db.execute(
+                f"UPDATE {table} SET died = ? WHERE died IS NULL AND {_OF_ROWS}", (self._generation, json.dumps(rows))
+            )
+
+
+def _drop_clips(db: sqlite3.Connection, condition: str, generation: int) -> list[int]:
+    gone = db.execute(f"SELECT row, meta FROM clips WHERE {condition}", (generation,)).fetchall()
+    db.executemany(
+        "DELETE FROM tags WHERE name = ? AND value = ? AND row = ?",
+        [(*tag, row) for row, meta in gone for tag in tags(json.loads(meta))],
+    )
+    db.execute(f"DELETE FROM clips WHERE {condition}", (generation,))
+    return [row for row, _ in gone]
+
+
+def _column(db: sqlite3.Connection, query: str, *bound: Any) -> list[int]:
+    return [value for (value,) in db.execute(query, bound)]
+
+
+def _values(row: int, clip: ClipRow, generation: int) -> tuple[Any, ...]:
+    told = {"row": row, "captions": json.dumps(clip.captions), "meta": json.dumps(dict(clip.meta))}
+    stored = [told[name] if name in told else getattr(clip, name) for name in _CLIP_FIELDS]
+    return (*stored, time_us(clip.time) if clip.time is not None else None, generation)
+
+
+def _clip(values: tuple[Any, ...]) -> ClipRow:
+    row, video_id, uri, start_s, end_s, captions, meta, *rest = values
+    return ClipRow(row, video_id, uri, start_s, end_s, tuple(json.loads(captions)), json.loads(meta), *rest)

@@ -1,0 +1,195 @@
+"""The catalog's SQLite file: its schema and migrations, one writing connection, and readers for any thread.
+
+It knows the tables' shape, not their meaning. A transaction is visible whole or not at all, costs no fsync, and
+survives the death of the process; `sync` makes it survive a loss of power.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from streamlearn.errors import NewerStateError, StateError
+
+_APPLICATION_ID = 0x736C6541  # "sleA": tells our file from any other SQLite file
+
+#: Scripts that lead from schema version i to i + 1; never edited once released, only appended to.
+MIGRATIONS = (
+    """
+    CREATE TABLE clips (
+        row INTEGER PRIMARY KEY AUTOINCREMENT, video_id TEXT NOT NULL, uri TEXT, start_s REAL, end_s REAL,
+        captions TEXT NOT NULL, meta TEXT NOT NULL, time TEXT, split TEXT NOT NULL, task TEXT NOT NULL,
+        step INTEGER NOT NULL, sha256 TEXT, topic TEXT NOT NULL, partition TEXT NOT NULL, offset INTEGER NOT NULL,
+        time_us INTEGER, born INTEGER NOT NULL, died INTEGER,
+        CHECK (split IN ('train', 'heldout', 'extra'))
+    ) STRICT;
+    CREATE UNIQUE INDEX clips_video_id ON clips (video_id) WHERE died IS NULL;
+    CREATE INDEX clips_task ON clips (task, split) WHERE died IS NULL;
+    CREATE INDEX clips_time ON clips (time_us) WHERE died IS NULL;
+    CREATE INDEX clips_born ON clips (born);
+    CREATE INDEX clips_died ON clips (died) WHERE died IS NOT NULL;
+
+    -- What of the metadata can be filtered by.
+    CREATE TABLE tags (name TEXT NOT NULL, value ANY NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (name, value, row))
+    STRICT, WITHOUT ROWID;
+
+    CREATE TABLE vectors (
+        id INTEGER PRIMARY KEY, row INTEGER NOT NULL, era INTEGER NOT NULL, step INTEGER NOT NULL,
+        vector BLOB NOT NULL, born INTEGER NOT NULL, died INTEGER
+    ) STRICT;
+    CREATE UNIQUE INDEX vectors_row ON vectors (row) WHERE died IS NULL;
+    CREATE INDEX vectors_era ON vectors (era, step) WHERE died IS NULL;
+    CREATE INDEX vectors_born ON vectors (born);
+    CREATE INDEX vectors_died ON vectors (died) WHERE died IS NOT NULL;
+
+    -- A clip keeps its row when it changes task; what it was before is here, to be undone by a rewind.
+    CREATE TABLE moves (id INTEGER PRIMARY KEY, row INTEGER NOT NULL, task TEXT NOT NULL, born INTEGER NOT NULL)
+    STRICT;
+    CREATE INDEX moves_born ON moves (born);
+
+    CREATE TABLE scores (
+        id INTEGER PRIMARY KEY, clips_seen INTEGER NOT NULL, step INTEGER NOT NULL, time TEXT NOT NULL,
+        task TEXT NOT NULL, direction TEXT NOT NULL, k INTEGER NOT NULL, view TEXT NOT NULL, value REAL,
+        pairs INTEGER NOT NULL, born INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX scores_task ON scores (task);
+    CREATE INDEX scores_born ON scores (born);
+
+    CREATE TABLE pruned (generation INTEGER NOT NULL) STRICT;
+    INSERT INTO pruned VALUES (0);
+    """,
+)
+
+
+class CatalogFile:
+    """The file, made where there is none and brought up to date where it is older.
+
+    Args:
+        path: of the SQLite file; its folder must exist.
+
+    Raises:
+        NewerStateError: a newer streamlearn wrote it.
+        StateError: it is something else, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._owner: int | None = None  # the thread inside `transaction`
+        self._idle: deque[sqlite3.Connection] = deque()  # readers; append and pop are atomic
+        self._closed = False
+        self._writer = _open(path)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Write on the connection given, all or nothing; one inside another joins it."""
+        with self._lock:
+            if self._owner is not None:
+                yield self._writer
+                return
+            self._writer.execute("BEGIN IMMEDIATE")
+            self._owner = threading.get_ident()
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            finally:
+                self._owner = None
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Read on the connection given; inside its own transaction a thread sees what it wrote."""
+        if self._owner == threading.get_ident():
+            yield self._writer
+            return
+        if self._closed:
+            raise StateError(f"{self.path}: the catalog is closed")
+        # A pool, not one per thread: a server's worker threads come and go, and would leave their connections open.
+        try:
+            reader = self._idle.pop()
+        except IndexError:
+            reader = _open_reader(self.path)
+        try:
+            yield reader
+        finally:
+            self._idle.append(reader)
+            if self._closed:
+                self._close_idle()
+
+    def fetch(self, query: str, *bound: Any) -> list[Any]:
+        """All answers of one query."""
+        with self.reading() as db:
+            return db.execute(query, bound).fetchall()
+
+    def sync(self) -> None:
+        """Return when everything committed so far survives a loss of power."""
+        with self._lock:
+            # A commit in mode FULL fsyncs the log, and with it all commits before; this is the smallest commit.
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._writer.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            self._writer.execute("PRAGMA synchronous = NORMAL")
+
+    def close(self) -> None:
+        """Close every connection, readers in use when they are done; idempotent."""
+        with self._lock:
+            self._closed = True
+            self._close_idle()
+            self._writer.close()  # as the last one it takes the log in, which a reader cannot
+
+    def _close_idle(self) -> None:
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise StateError(f"{path}: the catalog cannot be opened: {error}") from error
+    try:
+        _prepare(db, path)
+    except BaseException as error:
+        db.close()
+        if isinstance(error, sqlite3.Error):
+            raise StateError(f"{path}: this is no catalog that can be used: {error}") from error
+        raise
+    return db
+
+
+def _open_reader(path: Path) -> sqlite3.Connection:
+    # Close comes from another thread than use; each connection is used by one thread at a time.
+    return sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30, isolation_level=None, check_same_thread=False
+    )
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    # Nothing is written before we know that the file is ours.
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != _APPLICATION_ID and (application or version or tables):
+        raise StateError(f"{path}: this is a database of another application, not a catalog")
+    if version > len(MIGRATIONS):
+        raise NewerStateError(
+            f"{path}: its schema is version {version}, this streamlearn knows {len(MIGRATIONS)}; install the newer one"
+        )
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    # The log is copied into the file, with two fsyncs, every 16 MiB and not every 4: a batch is a few pages.
+    db.execute("PRAGMA wal_autocheckpoint = 4096")
+    db.execute("PRAGMA cache_size = -32768")
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        db.executescript(
+            f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID};"
+            f" {script}; PRAGMA user_version = {number}; COMMIT;"
+        )

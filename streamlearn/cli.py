@@ -1,0 +1,245 @@
+"""The verbs. Each reads the settings, builds what it needs, and says in one sentence what went wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from streamlearn import __version__
+from streamlearn.errors import StreamlearnError
+from streamlearn.settings import Settings, load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learns continually from a stream of video-caption pairs and answers text-to-video search the whole time.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Settings: defaults < TOML file < environment < flags.")
+generations_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
+dlq_app = typer.Typer(no_args_is_help=True, help="Dead letters: records that are no valid clips.")
+app.add_typer(config_app, name="config")
+app.add_typer(generations_app, name="generations")
+app.add_typer(dlq_app, name="dlq")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", metavar="FILE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="A setting, such as learner.batch_size=64.", metavar="NAME=VALUE"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For a script.")]
+Url = Annotated[str, typer.Option("--url", envvar="STREAMLEARN_URL", help="The daemon's address.")]
+_URL = "http://127.0.0.1:8080"
+
+out, err = Console(), Console(stderr=True)
+
+
+@app.command()
+def run(config: ConfigFile = None, override: Overrides = None) -> None:
+    """Run the daemon: learn from the source, answer searches, until SIGTERM or Ctrl-C."""
+    from streamlearn.app import Daemon, setup_logging, stop_signal
+
+    settings = _settings(config, override)
+    setup_logging(settings.log)
+    stop = stop_signal()
+    with Daemon(settings) as daemon:
+        logging.getLogger("streamlearn").info("streamlearn %s answers at %s", __version__, daemon.url)
+        stop.wait()
+
+
+@app.command()
+def demo(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8080,
+    clips_per_domain: Annotated[int, typer.Option(min=1, help="Clips of each of the five domains.")] = 2000,
+    state_dir: Annotated[Path | None, typer.Option(help="Keep the state here; otherwise it is thrown away.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the rendered clips.")] = 0,
+    leave: Annotated[bool, typer.Option("--exit", help="End when the stream has been learned.")] = False,
+) -> None:
+    """See it work: five domains of rendered clips arrive, are learned, and can be searched at once."""
+    from streamlearn.demo import run_demo
+
+    run_demo(out, host=host, port=port, clips_per_domain=clips_per_domain, state_dir=state_dir, seed=seed, leave=leave)
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What the video shows.")],
+    limit: Annotated[int, typer.Option(min=1)] = 10,
+    url: Url = _URL,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a running daemon."""
+    answer = _call(url, "/v1/search", {"query": {"text": text}, "limit": limit})
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    table = Table("rank", "score", "video", "task", "caption")
+    for hit in answer["results"]:
+        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", hit["video_id"], hit["task"], hit["captions"][0])
+    out.print(table)
+    out.print(f"{answer['took_ms']:.1f} ms, model {answer['model_version']}", style="dim", highlight=False)
+
+
+@app.command()
+def status(url: Url = _URL, as_json: AsJson = False) -> None:
+    """What a running daemon is doing."""
+    answer = _call(url, "/v1/status")
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    for name, value in answer.items():
+        out.print(f"[dim]{name:>16}[/]  {value}", highlight=False)
+
+
+@app.command()
+def tasks(url: Url = _URL, as_json: AsJson = False) -> None:
+    """The task log of a running daemon, with recall and forgetting."""
+    answer = _call(url, "/v1/tasks")
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    table = Table("task", "cause", "from clip", "to clip", "clips", "R@5 served", "R@5 learner", "forgetting served")
+    for task in answer:
+        recall, forgetting = task["recall"], task["forgetting"]["served"]
+        table.add_row(
+            task["name"], task["cause"], str(task["started_clips"]), str(task["ended_clips"] or ""), str(task["clips"]),
+            *(_percent(recall[view].get("5")) for view in ("served", "learner")), _percent(forgetting),
+        )  # fmt: skip
+    out.print(table)
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile = None, override: Overrides = None) -> None:
+    """Say whether the settings are right; exit 2 where they are not."""
+    _settings(config, override)
+    out.print("the settings are valid")
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigFile = None,
+    override: Overrides = None,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Every setting with its meaning.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the settings in force, or all of them with their meaning."""
+    from streamlearn.settings import describe
+
+    settings = _settings(config, override)
+    if as_json:
+        typer.echo(settings.model_dump_json(indent=1))
+        return
+    for name, value, text in describe(None if defaults else settings):
+        out.print(
+            f"{name} = {value}" + (f"   # {text}" if defaults else ""), highlight=False, markup=False, soft_wrap=True
+        )
+
+
+@app.command()
+def schema(kind: Annotated[str, typer.Argument(help="clip")] = "clip") -> None:
+    """Print the JSON Schema of a clip message."""
+    from streamlearn.envelope import clip_schema
+
+    if kind != "clip":
+        raise typer.BadParameter("there is one schema: clip")
+    typer.echo(json.dumps(clip_schema(), indent=1))
+
+
+@generations_app.command("ls")
+def generations_ls(config: ConfigFile = None, override: Overrides = None, as_json: AsJson = False) -> None:
+    """List the published generations of the state directory, newest first."""
+    from streamlearn.checkpoint import Generations
+
+    settings = _settings(config, override)
+    generations = Generations(settings.state_dir, settings.checkpoint.keep)
+    rows = [generations.manifest(number) for number in reversed(generations.numbers())]
+    if as_json:
+        typer.echo(
+            json.dumps([{"number": m["number"], "created": m["created"], "clips": m["state"]["clips"]} for m in rows])
+        )
+        return
+    table = Table("generation", "created", "clips", "tasks")
+    for m in rows:
+        table.add_row(str(m["number"]), m["created"], str(m["state"]["clips"]), str(len(m["state"]["eras"])))
+    out.print(table)
+
+
+@generations_app.command("show")
+def generations_show(number: int, config: ConfigFile = None, override: Overrides = None) -> None:
+    """Print what a generation says of itself, as JSON."""
+    from streamlearn.checkpoint import Generations
+
+    settings = _settings(config, override)
+    typer.echo(json.dumps(Generations(settings.state_dir, settings.checkpoint.keep).manifest(number), indent=1))
+
+
+@app.command()
+def warmup(
+    path: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    scenes: Annotated[int, typer.Option(min=1000, help="Distinct rendered clips.")] = 48_000,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
+    seed: int = 0,
+) -> None:
+    """Train the tiny towers' warm checkpoint on the synthetic generic domain; minutes to half an hour."""
+    from rich.progress import Progress
+
+    from streamlearn.warmup import warm_up
+
+    with Progress(console=err) as bar:
+        work = bar.add_task("rendering", total=None)
+
+        def progress(step: int, total: int, loss: float) -> None:
+            bar.update(work, completed=step, total=total, description=f"loss {loss:.3f}")
+
+        recall = warm_up(path, scenes=scenes, epochs=epochs, seed=seed, progress=progress)
+    out.print(f"{path}: R@5 {recall:.1%} among 400 unseen clips")
+
+
+def main() -> None:
+    """Entry point: errors that have a sentence end with it, not with a traceback."""
+    try:
+        app()
+    except StreamlearnError as error:
+        err.print(f"streamlearn: {error}", highlight=False, markup=False, style="red", soft_wrap=True)
+        sys.exit(2)
+
+
+def _settings(config: Path | None, override: list[str] | None) -> Settings:
+    values: dict[str, Any] = {}
+    for pair in override or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {pair}: write NAME=VALUE")
+        values[name.strip()] = value
+    return load(config, values)
+
+
+def _call(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    request = urllib.request.Request(
+        url.rstrip("/") + path,
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        detail = json.loads(error.read() or b"{}").get("detail", error.reason)
+        raise StreamlearnError(f"{url}{path}: {error.code}: {detail}") from error
+    except OSError as error:
+        raise StreamlearnError(f"no daemon answers at {url}: {error}; start one with `streamlearn run`") from error
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"

@@ -1,0 +1,136 @@
+"""Dead letters in a file: for sources that have no place of their own for them.
+
+One JSON object a line. A line that a crash cut short is not a letter: its write was never confirmed, and the record
+comes again.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from streamlearn.errors import SourceError
+from streamlearn.records import Position, Record, Rejected
+
+
+class FileDeadLetters:
+    """Appends to a file, and to disk at `flush`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file with the first letter: a stream without one leaves no file.
+
+        Args:
+            path: made, with its folders, when it is not there.
+        """
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._unwritten: list[bytes] = []
+
+    def write(self, rejected: Rejected) -> None:
+        """Take one rejected record."""
+        self._unwritten.append(json.dumps(_to_json(rejected)).encode() + b"\n")
+
+    def flush(self) -> None:
+        """Return when everything written is on disk.
+
+        Raises:
+            SourceError: it is not (no room, no permission); everything is kept for the next flush.
+        """
+        if not self._unwritten:
+            return
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("ab", buffering=0)
+                _sync_folder(self._path.parent)
+            _cut_torn_line(self._path)
+            self._file.write(b"".join(self._unwritten))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self.close()
+            raise SourceError(f"dead letters cannot be written to {self._path}: {error.strerror or error}") from error
+        self._unwritten.clear()
+
+    def close(self) -> None:
+        """Close the file; call `flush` first."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_dead_letters(path: Path) -> Iterator[Rejected]:
+    """The letters of a file, oldest first; none if there is no file.
+
+    A record whose flush failed half-way, or that was read again after a crash, may be there twice.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield _from_json(json.loads(line))
+
+
+def _to_json(rejected: Rejected) -> dict[str, Any]:
+    record = rejected.record
+    return {
+        "code": rejected.code,
+        "stage": rejected.stage,
+        "message": rejected.message,
+        "topic": record.position.topic,
+        "partition": record.position.partition,
+        "offset": record.position.offset,
+        "timestamp": record.timestamp_ms,
+        "key": _encode(record.key),
+        "value": _encode(record.value),
+        "headers": [[name, _encode(value)] for name, value in record.headers],
+    }
+
+
+def _from_json(letter: dict[str, Any]) -> Rejected:
+    record = Record(
+        key=_decode(letter["key"]),
+        value=_decode(letter["value"]),
+        position=Position(letter["topic"], letter["partition"], letter["offset"]),
+        headers=tuple((name, base64.b64decode(value)) for name, value in letter["headers"]),
+        timestamp_ms=letter["timestamp"],
+    )
+    return Rejected(record, letter["code"], letter["stage"], letter["message"])
+
+
+def _encode(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()
+
+
+def _decode(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Make the file end with a whole line, or be empty: what follows a torn one would be unreadable."""
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep:
+            start = max(0, keep - 2**16)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < end:
+            file.truncate(keep)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new file's name is durable only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,237 @@
+"""The arithmetic of recall and forgetting: arrays in, numbers out.
+
+It knows nothing of encoders, indexes, clocks or metrics. A "series" is one recall watched over time: task,
+direction (text to video or back), k and view (design: `served` or `learner`). Times are evaluations, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.errors import StateError
+
+Ranks = npt.NDArray[np.int64]
+
+
+def ranks(scores: npt.NDArray[np.floating[Any]], targets: npt.NDArray[np.integer[Any]]) -> Ranks:
+    """Rank of the right answer of each query, 1 the best.
+
+    The rank is 1 + the candidates that score higher + half of those that score the same, rounded up. So a model
+    that scores everything alike ranks in the middle of the gallery, as chance does, and never first by the order of
+    the rows. A score that is not a number counts against the query: such a target is last.
+
+    Shape:
+        scores: (q, n), higher is better.
+        targets: (q,), columns of `scores`.
+        returns: (q,).
+
+    Raises:
+        ValueError: the shapes do not fit, or a target is not a column.
+
+    >>> ranks(np.array([[0.9, 0.1, 0.3], [0.5, 0.5, 0.5]]), np.array([2, 0]))
+    array([2, 2])
+    """
+    if scores.ndim != 2 or targets.shape != scores.shape[:1]:
+        raise ValueError(f"scores of shape {scores.shape} do not fit targets of shape {targets.shape}")
+    if targets.size and not (targets.min() >= 0 and targets.max() < scores.shape[1]):
+        raise ValueError(f"targets must be columns, 0..{scores.shape[1] - 1}")
+    rows = np.arange(len(targets))
+    own = scores[rows, targets][:, None]  # (q, 1)
+    ahead = ~(scores <= own)  # (q, n): higher, or not comparable
+    tied = scores == own  # (q, n)
+    ahead[rows, targets] = tied[rows, targets] = False
+    rank: Ranks = 1 + ahead.sum(axis=1, dtype=np.int64) + (tied.sum(axis=1, dtype=np.int64) + 1) // 2
+    return rank
+
+
+def recall_at(ranks: Ranks, k: int) -> float:
+    """Share of the queries whose right answer is among the first k.
+
+    Raises:
+        ValueError: there are no ranks.
+
+    >>> recall_at(np.array([1, 3, 7, 20]), 5)
+    0.5
+    """
+    if not len(ranks):
+        raise ValueError("recall of no queries is not defined")
+    return float(np.mean(ranks <= k))
+
+
+def median_rank(ranks: Ranks) -> float:
+    """Median of the ranks; of an even number of them, the mean of the middle two.
+
+    Raises:
+        ValueError: there are no ranks.
+    """
+    if not len(ranks):
+        raise ValueError("median rank of no queries is not defined")
+    return float(np.median(ranks))
+
+
+class Series(NamedTuple):
+    """Names one recall watched over time."""
+
+    task: str
+    direction: str
+    k: int
+    view: str
+
+
+@dataclass(slots=True)
+class _Course:
+    """What the definitions need of a series' history.
+
+    `learned` and `lowest` are None until the task is closed; `lowest` runs from `learned` on.
+    """
+
+    now: float
+    best: float
+    learned: float | None = None
+    lowest: float | None = None
+
+
+class ScoreBook:
+    """Recalls of every task over time, and what they say about forgetting.
+
+    It is the task x time matrix, of which it keeps for each series only what the definitions ask for: the value
+    now, the best so far, the value when the task was learned and the lowest since. The whole matrix belongs to whoever
+    stores scores; the book stays small however long the stream.
+
+    A task is *current* until `close_task` and *past* from then on. The value when learned is its last value
+    while current; where it was never evaluated while current, its first afterwards.
+
+    >>> book = ScoreBook()
+    >>> book.record("t1", "text_to_video", 1, "served", 0.8)
+    >>> book.close_task("t1")
+    >>> book.record("t1", "text_to_video", 1, "served", 0.6)
+    >>> round(book.forgetting("t1", "text_to_video", 1, "served"), 3)
+    0.25
+    >>> round(book.backward_transfer("text_to_video", 1, "served"), 3)
+    -0.2
+    """
+
+    def __init__(self) -> None:
+        self._courses: dict[Series, _Course] = {}
+        self._past: set[str] = set()
+
+    def cells(self) -> tuple[Series, ...]:
+        """Every series with a value, in the order of their first values."""
+        return tuple(self._courses)
+
+    def record(self, task: str, direction: str, k: int, view: str, value: float) -> None:
+        """Take one evaluation's value of one series.
+
+        Raises:
+            ValueError: the value is not a ratio.
+        """
+        if not 0 <= value <= 1:
+            raise ValueError(f"recall of {task!r} is {value}, not in 0..1")
+        series = Series(task, direction, k, view)
+        course = self._courses.setdefault(series, _Course(now=value, best=value))
+        course.now, course.best = value, max(course.best, value)
+        if task in self._past:
+            _freeze(course)
+
+    def close_task(self, task: str) -> None:
+        """The task is past: its values as they stand are the learned ones. Closing a past task changes nothing."""
+        if task in self._past:
+            return
+        self._past.add(task)
+        for course in self._of(task):
+            _freeze(course)
+
+    def open_task(self, task: str) -> None:
+        """The task is current again, as when its domain returns: it will be learned anew. Its best value stays."""
+        self._past.discard(task)
+        for course in self._of(task):
+            course.learned = course.lowest = None
+
+    def now(self, task: str, direction: str, k: int, view: str) -> float | None:
+        """The last recorded value; None where there is none."""
+        course = self._courses.get(Series(task, direction, k, view))
+        return None if course is None else course.now
+
+    def forgetting(self, task: str, direction: str, k: int, view: str) -> float | None:
+        """Share of the best recall so far that is lost now: (best so far - now) / best so far, in 0..1.
+
+        After Chaudhry et al. 2018 ("Riemannian walk for incremental learning"), with two changes. Ours is
+        relative to the best, so that hard and easy tasks can share one alert; theirs is the difference. Our "so
+        far" includes now, so that it is never negative; theirs ends before. It is 0 where the best is 0, and None
+        where nothing was recorded.
+        """
+        course = self._courses.get(Series(task, direction, k, view))
+        if course is None:
+            return None
+        return (course.best - course.now) / course.best if course.best else 0.0
+
+    def backward_transfer(self, direction: str, k: int, view: str) -> float | None:
+        """Mean over past tasks of the value now - the value when learned; None without a past task.
+
+        Negative where learning later tasks hurt earlier ones. Lopez-Paz & Ranzato 2017 ("Gradient episodic memory
+        for continual learning"), whose R[T, i] is now and R[i, i] the value when learned.
+        """
+        return _mean([c.now - c.learned for c in self._where(direction, k, view) if c.learned is not None])
+
+    def anytime_minimum(self, direction: str, k: int, view: str) -> float | None:
+        """Mean over past tasks of the lowest value since learned, that one included; None without a past task.
+
+        The worst that a user met. After min-ACC of De Lange et al. 2023 ("Continual evaluation for lifelong
+        learning: identifying the stability gap"), which leaves out the value when learned.
+        """
+        return _mean([c.lowest for c in self._where(direction, k, view) if c.lowest is not None])
+
+    def harmonic_mean(self, direction: str, k: int, view: str) -> float | None:
+        """Harmonic mean over the tasks of the value now; None without a task, 0 where any of them is at 0.
+
+        Unlike the mean, it is not bought by one task that is served very well.
+        """
+        values = [c.now for c in self._where(direction, k, view)]
+        if not values:
+            return None
+        return len(values) / sum(1 / v for v in values) if all(values) else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "past": sorted(self._past),
+            "series": [[*series, asdict(course)] for series, course in self._courses.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the book that `state_dict` was taken of; unchanged where that fails.
+
+        Raises:
+            StateError: it is not such a state.
+        """
+        try:
+            past = set(state["past"])
+            courses = {
+                Series(task, direction, k, view): _Course(**course)
+                for task, direction, k, view, course in state["series"]
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"the score book cannot be read: {error!r}") from error
+        self._past, self._courses = past, courses
+
+    def _of(self, task: str) -> Iterator[_Course]:
+        return (course for series, course in self._courses.items() if series.task == task)
+
+    def _where(self, direction: str, k: int, view: str) -> Iterator[_Course]:
+        return (course for series, course in self._courses.items() if series[1:] == (direction, k, view))
+
+
+def _freeze(course: _Course) -> None:
+    if course.learned is None:
+        course.learned = course.lowest = course.now
+    elif course.lowest is not None:
+        course.lowest = min(course.lowest, course.now)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,226 @@
+"""From a source to batches of events, in order, with bounded memory.
+
+Owns the one thread that talks to the source. Records are decoded ahead by the loader; their order is the source's,
+whatever finishes first. When the learner is behind, the source is paused, not buffered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from typing import Protocol
+
+from streamlearn.errors import SourceError
+from streamlearn.metrics import Metrics
+from streamlearn.records import Clip, Event, Offsets, Partition, Record
+from streamlearn.source import EndOfStream, Source
+
+log = logging.getLogger(__name__)
+
+_MAX_BYTES = 256 * 2**20  # of records in flight
+_MAX_EVENTS = 512  # of a batch: tombstones and rejected records fill none, and must not pile up
+_TICK_S = 0.2
+_LAG_INTERVAL_S = 2.0
+
+
+class Decoder(Protocol):
+    """What turns records into events; `streamlearn.loader.Loader` is one."""
+
+    def submit(self, record: Record) -> Future[Event]:
+        """Begin; the future never fails because of the record."""
+        ...
+
+
+class Feed:
+    """Batches of events from a source.
+
+    Args:
+        source: not yet started.
+        loader: decodes ahead.
+        batch_size: clips of a batch.
+        max_wait_s: a batch that is not full is handed over after the source was silent for this long.
+        metrics: poll and decode times, lag, connection.
+    """
+
+    def __init__(
+        self, source: Source, loader: Decoder, *, batch_size: int, max_wait_s: float, metrics: Metrics
+    ) -> None:
+        self._source, self._loader, self._metrics = source, loader, metrics
+        self._batch_size, self._max_wait_s = batch_size, max_wait_s
+        self._capacity = 4 * batch_size
+        self._flight: deque[tuple[int, Future[Event]]] = deque()  # (bytes, event), in the source's order
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._commit: Offsets | None = None
+        self._partial: list[Event] = []
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self.error: str | None = None  # why the source is away
+
+    def start(self, offsets: Offsets) -> None:
+        """Begin reading at `offsets`."""
+        self._source.start(offsets)
+        self._metrics.source_connected.set(1)
+        self._thread.start()
+
+    def next(self) -> Sequence[Event] | None:
+        """The next batch: full, or what there is when the source is silent; empty when there is nothing.
+
+        None means that the stream has ended and everything was handed over.
+        """
+        silent_since = time.monotonic()
+        while not self._closing.is_set():
+            event = self._pop(_TICK_S)
+            if event is None:
+                if self._failure is not None:
+                    raise self._failure
+                if self._over() or time.monotonic() - silent_since >= self._max_wait_s:
+                    return self._hand_over() or (None if self._over() else [])
+                continue
+            silent_since = time.monotonic()
+            task = _explicit_task(self._partial)
+            if isinstance(event, Clip) and task is not None and event.task != task[0]:
+                batch = self._hand_over()  # an operator's boundary lies between two clips, never within a batch
+                self._partial.append(event)
+                return batch
+            self._partial.append(event)
+            if sum(isinstance(e, Clip) for e in self._partial) == self._batch_size or len(self._partial) == _MAX_EVENTS:
+                return self._hand_over()
+        return []
+
+    def commit(self, offsets: Offsets) -> None:
+        """Tell the source, from its own thread, that a checkpoint is durable."""
+        with self._changed:
+            self._commit = dict(offsets)
+            self._changed.notify_all()
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Records that the source has not yet delivered."""
+        return self._source.lag()
+
+    def close(self) -> None:
+        """Stop reading; what was read and not handed over is read again by the next run."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._source.close()
+
+    def _hand_over(self) -> list[Event]:
+        batch, self._partial = self._partial, []
+        return batch
+
+    def _over(self) -> bool:
+        with self._changed:
+            return self._ended and not self._flight
+
+    def _pop(self, timeout_s: float) -> Event | None:
+        with self._changed:
+            if not self._flight and not self._ended:
+                self._changed.wait(timeout_s)
+            if not self._flight:
+                return None
+            size, future = self._flight[0]
+        while not future.done():  # being decoded is not silence; a stuck decoder is ended by its own timeout
+            if self._closing.is_set():
+                return None
+            wait([future], timeout_s)
+        event = future.result()
+        with self._changed:
+            self._flight.popleft()
+            self._bytes -= size
+            self._changed.notify_all()
+        return event
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except BaseException as error:  # noqa: BLE001 - handed to the pipeline, which stops on it
+            self._failure = error
+        while not self._closing.is_set():  # the stream is over; commits still come
+            with self._changed:
+                self._changed.wait(_TICK_S)
+            self._commit_pending()
+
+    def _read(self) -> None:
+        paused, lag_at, delay_s = False, 0.0, 1.0
+        while not self._closing.is_set():
+            self._commit_pending()
+            full = self._full()
+            if full != paused:
+                (self._source.pause if full else self._source.resume)()
+                paused = full
+            start = time.perf_counter()
+            try:
+                records = self._source.poll(_TICK_S)
+            except EndOfStream:
+                with self._changed:
+                    self._ended = True
+                    self._changed.notify_all()
+                return
+            except SourceError as error:
+                self._away(error)
+                self._closing.wait(delay_s)
+                delay_s = min(2 * delay_s, 30.0)
+                continue
+            if records:
+                self._back()
+                delay_s = 1.0
+                self._metrics.stage_seconds.labels("poll").observe(time.perf_counter() - start)
+            for record in records:
+                self._submit(record)
+            if time.monotonic() - lag_at > _LAG_INTERVAL_S:
+                lag_at = time.monotonic()
+                for (topic, partition), lag in self._source.lag().items():
+                    self._metrics.source_lag_records.labels(topic, partition).set(lag)
+            if paused and not records:
+                with self._changed:
+                    self._changed.wait(0.01)
+
+    def _submit(self, record: Record) -> None:
+        size = len(record.value or b"")
+        start = time.perf_counter()
+        future = self._loader.submit(record)
+        decode = self._metrics.stage_seconds.labels("decode")
+        future.add_done_callback(lambda _: decode.observe(time.perf_counter() - start))
+        with self._changed:
+            self._flight.append((size, future))
+            self._bytes += size
+            self._changed.notify_all()
+
+    def _full(self) -> bool:
+        with self._changed:
+            return len(self._flight) >= self._capacity or self._bytes >= _MAX_BYTES
+
+    def _commit_pending(self) -> None:
+        with self._changed:
+            offsets, self._commit = self._commit, None
+        if offsets is not None:
+            try:
+                self._source.commit(offsets)
+            except SourceError as error:
+                log.warning("offsets were not committed to the source, which only its lag tools miss: %s", error)
+
+    def _away(self, error: SourceError) -> None:
+        self._metrics.source_connected.set(0)
+        if self.error != str(error):
+            log.error("the source is away: %s", error)
+            self.error = str(error)
+
+    def _back(self) -> None:
+        self._metrics.source_connected.set(1)
+        if self.error is not None:
+            log.info("the source is back")
+            self.error = None
+
+
+def _explicit_task(events: Sequence[Event]) -> tuple[str | None] | None:
+    """The task that the clips of a batch name (None: none of them), or None where there is no clip yet."""
+    return next(((event.task,) for event in events if isinstance(event, Clip)), None)

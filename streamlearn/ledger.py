@@ -1,0 +1,162 @@
+"""Writes what became of each record, in the stream's order: catalog, frame store, index, dead letters, counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from streamlearn.catalog import Catalog, ClipRow
+from streamlearn.eras import Eras
+from streamlearn.frames import FrameStore
+from streamlearn.metrics import Metrics
+from streamlearn.records import Clip, Event, Rejected, Vectors
+from streamlearn.source import DeadLetters
+from streamlearn.tasks import split_of
+
+
+class Ledger:
+    """The writer's side of everything that is kept about clips.
+
+    Args:
+        heldout_ratio, heldout_max: which clips are held out, and how many a task is evaluated with.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        frames: FrameStore,
+        eras: Eras,
+        dead_letters: DeadLetters,
+        metrics: Metrics,
+        *,
+        heldout_ratio: float,
+        heldout_max: int,
+    ) -> None:
+        self._catalog, self._frames, self._eras = catalog, frames, eras
+        self._dead_letters, self._metrics = dead_letters, metrics
+        self._ratio, self._max = heldout_ratio, heldout_max
+        self._heldout: dict[str, int] = {}  # held-out clips by task
+        self.counts: Counter[str] = Counter()
+
+    def splits(self, clips: Sequence[Clip], task: str) -> list[str]:
+        """What each clip is for: "train", "heldout", or "extra" where the task has enough held-out clips."""
+        out = []
+        held = self._heldout.setdefault(task, len(self._catalog.heldout(task, self._max)))
+        for clip in clips:
+            split = split_of(clip.split, clip.video_id, self._ratio)
+            if split == "heldout":
+                known = self._catalog.clip(clip.video_id)
+                if known is not None and known.split == "train":
+                    split = "extra"  # it was learned from under this id: a question on it would prove nothing
+                elif held >= self._max and (known is None or known.split != "heldout"):
+                    split = "extra"
+                else:
+                    held += 1
+            out.append(split)
+        self._heldout[task] = held
+        return out
+
+    def recount(self) -> None:
+        """A boundary moved clips to another task, or a tombstone took some: count the held-out ones anew."""
+        self._heldout.clear()
+
+    def write(
+        self,
+        events: Sequence[Event],
+        splits: Mapping[int, str],
+        vectors: Mapping[int, Vectors],
+        captions: Vectors,
+        *,
+        task: str,
+        step: int,
+    ) -> bool:
+        """Apply a batch; readers of the catalog see it whole.
+
+        Args:
+            events: in the stream's order.
+            splits: of each clip, by its place in `events`.
+            vectors: likewise, (d,).
+            captions: (m, d) text keys of the learned clips.
+            task: the current one.
+            step: the learner's, after the batch.
+
+        Returns:
+            Whether a clip was replaced or deleted: then the old snapshot shows what is gone.
+        """
+        changed = False
+        with self._catalog.transaction():
+            pending: dict[str, int] = {}
+            for i, event in enumerate(events):
+                if isinstance(event, Clip):
+                    if event.video_id in pending:
+                        changed |= self._put(events, pending, splits, vectors, captions, task, step)
+                    pending[event.video_id] = i
+                    continue
+                changed |= self._put(events, pending, splits, vectors, captions, task, step)
+                if isinstance(event, Rejected):
+                    self._dead_letters.write(event)
+                    self._count("dead_lettered")
+                    self._metrics.dead_letters_total.labels(event.code).inc()
+                elif (row := self._catalog.delete(event.video_id)) is not None:
+                    self._eras.remove([row])
+                    self._frames.delete([row])
+                    self._count("deleted")
+                    self.recount()
+                    changed = True
+            changed |= self._put(events, pending, splits, vectors, captions, task, step)
+        return changed
+
+    def _put(
+        self,
+        events: Sequence[Event],
+        pending: dict[str, int],
+        splits: Mapping[int, str],
+        vectors: Mapping[int, Vectors],
+        captions: Vectors,
+        task: str,
+        step: int,
+    ) -> bool:
+        if not pending:
+            return False
+        places = list(pending.values())
+        pending.clear()
+        clips = [clip for i in places if isinstance(clip := events[i], Clip)]
+        rows, replaced = self._catalog.put(
+            [_row(clip, splits[i], task, step) for i, clip in zip(places, clips, strict=True)]
+        )  # fmt: skip
+        for row, clip in zip(rows, clips, strict=True):
+            self._frames.put(row, clip.frames)
+        self._eras.remove(replaced)  # their frames stay until no generation can bring them back
+        self._eras.upsert(rows, np.stack([vectors[i] for i in places]), captions)
+        for i in places:
+            self._count("learned" if splits[i] == "train" else "held_out")
+        self._count("replaced", len(replaced))
+        if replaced:
+            self.recount()
+        return bool(replaced)
+
+    def _count(self, outcome: str, n: int = 1) -> None:
+        self.counts[outcome] += n
+        self._metrics.clips_total.labels(outcome).inc(n)
+
+
+def _row(clip: Clip, split: str, task: str, step: int) -> ClipRow:
+    return ClipRow(
+        row=0,
+        video_id=clip.video_id,
+        uri=clip.uri,
+        start_s=clip.start_s,
+        end_s=clip.end_s,
+        captions=clip.captions,
+        meta=clip.meta,
+        time=clip.time,
+        split=split,
+        task=task,
+        step=step,
+        sha256=clip.sha256,
+        topic=clip.position.topic,
+        partition=clip.position.partition,
+        offset=clip.position.offset,
+    )

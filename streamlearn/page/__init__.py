@@ -1,0 +1,1 @@
+"""The page at `/`: static files, served as they are."""

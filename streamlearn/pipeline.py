@@ -1,0 +1,188 @@
+"""The loop, in one thread: evaluate, learn, index, look for a boundary, checkpoint.
+
+One clip's way, top to bottom, is `process`. Only this thread changes model, index and catalog; what readers see is
+published whole. Offsets move with the checkpoint and nowhere else, so that a crash is a rewind to the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from streamlearn.errors import SourceError
+from streamlearn.evaluator import Evaluator
+from streamlearn.feed import Feed
+from streamlearn.learner import Learner
+from streamlearn.ledger import Ledger
+from streamlearn.metrics import Metrics
+from streamlearn.records import Clip, Event, StepStats, Vectors
+from streamlearn.settings import Settings
+from streamlearn.state import State
+from streamlearn.tasks import Boundaries, Boundary
+
+log = logging.getLogger(__name__)
+
+_IDLE_SLICES = 16  # of re-encoding, before the feed is asked again
+
+
+class Pipeline:
+    """The daemon's one writer.
+
+    Args:
+        feed: batches of events.
+        learner: BMU-MoCo.
+        ledger: writes what became of each record.
+        boundaries: says when a task begins.
+        evaluator: recall and forgetting.
+        state: checkpoints and published snapshots.
+        settings: the intervals.
+    """
+
+    def __init__(
+        self,
+        *,
+        feed: Feed,
+        learner: Learner,
+        ledger: Ledger,
+        boundaries: Boundaries,
+        evaluator: Evaluator,
+        state: State,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        self.feed, self.learner, self.ledger, self.boundaries = feed, learner, ledger, boundaries
+        self.evaluator, self.state, self.settings, self.metrics = evaluator, state, settings, metrics
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Work until `stop`; an error ends learning with a sentence, and reads go on."""
+        progress = self.state.progress
+        try:
+            while not self._stopping.is_set():
+                start = time.perf_counter()
+                batch = self.feed.next()
+                if batch:
+                    progress.state = "learning"
+                    self.metrics.stage_seconds.labels("wait").observe(time.perf_counter() - start)
+                    self.process(batch)
+                else:
+                    self.settle()
+                    progress.state = "idle" if batch is not None else "finished"
+                    if batch is None:
+                        self._stopping.wait()
+            self.checkpoint()
+        except Exception as error:  # whatever it is, reads must go on and the operator must know
+            log.exception(
+                "learning has stopped; searches are still answered. Restart to go on from the last checkpoint"
+            )
+            progress.state, progress.detail = "stopped", f"{type(error).__name__}: {error}"
+            self.metrics.learner_ok.set(0)
+
+    def stop(self) -> None:
+        """End after the current batch, with a checkpoint; returns at once."""
+        self._stopping.set()
+
+    def process(self, batch: Sequence[Event]) -> None:
+        """One batch, from evaluation to checkpoint."""
+        clips = {i: event for i, event in enumerate(batch) if isinstance(event, Clip)}
+        self._begin_task(next((clip.task for clip in clips.values()), None), batch)
+        if self.state.due("evaluate", self.settings.evaluate.interval_clips):
+            self.evaluate()  # first test, then learn
+
+        splits = dict(zip(clips, self.ledger.splits(list(clips.values()), self.state.task), strict=True))
+        train = [i for i in clips if splits[i] == "train"]
+        with self.metrics.stage_seconds.labels("learn").time():
+            vectors = self._held_out_keys(clips, [i for i in clips if splits[i] != "train"])
+            stats = self._learn(clips, train)
+        if stats is not None:
+            vectors |= dict(zip(train, stats.keys_video, strict=True))
+        captions = stats.keys_text if stats is not None else np.zeros((0, self.learner.online.dim), np.float32)
+
+        with self.metrics.stage_seconds.labels("index").time():
+            changed = self.ledger.write(
+                batch, splits, vectors, captions, task=self.state.task, step=self.learner.steps
+            )  # fmt: skip
+            self.state.advance(batch, len(clips))
+            if stats is not None:
+                self._look_for_boundary(stats)
+            self.state.eras.remember()
+            self.state.stale = self.state.eras.reencode()
+            if changed or self.state.due("publish", self.settings.search.publish_interval_clips):
+                self.state.publish()
+        if self.state.due("checkpoint", self.settings.checkpoint.interval_clips):
+            self.checkpoint()
+
+    def settle(self) -> None:
+        """The source is silent: finish what was put off."""
+        for _ in range(_IDLE_SLICES):
+            if not self.state.stale:
+                break
+            self.state.stale = self.state.eras.reencode()
+        if self.state.due("publish", 1):
+            self.state.publish()
+        if self.state.due("evaluate", 1):
+            self.evaluate()
+        if self.state.due("checkpoint", 1):
+            self.checkpoint()
+
+    def evaluate(self) -> None:
+        """Measure recall and forgetting on what is served now."""
+        with self.metrics.stage_seconds.labels("evaluate").time():
+            snapshot = self.state.publish()
+            self.state.staleness_ratio = self.evaluator.run(snapshot, self.state.tasks.names(), self.state.clips)
+            self.state.done("evaluate")
+
+    def checkpoint(self) -> None:
+        """Make everything so far durable; the source is told afterwards."""
+        with self.metrics.stage_seconds.labels("checkpoint").time():
+            try:
+                self.state.checkpoint()
+            except SourceError as error:
+                # Nothing is lost: offsets stay where they are, and so does the previous generation.
+                log.error("no checkpoint, because dead letters could not be delivered: %s", error)
+                self.state.done("checkpoint")
+                return
+            self.feed.commit(self.state.offsets)
+
+    def _learn(self, clips: dict[int, Clip], train: Sequence[int]) -> StepStats | None:
+        if not train:
+            return None
+        chosen = [clips[i] for i in train]
+        stats = self.learner.step(
+            np.stack([clip.frames for clip in chosen]),
+            [clip.captions for clip in chosen],
+            [clip.video_id for clip in chosen],
+        )
+        self.metrics.train_loss.set(stats.loss)
+        self.state.progress.loss = stats.loss
+        return stats
+
+    def _held_out_keys(self, clips: dict[int, Clip], places: Sequence[int]) -> dict[int, Vectors]:
+        if not places:
+            return {}
+        keys = self.learner.encode_video(np.stack([clips[i].frames for i in places]))
+        return dict(zip(places, keys, strict=True))
+
+    def _begin_task(self, explicit: str | None, batch: Sequence[Event]) -> None:
+        """Before the batch is learned: the first task of all, or an operator's boundary."""
+        if not self.state.tasks.names():
+            self._start_task(Boundary("operator" if explicit else "start", None, 0, explicit), batch)
+        elif explicit is not None and explicit != self.state.task:
+            self.boundaries.restart()
+            self._start_task(Boundary("operator", None, 0, explicit), batch)
+
+    def _look_for_boundary(self, stats: StepStats) -> None:
+        boundary = self.boundaries.update(np.concatenate([stats.keys_video, stats.keys_text], axis=1))
+        self.metrics.drift_score.labels(self.settings.drift.detector).set(self.boundaries.score)
+        self.state.progress.drift_score = self.boundaries.score
+        if boundary is not None:
+            self._start_task(boundary, ())
+
+    def _start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
+        self.state.start_task(boundary, self.learner.steps - boundary.batches_ago, batch)
+        self.ledger.recount()
+        self.metrics.task_boundaries_total.labels(boundary.cause).inc()

@@ -1,0 +1,179 @@
+"""What a search asks and answers, as JSON: the contract between the HTTP API, the search behind it and its clients.
+
+It knows shapes and limits, not models or indexes. A value that passes here needs no second look at its type.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+Scalar = str | int | float | bool
+
+#: A page of answers is never longer than this, whatever `search.max_limit` allows.
+MAX_LIMIT = 10_000
+_MAX_FILTER_FIELDS = 32
+_MAX_FILTER_VALUES = 256
+_MAX_FILTER_CHARS = 1024
+# An embedding has about unit length; anything else is a mistake, and would overflow float32 when normalised.
+_VECTOR_NORMS = (1e-6, 1e6)
+
+
+def _printable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain the NUL character; remove it")
+    if not text.strip():
+        raise ValueError("must not be blank; write a few words")
+    return text
+
+
+def _embedding(vector: list[float]) -> list[float]:
+    low, high = _VECTOR_NORMS
+    if not low <= math.hypot(*vector) <= high:
+        raise ValueError('must be an embedding of about unit length, as `include: ["vector"]` returns them')
+    return vector
+
+
+def _is_scalar(value: Any) -> bool:
+    match value:
+        case bool():
+            return True
+        case int():
+            return abs(value) < 2**63  # what a database can compare
+        case float():
+            return math.isfinite(value)
+        case str():
+            # A lone surrogate is legal in JSON, but not in UTF-8.
+            return len(value) <= _MAX_FILTER_CHARS and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
+    return False
+
+
+def _as_lists(value: Any) -> Any:
+    """`{"task": "t3"}` means `{"task": ["t3"]}`. Said here: the errors of a union would name its branches."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > _MAX_FILTER_FIELDS:
+        raise ValueError(f"must have at most {_MAX_FILTER_FIELDS} fields")
+    lists = {}
+    for name, wanted in value.items():
+        if name != "task" and not (name.startswith("meta.") and len(name) > len("meta.") and _is_scalar(name)):
+            raise ValueError('may name "task" and fields of the clips\' meta, such as "meta.camera"; nothing else')
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if not 1 <= len(values) <= _MAX_FILTER_VALUES or not all(map(_is_scalar, values)):
+            raise ValueError(
+                f"of {name} must be a string (at most {_MAX_FILTER_CHARS} characters), number or boolean,"
+                f" or a list of 1 to {_MAX_FILTER_VALUES} of them"
+            )
+        lists[name] = values
+    return lists
+
+
+QueryText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2000),
+    AfterValidator(_printable),
+    Field(description="What the video shows, in words.", examples=["a red ball rolls to the left"]),
+]
+VideoId = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
+_Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_printable)]
+_Vector = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]],
+    Field(min_length=1, max_length=8192),
+    AfterValidator(_embedding),
+]
+Filter = Annotated[
+    dict[str, list[Scalar]],
+    BeforeValidator(_as_lists, json_schema_input_type=dict[str, Scalar | list[Scalar]]),
+]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="Results a page; the server may allow fewer.")]
+
+
+class Query(BaseModel):
+    """What is looked for: exactly one of these."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, json_schema_extra={"minProperties": 1, "maxProperties": 1}
+    )
+
+    text: QueryText | None = None
+    video_id: VideoId | None = Field(None, description="Clips like this one, which is known here.")
+    uri: _Uri | None = Field(None, description="Clips like this video; the `media` settings say what may be fetched.")
+    vector: _Vector | None = Field(None, description="An embedding of the served model.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.text, self.video_id, self.uri, self.vector)) != 1:
+            raise ValueError("must have exactly one of text, video_id, uri and vector")
+        return self
+
+
+class SearchRequest(BaseModel):
+    """One question."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    query: Query
+    limit: Limit = 10
+    filter: Filter = Field(
+        {},
+        description='Fields that must match, any of the values each: "task", or "meta." and a name.',
+        examples=[{"task": ["t3"], "meta.camera": "7"}],
+    )
+    include: list[Literal["thumbnail", "vector"]] = Field(
+        [], max_length=2, description="What each result carries besides: `thumbnail_b64` (WebP), `vector`."
+    )
+    page_token: str | None = Field(
+        None, max_length=4096, description="`next_page_token` of the answer before, unchanged."
+    )
+
+
+class SearchResult(BaseModel):
+    """One clip found."""
+
+    rank: int = Field(description="1 is the best, also across pages.")
+    score: float = Field(description="Calibrated cosine; comparable within one answer.")
+    video_id: str
+    uri: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    captions: list[str]
+    meta: dict[str, Any] = {}
+    task: str | None = None
+    thumbnail_url: str | None = Field(None, description="Animated WebP; null: its frames are no longer kept.")
+    embedded_at_step: int = Field(description="Learner step whose model made the clip's vector.")
+    thumbnail_b64: str | None = Field(None, exclude_if=lambda value: value is None)
+    vector: list[float] | None = Field(None, exclude_if=lambda value: value is None)
+
+
+class AsOf(BaseModel):
+    """Up to where in the stream the answer knows the clips."""
+
+    offsets: dict[str, dict[str, int]] = Field({}, description="Next offset to be read, by topic and partition.")
+    time: str | None = Field(None, description="When the served snapshot was published, RFC 3339.")
+
+
+class Staleness(BaseModel):
+    """How far the stored vectors are behind the encoders that would make them today."""
+
+    clips: int = Field(0, description="Clips of closed eras that await re-encoding.")
+    ratio: float | None = Field(None, description="1 - mean cosine of stored and fresh probe vectors.")
+
+
+class SearchAnswer(BaseModel):
+    """The results of one page, best first, and what they rest on."""
+
+    results: list[SearchResult]
+    model_version: str
+    generation: int
+    as_of: AsOf = AsOf()
+    staleness: Staleness = Staleness()
+    took_ms: float
+    next_page_token: str | None = None
+
+
+def thumbnail_url(video_id: str) -> str:
+    """Path of a clip's thumbnail; the slashes of an id are escaped, so that no id can look like another route."""
+    return f"/v1/clips/{quote(video_id, safe='')}/thumbnail"

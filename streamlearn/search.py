@@ -1,0 +1,207 @@
+"""The read side: answers from the last published snapshot, from any thread, while learning goes on.
+
+Each era is asked with its own encoder; scores of the eras are merged as they are: cosine, plus how familiar the
+query's words are to the era. The evaluation asks through the same `ask`, so recall reported is recall served.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.catalog import Catalog, ClipRow
+from streamlearn.eras import EraView
+from streamlearn.errors import SearchError
+from streamlearn.frames import FrameStore
+from streamlearn.metrics import Metrics
+from streamlearn.records import Offsets, Vectors
+from streamlearn.schemas import AsOf, SearchAnswer, SearchRequest, SearchResult, Staleness, thumbnail_url
+from streamlearn.settings import SearchSettings
+
+Rows = npt.NDArray[np.int64]
+#: Encodes the queries for one era: (q, d).
+Encode = Callable[[EraView], Vectors]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is served, immutable. `stale` counts clips of sealed eras that await re-encoding."""
+
+    eras: tuple[EraView, ...]
+    generation: int
+    step: int
+    model_version: str
+    offsets: Offsets
+    time: str
+    stale: int
+    staleness_ratio: float | None
+
+    def __len__(self) -> int:
+        return sum(len(era.partition) for era in self.eras)
+
+
+class Searcher:
+    """Holds the published snapshot and answers from it.
+
+    Args:
+        catalog, frames: what results are made of.
+        settings: limits, and how eras are asked.
+        metrics: gets the time of the stages "encode" and "index".
+    """
+
+    def __init__(self, catalog: Catalog, frames: FrameStore, settings: SearchSettings, metrics: Metrics) -> None:
+        self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
+        self.snapshot: Snapshot | None = None
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Serve this from now on; searches under way end on the one they began with."""
+        self.snapshot = snapshot
+
+    def ask(
+        self, snapshot: Snapshot, encode: Encode, limit: int, allowed: Rows | None = None
+    ) -> tuple[Vectors, Rows, Rows]:
+        """The best rows of all eras.
+
+        Args:
+            snapshot: where to search.
+            encode: the queries as an era sees them, (q, d).
+            limit: rows per query.
+            allowed: search only these rows.
+
+        Returns:
+            Scores (q, n), descending, rows (q, n) and era numbers (q, n), n = min(limit, clips). Where fewer rows
+            are allowed, -inf and -1 pad.
+        """
+        limit = min(limit, len(snapshot))
+        scores, rows, numbers = [], [], []
+        single = self._settings.mode == "single"
+        for era in snapshot.eras:
+            start = time.perf_counter()
+            # One encoder for all: today's, which the last era holds.
+            queries = encode(snapshot.eras[-1] if single else era)
+            encoded = time.perf_counter()
+            found, at = era.partition.search(queries, min(limit, len(era.partition)), allowed)
+            if not single:
+                found = found + self._settings.familiarity_weight * (queries @ era.familiarity)[:, None]
+            scores.append(found)
+            rows.append(at)
+            numbers.append(np.where(at < 0, -1, era.number))
+            self._metrics.search_seconds.labels("encode").observe(encoded - start)
+            self._metrics.search_seconds.labels("index").observe(time.perf_counter() - encoded)
+        if not scores:
+            empty = np.zeros((0, 0), np.int64)
+            return np.zeros((0, 0), np.float32), empty, empty
+        merged, merged_rows, merged_numbers = (np.concatenate(part, axis=1) for part in (scores, rows, numbers))
+        order = np.argsort(-merged, axis=1, kind="stable")[:, :limit]
+        return (
+            np.take_along_axis(merged, order, 1),
+            np.take_along_axis(merged_rows, order, 1),
+            np.take_along_axis(merged_numbers, order, 1),
+        )
+
+    def search(self, request: SearchRequest) -> SearchAnswer:
+        """Answer one request.
+
+        Raises:
+            SearchError: the query cannot be answered, or nothing is served yet (503).
+        """
+        start = time.perf_counter()
+        snapshot = self.snapshot
+        if snapshot is None:
+            raise SearchError("no clip has been indexed yet; try again in a moment", status=503)
+        if request.limit > self._settings.max_limit:
+            raise SearchError(f"limit is {request.limit}, at most {self._settings.max_limit} (search.max_limit)")
+        offset = _offset(request.page_token)
+        allowed = self._catalog.rows_where(request.filter) if request.filter else None
+        # A few more than asked: clips deleted since the snapshot are left out below.
+        wanted = offset + request.limit + 8
+        scores, rows, _ = self.ask(snapshot, self._encoder(request, snapshot), wanted, allowed)
+        clips = self._catalog.clips(rows.ravel().tolist())  # of one query; -1 is no row
+        live = [
+            (score, clips[row])
+            for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True)
+            if row in clips
+        ]
+        page = live[offset : offset + request.limit]
+        steps = self._catalog.vector_steps([clip.row for _, clip in page])
+        return SearchAnswer(
+            results=[
+                self._result(rank, score, clip, steps.get(clip.row, clip.step), request, snapshot)
+                for rank, (score, clip) in enumerate(page, offset + 1)
+            ],
+            model_version=snapshot.model_version,
+            generation=snapshot.generation,
+            as_of=AsOf(offsets=nested(snapshot.offsets), time=snapshot.time),
+            staleness=Staleness(clips=snapshot.stale, ratio=snapshot.staleness_ratio),
+            took_ms=round((time.perf_counter() - start) * 1000, 3),
+            next_page_token=_token(offset + len(page)) if len(live) > offset + request.limit else None,
+        )
+
+    def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
+        query = request.query
+        if query.text is not None:
+            text = query.text
+            return lambda era: era.encoder.texts([text])
+        if query.video_id is not None:
+            clip = self._catalog.clip(query.video_id)
+            frames = self._frames.get(clip.row) if clip else None
+            if frames is None:
+                raise SearchError(f"no frames of video {query.video_id!r} are kept here", status=404)
+            batch = frames[None]
+            return lambda era: era.encoder.clips(batch)
+        raise SearchError("query by uri or vector is not offered by this version; use text or video_id", status=422)
+
+    def _result(
+        self, rank: int, score: float, clip: ClipRow, step: int, request: SearchRequest, snapshot: Snapshot
+    ) -> SearchResult:
+        image = self._frames.thumbnail(clip.row) if "thumbnail" in request.include else None
+        vector = None
+        if "vector" in request.include:
+            row = np.asarray([clip.row], np.int64)
+            vector = next(
+                era.partition.vectors(row)[0].tolist() for era in snapshot.eras if clip.row in era.partition.rows
+            )
+        return SearchResult(
+            rank=rank,
+            score=round(score, 6),
+            video_id=clip.video_id,
+            uri=clip.uri,
+            start_s=clip.start_s,
+            end_s=clip.end_s,
+            captions=list(clip.captions),
+            meta=dict(clip.meta),
+            task=clip.task,
+            thumbnail_url=thumbnail_url(clip.video_id),
+            embedded_at_step=step,
+            thumbnail_b64=base64.b64encode(image).decode() if image else None,
+            vector=vector,
+        )
+
+
+def nested(offsets: Offsets) -> dict[str, dict[str, int]]:
+    """Offsets by topic, then partition."""
+    out: dict[str, dict[str, int]] = {}
+    for (topic, partition), offset in offsets.items():
+        out.setdefault(topic, {})[partition] = offset
+    return out
+
+
+def _token(offset: int) -> str:
+    return base64.urlsafe_b64encode(f"o{offset}".encode()).decode()
+
+
+def _offset(token: str | None) -> int:
+    if token is None:
+        return 0
+    try:
+        text = base64.urlsafe_b64decode(token).decode()
+        if not text.startswith("o") or not 0 <= int(text[1:]) <= 100_000:
+            raise ValueError(token)
+    except ValueError as error:
+        raise SearchError("page_token is not one that this server gave; leave it out to begin anew") from error
+    return int(text[1:])

@@ -1,0 +1,109 @@
+"""What the HTTP API serves, from the daemon's parts. Reads only; safe from any thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from streamlearn import __version__
+from streamlearn.feed import Feed
+from streamlearn.metrics import KS
+from streamlearn.schemas import SearchAnswer, SearchRequest
+from streamlearn.search import Searcher, nested
+from streamlearn.state import State
+
+_EXAMPLES = 5
+
+
+class DaemonService:
+    """An `api.Service` over the running daemon."""
+
+    def __init__(self, state: State, searcher: Searcher, feed: Feed, source: str) -> None:
+        self._state, self._searcher, self._feed, self._source = state, searcher, feed, source
+        self._catalog, self._frames, self._generations = state.catalog, state.frames, state.generations
+        self._started = datetime.now(UTC)
+        self._clock = time.monotonic()
+
+    def search(self, request: SearchRequest) -> SearchAnswer:
+        """Answer from the published snapshot."""
+        return self._searcher.search(request)
+
+    def clip(self, video_id: str) -> dict[str, Any] | None:
+        """All that is known about a clip."""
+        clip = self._catalog.clip(video_id)
+        return None if clip is None else dataclasses.asdict(clip)
+
+    def thumbnail(self, video_id: str) -> bytes | None:
+        """The clip's sampled frames as an animated WebP."""
+        clip = self._catalog.clip(video_id)
+        return None if clip is None else self._frames.thumbnail(clip.row)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """The task log with each task's recall and forgetting."""
+        book, counts = self._state.book, self._catalog.counts_by_task()
+        out = []
+        for task in self._state.tasks.tasks:
+            facts = dataclasses.asdict(task)
+            facts["clips"] = counts.get(task.name, 0)
+            facts["recall"] = {
+                view: {str(k): value for k in KS if (value := book.now(task.name, "t2v", k, view)) is not None}
+                for view in ("served", "learner")
+            }
+            facts["forgetting"] = {view: book.forgetting(task.name, "t2v", 5, view) for view in ("served", "learner")}
+            out.append(facts)
+        return out
+
+    def scores(self) -> dict[str, Any]:
+        """The matrix of tasks and time."""
+        return {"points": [dataclasses.asdict(score) for score in self._catalog.scores()]}
+
+    def generations(self) -> list[dict[str, Any]]:
+        """The checkpoints kept, newest first."""
+        out = []
+        for number in reversed(self._generations.numbers()):
+            manifest = self._generations.manifest(number)
+            state = manifest["state"]
+            out.append({"number": number, "created": manifest["created"], "clips": state["clips"]})
+        return out
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon is doing."""
+        state, snapshot = self._state, self._searcher.snapshot
+        progress = state.progress
+        names = state.tasks.names()
+        return {
+            "version": __version__,
+            "state": progress.state,
+            "detail": progress.detail or self._feed.error,
+            "source": self._source,
+            "clips": dict(state.ledger.counts),
+            "clips_per_s": round(progress.clips_per_s, 1) if progress.state == "learning" else 0.0,
+            "searchable": 0 if snapshot is None else len(snapshot),
+            "step": state.learner.steps,
+            "task": names[-1] if names else None,
+            "generation": state.catalog.generation - 1,
+            "loss": progress.loss,
+            "drift_score": progress.drift_score,
+            "model_version": state.model_version,
+            "offsets": nested({} if snapshot is None else snapshot.offsets),
+            "stale_clips": state.stale,
+            "uptime_s": round(time.monotonic() - self._clock, 1),
+            "started_at": self._started.isoformat(timespec="seconds"),
+            "examples": self._examples(),
+        }
+
+    def ready(self) -> tuple[bool, str]:
+        """Ready once a snapshot is served; the source may be away."""
+        if self._searcher.snapshot is None:
+            return False, "no clip has been indexed yet"
+        return True, "searches are answered"
+
+    def _examples(self) -> list[str]:
+        """Captions from every era, for a page that would otherwise be empty."""
+        snapshot = self._searcher.snapshot
+        if snapshot is None:
+            return []
+        rows = [int(era.partition.rows[-1]) for era in snapshot.eras][-_EXAMPLES:]
+        return [clip.captions[0] for clip in self._catalog.clips(rows).values()]

@@ -1,0 +1,228 @@
+"""All that one generation holds, and the three things done with it: restore, checkpoint, publish.
+
+Knows the parts and how they fit together in a cut, not when to cut.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from streamlearn.catalog import Catalog
+from streamlearn.checkpoint import Generation, Generations
+from streamlearn.drift import Detector
+from streamlearn.eras import Eras
+from streamlearn.errors import StateError
+from streamlearn.evaluate import ScoreBook
+from streamlearn.frames import FrameStore
+from streamlearn.learner import Learner
+from streamlearn.ledger import Ledger
+from streamlearn.metrics import Metrics
+from streamlearn.records import Event, Partition
+from streamlearn.search import Searcher, Snapshot
+from streamlearn.source import DeadLetters
+from streamlearn.tasks import Boundary, TaskLog
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What the loop is doing, for readers in other threads; each attribute is replaced, never changed in place."""
+
+    state: str = "starting"
+    detail: str | None = None
+    loss: float | None = None
+    drift_score: float | None = None
+    clips_per_s: float = 0.0
+
+
+class State:
+    """The parts that are cut together.
+
+    Attributes:
+        offsets: the next to read, per partition, after everything that was processed.
+        clips: clips processed since the stream began, the time axis of scores and tasks.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: Learner,
+        eras: Eras,
+        ledger: Ledger,
+        detector: Detector,
+        book: ScoreBook,
+        catalog: Catalog,
+        frames: FrameStore,
+        generations: Generations,
+        searcher: Searcher,
+        dead_letters: DeadLetters,
+        metrics: Metrics,
+    ) -> None:
+        self.learner, self.eras, self.ledger, self.detector, self.book = learner, eras, ledger, detector, book
+        self.catalog, self.frames, self.generations = catalog, frames, generations
+        self.searcher, self.dead_letters, self.metrics = searcher, dead_letters, metrics
+        self.tasks = TaskLog()
+        self.offsets: dict[Partition, int] = {}
+        self.clips = 0
+        self.stale = 0
+        self.staleness_ratio: float | None = None
+        self.lineage = uuid4().hex
+        self.progress = Progress()
+        self._events = 0
+        self._done: dict[str, int] = {}
+        self._rate = (time.monotonic(), 0)
+
+    @property
+    def task(self) -> str:
+        """The current task's name."""
+        return self.tasks.current.name
+
+    @property
+    def model_version(self) -> str:
+        """Fingerprint, lineage and step: vectors of equal fingerprint and lineage may meet."""
+        return f"{self.learner.online.fingerprint[:8]}-{self.lineage[:8]}-{self.learner.steps}"
+
+    def due(self, what: str, interval: int) -> bool:
+        """Whether `interval` events have passed since `done(what)`."""
+        return self._events - self._done.get(what, 0) >= interval
+
+    def done(self, what: str) -> None:
+        """Start counting anew."""
+        self._done[what] = self._events
+
+    def advance(self, batch: Sequence[Event], clips: int) -> None:
+        """A batch was learned and written: move the offsets past it."""
+        for event in batch:
+            topic, partition, offset = event.position
+            self.offsets[Partition(topic, partition)] = offset + 1
+        self._events += len(batch)
+        self.clips += clips
+        since, before = self._rate
+        if (elapsed := time.monotonic() - since) > 1:
+            self.progress.clips_per_s = (self.clips - before) / elapsed
+            self._rate = (time.monotonic(), self.clips)
+
+    def start_task(self, boundary: Boundary, since_step: int, batch: Sequence[Event]) -> None:
+        """Open a task: its era begins after `since_step`, the local momentum pair restarts.
+
+        `batch` is what is about to be learned where the boundary was known beforehand, else empty.
+        """
+        first = batch[0].position if batch else None
+        before = self.tasks.names()
+        task = self.tasks.start(
+            boundary, step=since_step, clips=self.clips, position=first, era=self.eras.current.number + bool(before)
+        )  # fmt: skip
+        if before:
+            log.info("task %s begins (%s, score %s)", task.name, boundary.cause, boundary.score)
+            self.eras.start(task.name, since_step)
+            self.learner.start_task()
+            self.book.close_task(before[-1])
+        else:
+            self.eras.current.task = task.name
+        for name in self.tasks.names():
+            self.metrics.task_info.labels(name).set(name == task.name)
+
+    def publish(self) -> Snapshot:
+        """Serve everything up to now."""
+        snapshot = Snapshot(
+            eras=self.eras.views(),
+            generation=self.catalog.generation - 1,
+            step=self.learner.steps,
+            model_version=self.model_version,
+            offsets=dict(self.offsets),
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            stale=self.stale,
+            staleness_ratio=self.staleness_ratio,
+        )
+        self.searcher.publish(snapshot)
+        self.done("publish")
+        m = self.metrics
+        m.index_clips.set(len(snapshot))
+        m.index_stale_clips.set(self.stale)
+        m.index_oldest_vector_age_steps.set(self.learner.steps - self.eras.current.opened_step)
+        if self.staleness_ratio is not None:
+            m.index_staleness_ratio.set(self.staleness_ratio)
+        return snapshot
+
+    def checkpoint(self) -> None:
+        """Write and publish a generation.
+
+        Raises:
+            SourceError: dead letters are not durable; the offsets must not move past them.
+        """
+        self.dead_letters.flush()
+        number = self.catalog.generation
+        tensors = self.learner.state_dict() | self.eras.tensors()
+        tensors["detector"] = {name: torch.from_numpy(np.array(a)) for name, a in self.detector.state_dict().items()}
+        self.generations.write(Generation(number, self.offsets, self._facts(), tensors))
+        self.catalog.sync()
+        self.generations.publish(number)  # the commit point
+        self.catalog.begin(number + 1)
+        self.frames.delete(self.catalog.prune(self.generations.prune()))
+        self.done("checkpoint")
+        self.metrics.generation.set(number)
+        self.metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()
+
+    def restore(self) -> None:
+        """Go back to the newest generation that verifies, or begin.
+
+        Raises:
+            StateError: none verifies, or it is of another model.
+        """
+        generation = self.generations.newest_good()
+        self.metrics.generations_rejected_total.inc(self.generations.rejected)
+        number = 0 if generation is None else generation.number
+        if generation is not None and generation.state["fingerprint"] != self.learner.online.fingerprint:
+            raise StateError(
+                f"{self.generations.state_dir} was written with model.video = {generation.state['model']['video']!r},"
+                f" model.text = {generation.state['model']['text']!r}: use these again, or another state_dir"
+            )
+        if number not in (0, self.generations.current()):
+            self.generations.publish(number)
+        self.generations.drop_unpublished()
+        self.frames.delete(self.catalog.rewind(number))
+        self.frames.keep_only(self.catalog.kept_rows())
+        if generation is not None:
+            self._load(generation)
+            log.info("restored generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
+        self.publish()
+        self.metrics.generation.set(number)
+        self.metrics.learner_ok.set(1)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "lineage": self.lineage,
+            "fingerprint": self.learner.online.fingerprint,
+            "model": self.learner.online.names,
+            "learner": self.learner.describe(),
+            "clips": self.clips,
+            "counts": dict(self.ledger.counts),
+            "tasks": self.tasks.state_dict(),
+            "eras": self.eras.state(),
+            "book": self.book.state_dict(),
+            "staleness_ratio": self.staleness_ratio,
+        }
+
+    def _load(self, generation: Generation) -> None:
+        facts = generation.state
+        self.lineage, self.clips = facts["lineage"], facts["clips"]
+        self.offsets = dict(generation.offsets)
+        self.ledger.counts = Counter(facts["counts"])
+        self.tasks = TaskLog.from_state(facts["tasks"])
+        self.book.load_state_dict(facts["book"])
+        self.staleness_ratio = facts["staleness_ratio"]
+        self.learner.load_state_dict(generation.tensors)
+        self.eras.restore(facts["eras"], generation.tensors)
+        if "detector" in generation.tensors:
+            self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})

@@ -1,0 +1,273 @@
+"""Where one task ends and the next begins, the log of them, and which clips are held out.
+
+It knows nothing of learners and indexes: it says that a boundary lies here, the pipeline acts on it. The names of
+tasks are labels of metrics, so their number is bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from streamlearn.drift import Detector
+from streamlearn.errors import StateError, TaskError
+from streamlearn.records import Position, Vectors
+
+Cause = Literal["start", "drift", "operator"]
+Split = Literal["train", "heldout"]
+
+
+def is_heldout(video_id: str, ratio: float) -> bool:
+    """Whether a clip is held out, by its id alone: the same on every machine and after every restart.
+
+    A larger ratio holds out more clips and all of those that a smaller one does.
+
+    >>> [i for i in range(60) if is_heldout(f"clip-{i}", 0.05)]
+    [44, 48, 54]
+    """
+    # A JSON string may hold half a surrogate pair; it is an id like any other.
+    digest = hashlib.blake2b(video_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < int(ratio * 2**64)
+
+
+def split_of(split: str, video_id: str, ratio: float) -> Split:
+    """What a clip is for: as its message says, or by `is_heldout` where that says "auto".
+
+    Raises:
+        ValueError: `split` is none of "auto", "train" and "heldout".
+    """
+    if split == "train" or split == "heldout":
+        return split  # type: ignore[return-value]
+    if split != "auto":
+        raise ValueError(f'split = {split!r}: must be "auto", "train" or "heldout"')
+    return "heldout" if is_heldout(video_id, ratio) else "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A task begins here.
+
+    Attributes:
+        cause: "start" of the stream, "drift", or an "operator" who said so.
+        score: of the detector at that moment.
+        onset_steps_ago: how many of the newest learner steps already belong to the new task; 0 where the boundary is
+            known before its first batch is learned.
+        name: of the task, or None for the next free one.
+    """
+
+    cause: Cause
+    score: float | None = None
+    onset_steps_ago: int = 0
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One stretch of the stream that was learned as one task. A name that returns is a new entry, in a new era.
+
+    Attributes:
+        name: what the task is called; several entries share it where the task was returned to.
+        era: of the index, that begins with it.
+        cause, score, onset_steps_ago: of the boundary that began it (`Boundary`).
+        started_step: learner steps made before it, by its onset.
+        started_clips: clips processed before it was noticed.
+        position: of the first clip after that.
+        ended_step, ended_clips: the next one's `started_step` and `started_clips`; None for the current task.
+    """
+
+    name: str
+    era: int
+    cause: Cause
+    score: float | None
+    onset_steps_ago: int
+    started_step: int
+    started_clips: int
+    position: Position | None
+    ended_step: int | None = None
+    ended_clips: int | None = None
+
+
+class TaskLog:
+    """The tasks so far, oldest first. At most the last one is open: that is the current one.
+
+    Tasks without a name of their own are called t1, t2, ...: the first number, from the count of names so far on,
+    that nobody has used.
+
+    Args:
+        max_tasks: different names at most. When they are used up, an operator's new name is refused and drift begins a
+            new era of the current task, so that the stream goes on and the labels stay bounded.
+    """
+
+    def __init__(self, *, max_tasks: int = 1000) -> None:
+        self._max_tasks = max_tasks
+        self._tasks: list[Task] = []
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Every entry, in the order of their eras."""
+        return tuple(self._tasks)
+
+    @property
+    def current(self) -> Task | None:
+        """The open entry, or None before the first and after `close`."""
+        return self._tasks[-1] if self._tasks and self._tasks[-1].ended_step is None else None
+
+    def names(self) -> tuple[str, ...]:
+        """The different names, in the order of their first appearance."""
+        return tuple(dict.fromkeys(task.name for task in self._tasks))
+
+    def check(self, name: str) -> str:
+        """The name, if a task could now be started under it.
+
+        Raises:
+            TaskError: it is empty, too long, not printable or one too many.
+        """
+        if not 1 <= len(name) <= 64 or not name.isprintable():
+            raise TaskError(f"task name {name[:64]!r}: must be 1 to 64 printable characters")
+        names = self.names()
+        if name not in names and len(names) >= self._max_tasks:
+            raise TaskError(f"task name {name!r} would be one more than the {self._max_tasks} allowed; reuse one")
+        return name
+
+    def free_name(self) -> str:
+        """The name that the next task without one of its own gets; the current one's where all are used up."""
+        names = set(self.names())
+        if len(names) >= self._max_tasks:
+            return (self.current or self._tasks[-1]).name
+        number = len(names) + 1
+        while f"t{number}" in names:
+            number += 1
+        return f"t{number}"
+
+    def start(self, boundary: Boundary, *, step: int, clips: int, position: Position | None, era: int) -> Task:
+        """Begin a task, and end the current one. Starting the current one again by its name changes nothing.
+
+        Args:
+            boundary: from `Boundaries`.
+            step: learner steps made before the task, by its onset.
+            clips: processed so far.
+            position: of the clip that comes next.
+            era: of the index, that begins here; it grows from entry to entry.
+
+        Returns:
+            The task that is now current.
+
+        Raises:
+            TaskError: the name cannot be used (`check`).
+            ValueError: steps, clips or eras run backwards.
+        """
+        name = self.free_name() if boundary.name is None else self.check(boundary.name)
+        current = self.current
+        if current and boundary.name == current.name:
+            return current
+        if self._tasks and era <= self._tasks[-1].era:
+            raise ValueError(f"era {era} comes after era {self._tasks[-1].era}")
+        self._refuse_going_back(step, clips)
+        self.close(step=step, clips=clips)
+        task = Task(
+            name=name,
+            era=era,
+            cause=boundary.cause,
+            score=boundary.score,
+            onset_steps_ago=boundary.onset_steps_ago,
+            started_step=step,
+            started_clips=clips,
+            position=position,
+        )
+        self._tasks.append(task)
+        return task
+
+    def close(self, *, step: int, clips: int) -> Task | None:
+        """End the current task, if there is one, and return it.
+
+        Raises:
+            ValueError: steps or clips run backwards.
+        """
+        current = self.current
+        if current is None:
+            return None
+        self._refuse_going_back(step, clips)
+        self._tasks[-1] = replace(current, ended_step=step, ended_clips=clips)
+        return self._tasks[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"tasks": [{**asdict(t), "position": t.position and list(t.position)} for t in self._tasks]}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], *, max_tasks: int = 1000) -> TaskLog:
+        """The log as `state_dict` gave it.
+
+        Raises:
+            StateError: it is not such a state.
+        """
+        log = cls(max_tasks=max_tasks)
+        try:
+            for row in state["tasks"]:
+                position = None if row["position"] is None else Position(*row["position"])
+                log._tasks.append(Task(**{**row, "position": position}))
+        except (KeyError, TypeError) as error:
+            raise StateError(f"the task log cannot be read: {error!r}") from error
+        return log
+
+    def _refuse_going_back(self, step: int, clips: int) -> None:
+        if not self._tasks:
+            return
+        last = self._tasks[-1]
+        least_step = last.started_step if last.ended_step is None else last.ended_step
+        least_clips = last.started_clips if last.ended_clips is None else last.ended_clips
+        if step < least_step or clips < least_clips:
+            raise ValueError(f"step {step} and clips {clips} lie before step {least_step} and clips {least_clips}")
+
+
+class Boundaries:
+    """Decides for each batch whether a task begins with it: the operator's word first, then the detector's.
+
+    Its only state is the detector's. All of a batch's clips carry the same explicit task, or none.
+
+        if boundary := boundaries.announced(batch.task, current=log.current and log.current.name):
+            ...                                                             # before the batch is learned
+        if boundary := boundaries.update(keys, explicit_task=batch.task):   # after
+            ...
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    @property
+    def score(self) -> float:
+        """The detector's statistic."""
+        return self._detector.score
+
+    def announced(self, explicit_task: str | None, *, current: str | None) -> Boundary | None:
+        """The boundary that is known before the batch is learned: the first of all, or an operator's.
+
+        Args:
+            explicit_task: the operator's name of the task that the batch belongs to.
+            current: the name of the current task, None where there is none yet.
+        """
+        if current is None:
+            return Boundary("start", name=explicit_task)
+        if explicit_task is None or explicit_task == current:
+            return None
+        boundary = Boundary("operator", self.score, name=explicit_task)
+        self.restart()
+        return boundary
+
+    def update(self, embeddings: Vectors, *, explicit_task: str | None = None) -> Boundary | None:
+        """The boundary that a learned batch shows. Give every batch, in order, once.
+
+        Args:
+            embeddings: (n, d), the batch's video and text keys side by side.
+            explicit_task: as for `announced`. It rules out drift: whoever names tasks decides where they end.
+        """
+        self._detector.update(embeddings)
+        if not self._detector.drift_detected or explicit_task is not None:
+            return None
+        return Boundary("drift", self.score, self._detector.onset_batches_ago)
+
+    def restart(self) -> None:
+        """Somebody has begun a task here: what came before is no reference for what comes."""
+        self._detector.restart()

@@ -1,0 +1,60 @@
+"""Fixtures that more than one test module uses."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kafka_broker import BrokerUnavailable, KafkaBroker, find_broker
+
+
+@pytest.fixture(scope="session")
+def any_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """One broker for the whole run; `kafka` is the fixture to use."""
+    folder: Path = tmp_path_factory.mktemp("kafka")
+    try:
+        broker = find_broker(folder)
+    except BrokerUnavailable as why:
+        if os.environ.get("STREAMLEARN_REQUIRE_KAFKA") == "1":
+            pytest.fail(str(why))
+        pytest.skip(str(why))
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def kafka(any_kafka: KafkaBroker) -> Iterator[KafkaBroker]:
+    """A real broker that runs, whatever the test before did to it."""
+    yield any_kafka
+    any_kafka.ensure_running()
+    with warnings.catch_warnings():
+        # kafka-python leaves the sockets of refused connections to the garbage collector; not to a later test's.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture
+def mortal_kafka(kafka: KafkaBroker) -> KafkaBroker:
+    """A real broker that the test may kill."""
+    if not kafka.can_be_killed:
+        if os.environ.get("STREAMLEARN_REQUIRE_KAFKA") == "1":
+            pytest.fail("this test kills its broker: unset STREAMLEARN_TEST_KAFKA")
+        pytest.skip("this test kills its broker, and that of STREAMLEARN_TEST_KAFKA is not ours to kill")
+    return kafka
+
+
+@pytest.fixture
+def new_topic(kafka: KafkaBroker, request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Create topics with names of their own: `new_topic(partitions=2)`."""
+
+    def create(partitions: int = 1, configs: dict[str, str] | None = None) -> str:
+        name = re.sub(r"[^a-zA-Z0-9._-]", "-", request.node.name)[:100]
+        return kafka.create_topic(f"{name}-{uuid.uuid4().hex[:8]}", partitions, configs)
+
+    return create

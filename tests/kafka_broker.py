@@ -1,0 +1,235 @@
+"""A real Apache Kafka broker for the tests: found, or started from the jars that tests/broker/pom.xml names.
+
+One KRaft node (broker and controller) on loopback, in the foreground of nobody: `kill` is a kill -9, `start` opens
+the same port on the same data again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+
+ROOT = Path(__file__).resolve().parent.parent
+POM = ROOT / "tests" / "broker" / "pom.xml"
+
+HOW_TO_GET_ONE = (
+    "no Kafka broker: set STREAMLEARN_TEST_KAFKA=host:port, or put Java 17 and Maven on PATH"
+    " (the broker's jars are then fetched once, about 45 MB)"
+)
+
+#: The user that the SASL listener knows.
+SASL_USER, SASL_PASSWORD = "alice", "alice-secret"
+
+
+class BrokerUnavailable(Exception):
+    """There is no broker, and none can be started here."""
+
+
+class KafkaBroker:
+    """A broker the tests talk to.
+
+    Attributes:
+        bootstrap: "host:port", no authentication.
+        bootstrap_sasl: "host:port", SASL_PLAINTEXT with PLAIN; None for a broker that was found.
+    """
+
+    def __init__(self, bootstrap: str, bootstrap_sasl: str | None = None) -> None:
+        self.bootstrap = bootstrap
+        self.bootstrap_sasl = bootstrap_sasl
+
+    @property
+    def can_be_killed(self) -> bool:
+        """Whether the broker is ours to kill and start."""
+        return False
+
+    def create_topic(self, name: str, partitions: int = 1, configs: dict[str, str] | None = None) -> str:
+        """Create a topic and return its name once it can be read."""
+        admin = self.admin()
+        try:
+            admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs or {})])
+        finally:
+            admin.close()
+        return name
+
+    def admin(self) -> KafkaAdminClient:
+        """An admin client; the caller closes it."""
+        return KafkaAdminClient(bootstrap_servers=self.bootstrap)
+
+    def kill(self) -> None:
+        """Kill -9."""
+        raise NotImplementedError("a broker that was found is not ours to kill")
+
+    def start(self) -> None:
+        """Start again after `kill`, on the same port and data; returns when it accepts connections."""
+        raise NotImplementedError("a broker that was found is not ours to start")
+
+    def ensure_running(self) -> None:
+        """Start it again if a test left it dead."""
+
+    def close(self) -> None:
+        """Stop for good."""
+
+
+class LocalKafkaBroker(KafkaBroker):
+    """A broker of our own, in a child process."""
+
+    def __init__(self, jars: Path, folder: Path) -> None:
+        port, sasl_port, controller_port = _free_ports(3)
+        super().__init__(f"127.0.0.1:{port}", f"127.0.0.1:{sasl_port}")
+        self._ports = (port, sasl_port)
+        self._java = [
+            *("java", "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            *("-cp", f"{jars}/*"),
+        ]
+        self._config = folder / "server.properties"
+        self._log = folder / "broker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._config.write_text(_server_properties(folder / "data", port, sasl_port, controller_port))
+        self._run("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._config))
+        self.start()
+
+    @property
+    def can_be_killed(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        assert self._process is None, "the broker is running"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._java, "kafka.Kafka", str(self._config)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the tests, not for the broker
+            )
+        deadline = time.monotonic() + 60
+        while not all(_accepts(port) for port in self._ports):
+            try:
+                code = self._process.wait(timeout=0.05)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < deadline:
+                    continue
+                code = None
+            tail = self._log.read_text(errors="replace")[-4000:]
+            self.kill()
+            raise BrokerUnavailable(f"the broker did not start (exit code {code}):\n{tail}")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def ensure_running(self) -> None:
+        if self._process is None:
+            self.start()
+
+    def close(self) -> None:
+        self.kill()
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run([*self._java, *command], capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise BrokerUnavailable(f"{command[0]} failed: {done.stdout}{done.stderr}")
+
+
+def find_broker(folder: Path) -> KafkaBroker:
+    """The broker of STREAMLEARN_TEST_KAFKA, or a new one with its data in `folder`.
+
+    Raises:
+        BrokerUnavailable: neither is possible; the message says how to get one.
+    """
+    if bootstrap := os.environ.get("STREAMLEARN_TEST_KAFKA"):
+        return KafkaBroker(bootstrap)
+    if not shutil.which("java"):
+        raise BrokerUnavailable(HOW_TO_GET_ONE)
+    return LocalKafkaBroker(_jars(), folder)
+
+
+def _jars() -> Path:
+    """The folder of the broker's jars, fetched by Maven the first time."""
+    version = ET.parse(POM).findtext(".//{*}properties/{*}kafka.version")
+    folder = ROOT / ".cache" / "kafka" / str(version)
+    if folder.is_dir():
+        return folder
+    if not shutil.which("mvn"):
+        raise BrokerUnavailable(HOW_TO_GET_ONE)
+    # Aside and renamed: an interrupted download, or two test runs at once, must not leave half a class path.
+    aside = folder.with_name(f"{version}.{uuid.uuid4().hex}")
+    maven = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", "-DincludeScope=runtime"]
+    done = subprocess.run(
+        [*maven, f"-DoutputDirectory={aside}"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode:
+        raise BrokerUnavailable(f"Maven could not fetch the broker's jars: {done.stdout[-2000:]}")
+    try:
+        aside.rename(folder)
+    except OSError:  # the other run was first
+        shutil.rmtree(aside)
+    return folder
+
+
+def _server_properties(data: Path, port: int, sasl_port: int, controller_port: int) -> str:
+    login = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    return "\n".join(
+        [
+            "process.roles=broker,controller",
+            "node.id=1",
+            f"controller.quorum.voters=1@127.0.0.1:{controller_port}",
+            f"listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port},CONTROLLER://127.0.0.1:{controller_port}",
+            f"advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}",
+            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "controller.listener.names=CONTROLLER",
+            "sasl.enabled.mechanisms=PLAIN",
+            f'listener.name.sasl.plain.sasl.jaas.config={login} required user_{SASL_USER}="{SASL_PASSWORD}";',
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "allow.everyone.if.no.acl.found=true",
+            "super.users=User:ANONYMOUS",
+            f"log.dirs={data}",
+            "offsets.topic.replication.factor=1",
+            "offsets.topic.num.partitions=1",
+            "transaction.state.log.replication.factor=1",
+            "transaction.state.log.min.isr=1",
+            "transaction.state.log.num.partitions=1",
+            "group.initial.rebalance.delay.ms=0",
+            # A killed broker may come back only when its old session has ended: 9 s by default.
+            "broker.session.timeout.ms=1500",
+            "broker.heartbeat.interval.ms=250",
+            "group.min.session.timeout.ms=1000",
+            "message.max.bytes=16777216",
+            "log.cleaner.enable=false",
+            "",
+        ]
+    )
+
+
+def _cluster_id() -> str:
+    return "c3RyZWFtbGVhcm50ZXN0cw"  # 16 bytes in base64, as Kafka wants them
+
+
+def _free_ports(count: int) -> Sequence[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,646 @@
+from __future__ import annotations
+
+import math
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamlearn.catalog import Catalog, ClipRow, Score
+from streamlearn.errors import NewerStateError, SearchError, StateError
+
+DIM = 4
+Vector = npt.NDArray[np.float32]
+
+
+def clip(video_id: str, **changes: Any) -> ClipRow:
+    plain = ClipRow(
+        row=0,
+        video_id=video_id,
+        uri=None,
+        start_s=None,
+        end_s=None,
+        captions=(f"caption of {video_id}",),
+        meta={},
+        time=None,
+        split="train",
+        task="t1",
+        step=0,
+        sha256=None,
+        topic="clips",
+        partition="0",
+        offset=0,
+    )
+    return replace(plain, **changes)
+
+
+def vectors(seed: int, count: int) -> Vector:
+    # Numbers that half precision holds exactly, so that equality is equality.
+    drawn: Vector = np.random.default_rng(seed).integers(-64, 65, (count, DIM)).astype(np.float32) / 64
+    return drawn
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    made = Catalog(tmp_path / "catalog.db")
+    yield made
+    made.close()
+
+
+# -- clips -------------------------------------------------------------------------------------------------------
+
+
+def test_everything_known_of_a_clip_comes_back(catalog: Catalog) -> None:
+    full = clip(
+        "v/1 é\x00",
+        uri="file:///a b.mp4",
+        start_s=1.5,
+        end_s=2.0,
+        captions=("a", "zwei \ud800 \x00"),
+        meta={"cam": "7", "n": 3, "deep": {"a": [1, None]}, "no": None, "half": "\ud800", "huge": 10**30},
+        time="2026-01-02T03:04:05+02:00",
+        split="heldout",
+        step=12,
+        sha256="ab",
+        partition="3",
+        offset=2**40,
+    )
+    (row,), replaced = catalog.put([full])
+    assert replaced == []
+    assert catalog.clip(full.video_id) == replace(full, row=row)
+    assert catalog.clips([row, row + 1]) == {row: replace(full, row=row)}
+    assert catalog.put([full]) == ([row + 1], [row])
+    assert catalog.clip("v/1 é") is None
+
+
+def test_the_same_id_replaces_and_the_last_of_a_batch_wins(catalog: Catalog) -> None:
+    (old, other), _ = catalog.put([clip("a"), clip("b")])
+    catalog.put_vectors([old, other], vectors(0, 2), era=1, step=1)
+    rows, replaced = catalog.put([clip("a", task="x"), clip("c"), clip("a", task="y")])
+    assert sorted(replaced) == [old, rows[0]]
+    found = catalog.clip("a")
+    assert found is not None
+    assert (found.row, found.task) == (rows[2], "y")
+    assert len({old, other, *rows}) == 5
+    assert catalog.count() == 3
+    assert sorted(catalog.clips([old, other, *rows])) == [other, rows[1], rows[2]]
+    assert catalog.era_vectors(1)[0].tolist() == [other]
+    # The keys of a batch are stored for all its rows; the one that was outdated at once is passed over.
+    assert catalog.put_vectors(rows, vectors(1, 3), era=1, step=2) == rows[1:]
+
+
+def test_delete_takes_clip_and_vector_and_an_unknown_id_is_none(catalog: Catalog) -> None:
+    (row,), _ = catalog.put([clip("a")])
+    catalog.put_vectors([row], vectors(0, 1), era=1, step=1)
+    assert catalog.delete("a") == row
+    assert catalog.delete("a") is None
+    assert catalog.delete("never there") is None
+    assert catalog.count() == 0
+    assert catalog.eras() == []
+    assert catalog.clip("a") is None
+
+
+def test_rows_are_never_used_again_also_not_after_a_rewind(catalog: Catalog) -> None:
+    seen: set[int] = set()
+    for _ in range(3):
+        rows, _ = catalog.put([clip("a"), clip("b"), clip("a")])
+        assert not seen & set(rows)
+        seen |= set(rows)
+        catalog.rewind(0)
+
+
+def test_heldout_is_the_oldest_of_the_split_and_counts_are_by_task(catalog: Catalog) -> None:
+    splits = ["heldout", "train", "extra", "heldout", "heldout"]
+    catalog.put([clip(f"v{i}", split=split, task="t1") for i, split in enumerate(splits)])
+    catalog.put([clip("w", split="heldout", task="t2")])
+    assert [c.video_id for c in catalog.heldout("t1", 2)] == ["v0", "v3"]
+    assert [c.video_id for c in catalog.heldout("t1", 99)] == ["v0", "v3", "v4"]
+    assert catalog.heldout("t3", 9) == []
+    assert catalog.counts_by_task() == {"t1": 5, "t2": 1}
+    assert catalog.count() == 6
+
+
+# -- vectors -----------------------------------------------------------------------------------------------------
+
+
+def test_vectors_come_back_by_era_with_their_steps(catalog: Catalog) -> None:
+    rows, _ = catalog.put([clip(f"v{i}") for i in range(5)])
+    given_vectors = vectors(0, 5)
+    catalog.put_vectors(rows[:3], given_vectors[:3], era=1, step=7)
+    catalog.put_vectors(rows[3:], given_vectors[3:], era=2, step=8)
+    assert catalog.eras() == [1, 2]
+    found, stored, steps = catalog.era_vectors(1)
+    assert (found.dtype, stored.dtype, steps.dtype) == (np.int64, np.float32, np.int64)
+    assert found.tolist() == rows[:3]
+    np.testing.assert_array_equal(stored, given_vectors[:3])
+    assert steps.tolist() == [7, 7, 7]
+    assert catalog.vector_steps([rows[0], rows[4], 999]) == {rows[0]: 7, rows[4]: 8}
+    empty_rows, empty, _ = catalog.era_vectors(9)
+    assert (len(empty_rows), len(empty)) == (0, 0)
+
+
+def test_a_newer_vector_replaces_also_one_of_another_generation_and_era(catalog: Catalog) -> None:
+    (row,), _ = catalog.put([clip("a")])
+    for generation, era in ((1, 1), (1, 2), (2, 2), (2, 3)):
+        catalog.begin(generation)
+        fresh = vectors(10 * generation + era, 1)
+        catalog.put_vectors([row], fresh, era=era, step=generation)
+        assert catalog.eras() == [era]
+        np.testing.assert_array_equal(catalog.era_vectors(era)[1], fresh)
+
+
+def test_the_last_of_equal_rows_is_stored(catalog: Catalog) -> None:
+    (row,), _ = catalog.put([clip("a")])
+    two = vectors(0, 2)
+    assert catalog.put_vectors([row, row], two, era=1, step=1) == [row]
+    np.testing.assert_array_equal(catalog.era_vectors(1)[1], two[1:])
+
+
+def test_vectors_of_another_dimension_are_refused(catalog: Catalog) -> None:
+    rows, _ = catalog.put([clip("a"), clip("b")])
+    catalog.put_vectors(rows[:1], vectors(0, 1), era=1, step=1)
+    with pytest.raises(StateError, match=f"5 dimensions do not fit vectors of {DIM}"):
+        catalog.put_vectors(rows[1:], np.zeros((1, 5), np.float32), era=2, step=1)
+    assert catalog.eras() == [1]
+
+
+def test_stale_rows_are_those_of_earlier_steps_oldest_first(catalog: Catalog) -> None:
+    rows, _ = catalog.put([clip(f"v{i}") for i in range(6)])
+    for row, step in zip(rows, (5, 3, 9, 3, 4, 10), strict=True):
+        catalog.put_vectors([row], vectors(row, 1), era=1, step=step)
+    assert catalog.stale_rows(1, 9, 10) == [rows[1], rows[3], rows[4], rows[0]]
+    assert catalog.stale_rows(1, 9, 2) == [rows[1], rows[3]]
+    assert catalog.stale_rows(2, 9, 2) == []
+
+
+# -- time travel -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the live view knows of one clip."""
+
+    task: str
+    step: int
+    captions: tuple[str, ...]
+    era: int | None = None
+    vector: tuple[float, ...] | None = None
+    vector_step: int | None = None
+
+
+def live_view(catalog: Catalog) -> dict[str, Seen]:
+    clips = catalog.clips(catalog.kept_rows())
+    found = {c.video_id: Seen(c.task, c.step, c.captions) for c in clips.values()}
+    for era in catalog.eras():
+        for row, vector, step in zip(*catalog.era_vectors(era), strict=True):
+            video_id = clips[int(row)].video_id  # a vector without a clip would be a KeyError here
+            found[video_id] = replace(found[video_id], era=era, vector=tuple(vector.tolist()), vector_step=int(step))
+    return found
+
+
+ids = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4)
+eras = st.integers(0, 2)
+operation = st.one_of(
+    st.tuples(st.just("put"), ids, eras),
+    st.tuples(st.just("put"), ids, st.none()),
+    st.tuples(st.just("delete"), st.sampled_from("abcdef")),
+    st.tuples(st.just("vectors"), ids, eras),
+    st.tuples(st.just("vectors"), ids, eras),
+    st.tuples(st.just("move"), eras, eras, st.sampled_from([0, 0, 3, 9])),
+    st.tuples(st.just("checkpoint")),
+    st.tuples(st.just("checkpoint")),
+    st.tuples(st.just("rewind"), st.integers(0, 10)),
+    st.tuples(st.just("prune"), st.integers(0, 10)),
+    st.tuples(st.just("reopen")),
+)
+
+
+class Model:
+    """The catalog, slowly: a dictionary, and a copy of it for each checkpoint."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, Seen] = {}
+        self.kept: dict[int, dict[str, Seen]] = {0: {}}
+
+    def give_vector(self, video_id: str, era: int, vector: Vector, step: int) -> None:
+        self.live[video_id] = replace(self.live[video_id], era=era, vector=tuple(vector.tolist()), vector_step=step)
+
+    def move(self, from_era: int, since: int, to_era: int, task: str) -> set[str]:
+        moved = {v for v, seen in self.live.items() if seen.era == from_era and seen.step >= since}
+        for video_id in moved:
+            self.live[video_id] = replace(self.live[video_id], era=to_era, task=task)
+        return moved
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.lists(operation, max_size=40))
+def test_rewinding_to_any_kept_generation_gives_the_catalog_of_that_moment(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[Any, ...]]
+) -> None:
+    path = tmp_path_factory.mktemp("travel") / "catalog.db"
+    catalog, model = Catalog(path), Model()
+    published = 0
+    for number, (kind, *arguments) in enumerate(operations):
+        if kind == "put":
+            batch = [
+                clip(v, task=f"t{number}", step=number, captions=(f"{number}.{i}",)) for i, v in enumerate(arguments[0])
+            ]
+            before = set(model.live)
+            rows, replaced = catalog.put(batch)
+            assert len(rows) == len(batch)
+            assert len(replaced) == len(batch) - len({c.video_id for c in batch} - before)
+            for c in batch:
+                model.live[c.video_id] = Seen(c.task, c.step, c.captions)
+            if (era := arguments[1]) is not None:
+                fresh = vectors(number, len(batch))
+                catalog.put_vectors(rows, fresh, era=era, step=number)
+                for c, vector in zip(batch, fresh, strict=True):
+                    model.give_vector(c.video_id, era, vector, number)
+        elif kind == "delete":
+            assert (catalog.delete(arguments[0]) is None) == (model.live.pop(arguments[0], None) is None)
+        elif kind == "vectors":
+            known = [(v, c.row) for v in dict.fromkeys(arguments[0]) if (c := catalog.clip(v))]
+            fresh = vectors(number, len(known))
+            catalog.put_vectors([row for _, row in known], fresh, era=arguments[1], step=number)
+            for (v, _), vector in zip(known, fresh, strict=True):
+                model.give_vector(v, arguments[1], vector, number)
+        elif kind == "move":
+            from_era, to_era, since = arguments
+            task = f"moved{number}"
+            rows = catalog.move(from_era=from_era, since_step=since, to_era=to_era, to_task=task)
+            moved = model.move(from_era, since, to_era, task)
+            assert {c.video_id for c in catalog.clips(rows).values()} == moved
+        elif kind == "checkpoint":
+            published = catalog.generation
+            model.kept[published] = dict(model.live)
+            catalog.begin(published + 1)
+        elif kind == "rewind":
+            published = sorted(model.kept)[arguments[0] % len(model.kept)]
+            catalog.rewind(published)
+            assert catalog.generation == published + 1
+            model.live = dict(model.kept[published])
+            model.kept = {g: view for g, view in model.kept.items() if g <= published}
+        elif kind == "prune":
+            oldest = sorted(model.kept)[arguments[0] % len(model.kept)]
+            catalog.prune(oldest)
+            model.kept = {g: view for g, view in model.kept.items() if g >= oldest}
+            model.kept.setdefault(0, {})
+        else:
+            working = catalog.generation
+            catalog.close()
+            catalog = Catalog(path)
+            catalog.begin(working)
+        assert live_view(catalog) == model.live
+    for generation in sorted(model.kept, reverse=True):
+        catalog.rewind(generation)
+        assert live_view(catalog) == model.kept[generation]
+    catalog.close()
+
+
+def test_a_moved_and_a_reencoded_clip_get_their_task_era_and_vector_back(catalog: Catalog) -> None:
+    catalog.begin(4)
+    rows, _ = catalog.put([clip("a", step=1), clip("b", step=2)])
+    old = vectors(0, 2)
+    catalog.put_vectors(rows, old, era=1, step=2)
+    catalog.begin(5)
+    assert catalog.move(from_era=1, since_step=2, to_era=2, to_task="t2") == [rows[1]]
+    catalog.put_vectors(rows[:1], vectors(1, 1), era=1, step=9)
+    assert catalog.counts_by_task() == {"t1": 1, "t2": 1}
+    assert catalog.eras() == [1, 2]
+
+    catalog.rewind(4)
+    assert catalog.counts_by_task() == {"t1": 2}
+    found, stored, steps = catalog.era_vectors(1)
+    order = np.argsort(found)
+    assert found[order].tolist() == rows
+    np.testing.assert_array_equal(stored[order], old)
+    assert steps.tolist() == [2, 2]
+
+
+def test_a_clip_moved_in_two_generations_gets_the_task_of_either_back(tmp_path: Path) -> None:
+    for pruned, generation, task in ((0, 3, "t3"), (0, 2, "t2"), (0, 1, "t1"), (2, 2, "t2"), (1, 1, "t1")):
+        catalog = Catalog(tmp_path / f"{pruned}-{generation}.db")
+        rows, _ = catalog.put([clip("a")])
+        catalog.put_vectors(rows, vectors(0, 1), era=1, step=1)
+        for era in (2, 3):
+            catalog.begin(era)
+            catalog.move(from_era=era - 1, since_step=0, to_era=era, to_task="in between")
+            catalog.move(from_era=era, since_step=0, to_era=era, to_task=f"t{era}")
+        catalog.begin(4)
+        catalog.prune(pruned)
+        catalog.rewind(generation)
+        assert catalog.counts_by_task() == {task: 1}
+        assert catalog.eras() == [generation]
+        catalog.close()
+
+
+def test_rewind_and_prune_tell_which_rows_are_gone_for_good(catalog: Catalog) -> None:
+    (a, b), _ = catalog.put([clip("a"), clip("b")])
+    catalog.begin(2)
+    (c,), _ = catalog.put([clip("c")])
+    catalog.delete("a")
+    assert catalog.kept_rows().tolist() == [a, b, c]
+    assert catalog.prune(1) == []
+    assert catalog.rewind(1) == [c]
+    catalog.delete("b")
+    catalog.begin(3)
+    assert catalog.prune(2) == [b]
+    assert catalog.kept_rows().tolist() == [a]
+
+
+def test_a_pruned_generation_is_refused_and_nothing_is_changed(catalog: Catalog) -> None:
+    catalog.put([clip("a")])
+    catalog.begin(2)
+    catalog.delete("a")
+    catalog.begin(3)
+    catalog.prune(2)
+    with pytest.raises(StateError, match="generation 1 was pruned; the oldest is 2"):
+        catalog.rewind(1)
+    assert catalog.generation == 3
+    catalog.rewind(0)
+    catalog.put([clip("b")])
+    catalog.begin(2)
+    catalog.rewind(1)
+    assert catalog.clip("b") is not None
+
+
+def test_a_generation_that_is_over_cannot_be_written_to(catalog: Catalog) -> None:
+    catalog.begin(3)
+    with pytest.raises(ValueError, match="generation 2 is over"):
+        catalog.begin(2)
+
+
+def test_scores_are_kept_in_order_by_task_and_cut_by_a_rewind(catalog: Catalog) -> None:
+    first = Score(100, 3, "2026-01-01T00:00:00Z", "t1", "text_to_video", 5, "served", 0.25, 40)
+    missing = replace(first, task="t2", value=None, pairs=2)
+    catalog.add_scores([first, missing])
+    catalog.begin(2)
+    later = replace(first, clips_seen=200, value=0.5)
+    catalog.add_scores([later])
+    assert catalog.scores() == [first, missing, later]
+    assert catalog.scores("t1") == [first, later]
+    catalog.rewind(1)
+    assert catalog.scores() == [first, missing]
+
+
+# -- filters -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(catalog: Catalog) -> Catalog:
+    hostile = {'cam" = 1 OR 1=1 --': "x", "a.b": "dotted", "é": "ü", "nan": math.nan, "half": "\ud800", "": "empty"}
+    catalog.put(
+        [
+            clip("a", meta={"cam": "7", "n": 1, "ok": True}, task="t1", time="2026-01-01T00:00:00Z", step=1),
+            clip("b", meta={"cam": 7, "n": 2.5}, task="t2", time="2026-01-01T02:30:00+02:00", split="heldout", step=2),
+            clip("c", meta={"cam": "8", "n": "3"}, task="t3", time="2026-01-01T01:00:00.5Z", uri="s3://x", step=3),
+            clip("d", meta=hostile, task="t3", time="yesterday", step=4),
+            clip("e", meta={"deep": {"cam": "7"}, "list": ["7"], "none": None, "big": 10**30, "long": "x" * 5000}),
+            clip("gone", meta={"cam": "7"}),
+        ]
+    )
+    catalog.delete("gone")
+    return catalog
+
+
+def found_by(catalog: Catalog, wanted: dict[str, Any]) -> str:
+    rows = catalog.rows_where(wanted)
+    assert rows.dtype == np.int64
+    assert rows.tolist() == sorted(rows.tolist())
+    return "".join(sorted(c.video_id for c in catalog.clips(rows).values()))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [
+        ({}, "abcde"),
+        ({"meta.cam": "7"}, "a"),
+        ({"meta.cam": 7}, "b"),
+        ({"meta.cam": 7.0}, "b"),
+        ({"meta.cam": ["7", "8"]}, "ac"),
+        ({"meta.cam": []}, ""),
+        ({"meta.n": {"gte": 1}}, "ab"),
+        ({"meta.n": {"gt": 1, "lt": 2.5}}, ""),
+        ({"meta.n": {"gt": 1, "lte": 2.5}}, "b"),
+        ({"meta.n": {"gte": "0"}}, "c"),
+        ({"meta.ok": True}, "a"),
+        ({"meta.unknown": "7"}, ""),
+        ({'meta.cam" = 1 OR 1=1 --': "x"}, "d"),
+        ({"meta.a.b": "dotted"}, "d"),
+        ({"meta.é": "ü"}, "d"),
+        ({"task": "t3"}, "cd"),
+        ({"task": ["t1", "t2", "nope"]}, "abe"),
+        ({"task": "t1' OR '1'='1"}, ""),
+        ({"task": "t3", "meta.cam": "8"}, "c"),
+        ({"split": "heldout"}, "b"),
+        ({"video_id": ["a", "e"]}, "ae"),
+        ({"uri": "s3://x"}, "c"),
+        ({"step": {"gte": 2, "lt": 4}}, "bc"),
+        ({"topic": "clips", "partition": "0", "step": 4}, "d"),
+        ({"time": "2026-01-01T01:00:00+01:00"}, "a"),
+        ({"time": {"gte": "2026-01-01T00:30:00Z"}}, "bc"),
+        ({"time": {"gt": "2026-01-01T00:30:00Z", "lt": "2026-01-01T01:00:00.6Z"}}, "c"),
+        ({"time": {"lt": "2026-01-01t00:30:00z"}}, "a"),
+    ],
+)
+def test_a_filter_finds_exactly_these(filled: Catalog, wanted: dict[str, Any], ids: str) -> None:
+    assert found_by(filled, wanted) == ids
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"colour": "red"},
+        {"meta": "x"},
+        {"meta.": "x"},
+        {"row": 1},
+        {"died": None},
+        {"task; DROP TABLE clips": "x"},
+        {"meta.cam": None},
+        {"meta.cam": [None]},
+        {"meta.cam": [["7"]]},
+        {"meta.cam": {}},
+        {"meta.cam": {"like": "%"}},
+        {"meta.cam": {"gte": 1, "or": 2}},
+        {"meta.cam": {"gte": [1]}},
+        {"meta.n": math.nan},
+        {"meta.n": 10**30},
+        {"meta.half": "\ud800"},
+        {"meta.\ud800": "x"},
+        {"meta.long": "x" * 5000},
+        {"time": "yesterday"},
+        {"time": 5},
+        {"time": {"gte": "2026-01-01T00:00:00"}},
+        {"task": ["t"] * 1001},
+        {f"meta.{i}": "x" for i in range(33)},
+    ],
+    ids=lambda wanted: ascii(wanted)[:40],
+)
+def test_anything_else_in_a_filter_is_a_search_error(filled: Catalog, wanted: dict[str, Any]) -> None:
+    with pytest.raises(SearchError, match="filter: "):
+        filled.rows_where(wanted)
+    assert filled.count() == 5
+
+
+def test_filters_forget_what_was_rewound(catalog: Catalog) -> None:
+    catalog.put([clip("a", meta={"cam": "7"})])
+    catalog.begin(2)
+    catalog.put([clip("a", meta={"cam": "8"}), clip("b", meta={"cam": "8"})])
+    assert len(catalog.rows_where({"meta.cam": "8"})) == 2
+    catalog.rewind(1)
+    assert found_by(catalog, {"meta.cam": "7"}) == "a"
+    assert found_by(catalog, {"meta.cam": "8"}) == ""
+
+
+# -- transactions, threads, files --------------------------------------------------------------------------------
+
+
+def test_a_batch_that_fails_leaves_nothing(catalog: Catalog) -> None:
+    def fail_midway() -> None:
+        with catalog.transaction():
+            rows, _ = catalog.put([clip("a")])
+            catalog.put_vectors(rows, vectors(0, 1), era=1, step=1)
+            assert catalog.clip("a") is not None  # one sees one's own writes
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        fail_midway()
+    assert catalog.clip("a") is None
+    assert catalog.eras() == []
+    with catalog.transaction(), catalog.transaction():
+        catalog.put([clip("b")])
+    assert catalog.count() == 1
+
+
+def test_readers_in_other_threads_never_see_half_a_batch(catalog: Catalog) -> None:
+    done = threading.Event()
+    seen: list[int] = []
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not done.is_set() or not seen:
+                count = catalog.count()
+                seen.append(count)
+                assert count % 3 == 0
+        except BaseException as error:  # noqa: BLE001 -- told to the main thread
+            failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for batch in range(60):
+        with catalog.transaction():
+            for i in range(3):
+                catalog.put([clip(f"{batch}.{i}")])
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not failures, failures[0]
+    assert catalog.count() == 180
+
+
+def test_another_threads_open_transaction_is_not_visible_and_does_not_block_readers(catalog: Catalog) -> None:
+    counted: list[int] = []
+    with catalog.transaction():
+        catalog.put([clip("a")])
+        reader = threading.Thread(target=lambda: counted.append(catalog.count()))
+        reader.start()
+        reader.join()
+    assert counted == [0]
+    assert catalog.count() == 1
+
+
+def test_readers_only_read(tmp_path: Path) -> None:
+    path = tmp_path / "odd name%20#?.db"
+    catalog = Catalog(path)
+    catalog.put([clip("a")])
+    assert catalog.count() == 1
+    catalog.close()
+    catalog.close()
+    with pytest.raises(StateError, match="closed"):
+        catalog.count()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # the log was taken in
+
+
+KILLED_MIDWAY = """
+import os, signal, sys
+from pathlib import Path
+from streamlearn.catalog import Catalog, ClipRow
+def clip(name):
+    return ClipRow(0, name, None, None, None, ("x",), {}, None, "train", "t", 0, None, "clips", "0", 0)
+catalog = Catalog(Path(sys.argv[1]))
+catalog.put([clip("a"), clip("b")])
+catalog.sync()
+with catalog.transaction():
+    catalog.put([clip("c")])
+    catalog.delete("a")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_killed_inside_a_transaction_leaves_the_batch_before(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    ended = subprocess.run([sys.executable, "-c", KILLED_MIDWAY, str(path)], check=False, timeout=60)
+    assert ended.returncode == -9
+    catalog = Catalog(path)
+    assert sorted(live_view(catalog)) == ["a", "b"]
+    catalog.close()
+
+
+def test_state_survives_closing_and_opening(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "catalog.db")
+    catalog.begin(7)
+    rows, _ = catalog.put([clip("a")])
+    catalog.put_vectors(rows, vectors(0, 1), era=3, step=1)
+    view = live_view(catalog)
+    catalog.close()
+    again = Catalog(tmp_path / "catalog.db")
+    assert again.generation == 7
+    assert live_view(again) == view
+    again.close()
+
+
+def test_a_newer_schema_is_refused_with_a_sentence_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    Catalog(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 999")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(NewerStateError, match=r"version 999.*install the newer"):
+        Catalog(path)
+    assert path.read_bytes() == before
+
+
+def test_another_applications_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE recipes (name TEXT)")
+    db.commit()
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StateError, match="another application"):
+        Catalog(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["catalog.db"]
+
+
+def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    path.write_bytes(b"this is text, and long enough to be mistaken for nothing else" * 50)
+    with pytest.raises(StateError, match="not a database"):
+        Catalog(path)
+    with pytest.raises(StateError, match="cannot be"):
+        Catalog(tmp_path / "missing" / "catalog.db")

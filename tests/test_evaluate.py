@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamlearn.errors import StateError
+from streamlearn.evaluate import ScoreBook, median_rank, ranks, recall_at
+
+repeatable = settings(derandomize=True, deadline=None, database=None)
+SERIES = ("t2v", 1, "served")
+
+
+def book_of(matrix: list[list[float]]) -> ScoreBook:
+    """One evaluation a row, at the end of each task: row t is evaluated while task t is still current."""
+    book = ScoreBook()
+    for t, row in enumerate(matrix):
+        if t:
+            book.close_task(f"t{t}")
+        for i, value in enumerate(row):
+            book.record(f"t{i + 1}", *SERIES, value)
+    return book
+
+
+@repeatable
+@given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=6), st.data())
+def test_ranks_equal_counting_by_hand(rows: list[list[int]], data: st.DataObject) -> None:
+    targets = data.draw(st.lists(st.integers(0, 4), min_size=len(rows), max_size=len(rows)))
+    by_hand = []
+    for row, target in zip(rows, targets, strict=True):
+        rest = [score for i, score in enumerate(row) if i != target]
+        higher, same = sum(s > row[target] for s in rest), sum(s == row[target] for s in rest)
+        by_hand.append(1 + higher + -(-same // 2))
+    got = ranks(np.array(rows, np.float32), np.array(targets))
+    assert got.dtype == np.int64
+    assert got.tolist() == by_hand
+
+
+def test_a_model_that_scores_everything_alike_ranks_in_the_middle() -> None:
+    got = ranks(np.zeros((10, 101), np.float32), np.arange(10))
+    assert set(got.tolist()) == {51}
+    assert recall_at(got, 10) == 0
+
+
+def test_scores_that_are_not_numbers_never_help() -> None:
+    nan = np.nan
+    assert ranks(np.array([[nan, 0.1, 0.2]]), np.array([0])).tolist() == [3]
+    assert ranks(np.array([[0.3, nan, 0.2]]), np.array([0])).tolist() == [2]
+    assert ranks(np.full((1, 4), nan), np.array([2])).tolist() == [4]
+
+
+def test_rank_in_a_gallery_of_one_is_one() -> None:
+    assert ranks(np.array([[0.5]]), np.array([0])).tolist() == [1]
+
+
+def test_ranks_refuse_what_does_not_fit() -> None:
+    scores = np.zeros((2, 3))
+    for targets in ([0], [0, 3], [-1, 0]):
+        with pytest.raises(ValueError, match="targets"):
+            ranks(scores, np.array(targets))
+    with pytest.raises(ValueError, match="shape"):
+        ranks(np.zeros(3), np.array([0, 1, 2]))
+
+
+def test_recall_and_median_rank_of_known_ranks() -> None:
+    known = np.array([1, 2, 5, 6])
+    assert [recall_at(known, k) for k in (1, 5, 10)] == [0.25, 0.75, 1.0]
+    assert median_rank(known) == 3.5
+
+
+@pytest.mark.parametrize("measure", [lambda r: recall_at(r, 1), median_rank])
+def test_measures_of_no_queries_are_refused(measure) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="no queries"):
+        measure(np.empty(0, np.int64))
+
+
+def test_forgetting_and_transfer_agree_with_avalanche_where_they_overlap() -> None:
+    """avalanche-lib 0.6: forgetting = initial - last, backward transfer = -forgetting, averaged over experiences.
+
+    On this matrix (row: after task t; column: task i) its `Forgetting` gives {0: 0.3, 1: 0.3} and so a transfer
+    of -0.3. Ours divides by the best: 0.3/0.8 and 0.3/0.9.
+    """
+    book = book_of([[0.8, 0.1, 0.0], [0.6, 0.9, 0.2], [0.5, 0.6, 0.7]])
+    assert book.backward_transfer(*SERIES) == pytest.approx(((0.5 - 0.8) + (0.6 - 0.9)) / 2)
+    assert book.backward_transfer(*SERIES) == pytest.approx(-0.3)
+    assert book.forgetting("t1", *SERIES) == pytest.approx(0.3 / 0.8)
+    assert book.forgetting("t2", *SERIES) == pytest.approx(0.3 / 0.9)
+    assert book.forgetting("t3", *SERIES) == 0
+
+
+ratios = st.floats(0, 1)
+
+
+@repeatable
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(ratios, min_size=n, max_size=n), min_size=n, max_size=n)))
+def test_the_book_equals_the_definitions_on_the_whole_matrix(matrix: list[list[float]]) -> None:
+    """R[t][i]: the value of task i after task t, its best, learned and lowest read off the matrix itself."""
+    book, r, n = book_of(matrix), np.array(matrix), len(matrix)
+    for i in range(n):
+        best = r[:, i].max()
+        assert book.forgetting(f"t{i + 1}", *SERIES) == pytest.approx((best - r[-1, i]) / best if best else 0)
+        assert book.now(f"t{i + 1}", *SERIES) == r[-1, i]
+    if n == 1:
+        assert book.backward_transfer(*SERIES) is None
+        assert book.anytime_minimum(*SERIES) is None
+    else:
+        assert book.backward_transfer(*SERIES) == pytest.approx(np.mean([r[-1, i] - r[i, i] for i in range(n - 1)]))
+        assert book.anytime_minimum(*SERIES) == pytest.approx(np.mean([r[i:, i].min() for i in range(n - 1)]))
+    with np.errstate(divide="ignore", over="ignore"):
+        assert book.harmonic_mean(*SERIES) == pytest.approx(n / np.sum(1 / r[-1]))
+
+
+def test_directions_ks_and_views_are_kept_apart() -> None:
+    book = ScoreBook()
+    book.record("t1", "t2v", 1, "served", 0.8)
+    book.record("t1", "t2v", 1, "served", 0.4)
+    for other in (("v2t", 1, "served"), ("t2v", 5, "served"), ("t2v", 1, "learner")):
+        book.record("t1", *other, 0.5)
+        assert book.forgetting("t1", *other) == 0
+    assert book.forgetting("t1", "t2v", 1, "served") == 0.5
+    assert [cell[1:] for cell in book.cells()] == [
+        ("t2v", 1, "served"),
+        ("v2t", 1, "served"),
+        ("t2v", 5, "served"),
+        ("t2v", 1, "learner"),
+    ]
+
+
+def test_a_task_first_evaluated_when_past_counts_from_there() -> None:
+    book = ScoreBook()
+    book.close_task("t1")
+    book.record("t1", *SERIES, 0.6)
+    assert book.backward_transfer(*SERIES) == 0
+    book.record("t1", *SERIES, 0.2)
+    book.record("t1", *SERIES, 0.5)
+    assert book.backward_transfer(*SERIES) == pytest.approx(-0.1)
+    assert book.anytime_minimum(*SERIES) == pytest.approx(0.2)
+
+
+def test_closing_a_past_task_again_changes_nothing() -> None:
+    book = book_of([[0.8, 0.0], [0.5, 0.7]])
+    book.close_task("t1")
+    assert book.backward_transfer(*SERIES) == pytest.approx(-0.3)
+
+
+def test_a_task_that_returns_is_learned_anew_and_keeps_its_best() -> None:
+    book = book_of([[0.8, 0.0], [0.5, 0.7]])
+    book.open_task("t1")
+    assert book.backward_transfer(*SERIES) is None
+    book.record("t1", *SERIES, 0.6)
+    book.close_task("t1")
+    book.record("t1", *SERIES, 0.4)
+    assert book.backward_transfer(*SERIES) == pytest.approx(-0.2)
+    assert book.forgetting("t1", *SERIES) == pytest.approx(0.5)
+
+
+def test_a_task_never_found_has_forgotten_nothing_and_spoils_the_harmonic_mean() -> None:
+    book = book_of([[0.0, 0.9]])
+    assert book.forgetting("t1", *SERIES) == 0
+    assert book.harmonic_mean(*SERIES) == 0
+
+
+def test_what_was_never_recorded_is_none() -> None:
+    book = ScoreBook()
+    assert book.now("t1", *SERIES) is book.forgetting("t1", *SERIES) is book.harmonic_mean(*SERIES) is None
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_a_value_that_is_no_ratio_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="not in 0..1"):
+        ScoreBook().record("t1", *SERIES, value)
+
+
+@repeatable
+@given(st.lists(st.tuples(st.sampled_from(["t1", "t2", "t3"]), st.one_of(ratios, st.sampled_from(["open", "close"])))))
+def test_a_book_that_was_put_away_as_json_goes_on_the_same(events: list[tuple[str, float | str]]) -> None:
+    whole, resumed = ScoreBook(), ScoreBook()
+    for task, event in events:
+        for book in (whole, resumed):
+            if event == "open":
+                book.open_task(task)
+            elif event == "close":
+                book.close_task(task)
+            else:
+                assert isinstance(event, float)
+                book.record(task, *SERIES, event)
+        state = json.loads(json.dumps(resumed.state_dict()))
+        resumed = ScoreBook()
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == whole.state_dict()
+        assert resumed.cells() == whole.cells()
+
+
+def test_a_damaged_book_is_refused_and_changes_nothing() -> None:
+    book = book_of([[0.8]])
+    for damaged in ({}, {"past": [], "series": [["t1", "t2v"]]}, {"past": [], "series": [["t1", *SERIES, {"x": 1}]]}):
+        with pytest.raises(StateError, match="score book"):
+            book.load_state_dict(damaged)
+    assert book.now("t1", *SERIES) == 0.8

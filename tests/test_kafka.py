@@ -1,0 +1,490 @@
+"""The Kafka source against a real broker; only the watchdog is tried on a client that was made to hang."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kafka import KafkaProducer, TopicPartition
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, NewPartitions, ResourcePattern, ResourceType
+from kafka_broker import SASL_PASSWORD, SASL_USER, KafkaBroker
+
+from streamlearn.connectors.kafka import KafkaSource
+from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_reader import Reader
+from streamlearn.errors import SettingsError, SourceError
+from streamlearn.records import Partition, Record
+from streamlearn.settings import KafkaSettings
+from streamlearn.source import DeadLetters, Source
+
+DEADLINE_S = 60.0
+
+NewTopic = Callable[..., str]
+OpenSource = Callable[..., KafkaSource]
+
+
+def options(broker: KafkaBroker, topic: str, **others: Any) -> KafkaSettings:
+    given: dict[str, Any] = {
+        "bootstrap_servers": [broker.bootstrap],
+        "topics": [topic],
+        "group_id": f"{topic}-group",
+        "session_timeout_ms": 3_000,
+        "request_timeout_ms": 5_000,
+    }
+    return KafkaSettings.model_validate(given | others)
+
+
+@pytest.fixture
+def open_source() -> Iterator[OpenSource]:
+    """Start sources, and close them whatever happens to the test."""
+    sources: list[KafkaSource] = []
+
+    def start(settings: KafkaSettings, offsets: dict[Partition, int] | None = None) -> KafkaSource:
+        source = KafkaSource(settings)
+        sources.append(source)
+        source.start(offsets or {})
+        return source
+
+    yield start
+    for source in sources:
+        source.close()
+
+
+def send(broker: KafkaBroker, topic: str, values: Sequence[bytes | None], partition: int = 0, **others: Any) -> None:
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, max_request_size=2**24)
+    try:
+        futures = [producer.send(topic, value, b"key", partition=partition, **others) for value in values]
+        for future in futures:
+            future.get(DEADLINE_S)
+    finally:
+        producer.close()
+
+
+def numbers(count: int, start: int = 0) -> list[bytes]:
+    return [b"%d" % n for n in range(start, start + count)]
+
+
+def values(records: Sequence[Record]) -> list[bytes | None]:
+    return [record.value for record in records]
+
+
+def collect(source: KafkaSource, count: int) -> list[Record]:
+    """Poll until `count` records came, however often the broker is away meanwhile."""
+    records: list[Record] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while len(records) < count:
+        assert time.monotonic() < deadline, f"{len(records)} of {count} records came in {DEADLINE_S} s"
+        try:
+            records += source.poll(0.5)
+        except SourceError as error:
+            assert error.retriable
+    return records
+
+
+def trouble(source: KafkaSource) -> SourceError:
+    """Poll until the source says that something is wrong."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        try:
+            assert source.poll(0.5) == []
+        except SourceError as error:
+            return error
+    raise AssertionError("the source said nothing")
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline, tick = time.monotonic() + DEADLINE_S, Event()
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        tick.wait(0.02)
+
+
+def members(broker: KafkaBroker, group: str) -> dict[str, list[Any]]:
+    """Member ids and what they were assigned."""
+    admin = broker.admin()
+    try:
+        described = admin.describe_groups([group])
+        return {m["member_id"]: m["member_assignment"] for m in described[group]["members"]}
+    finally:
+        admin.close()
+
+
+def test_it_is_a_source_with_dead_letters(kafka: KafkaBroker) -> None:
+    source = KafkaSource.from_settings(SimpleNamespace(kafka=options(kafka, "clips")))
+    assert isinstance(source, Source)
+    assert isinstance(source.dead_letters(), DeadLetters)
+    assert (source.connected, source.lag(), source.restarts) == (False, {}, 0)
+    source.close()
+
+
+def test_it_reads_in_order_from_the_given_offsets_whatever_the_broker_has_committed(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic(partitions=2)
+    for partition in (0, 1):
+        send(kafka, topic, numbers(100), partition)
+    p0, p1 = Partition(topic, "0"), Partition(topic, "1")
+    first = open_source(options(kafka, topic))
+    collect(first, 200)
+    first.commit({p0: 90, p1: 80})
+    first.close()
+
+    records = collect(open_source(options(kafka, topic), {p0: 40}), 60 + 20)
+
+    assert values([r for r in records if r.position.partition == "0"]) == numbers(60, start=40)
+    # A partition that the checkpoint does not know begins at the committed offset.
+    assert values([r for r in records if r.position.partition == "1"]) == numbers(20, start=80)
+    assert [r.position.offset for r in records if r.position.partition == "0"] == list(range(40, 100))
+
+
+def test_a_commit_reaches_the_broker(kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource) -> None:
+    topic = new_topic()
+    send(kafka, topic, numbers(10))
+    source = open_source(options(kafka, topic))
+    collect(source, 10)
+    source.commit({Partition(topic, "0"): 7})
+    admin = kafka.admin()
+    group, tp = f"{topic}-group", TopicPartition(topic, 0)
+    until(lambda: (found := admin.list_group_offsets(group).get(tp)) is not None and found.offset == 7)
+    source.commit({Partition(topic, "0"): 9})
+    source.close()
+    assert admin.list_group_offsets(group)[tp].offset == 9
+    admin.close()
+
+
+def test_latest_begins_at_the_end_of_the_log(kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource) -> None:
+    topic = new_topic()
+    send(kafka, topic, numbers(10))
+    source = open_source(options(kafka, topic, auto_offset_reset="latest"))
+    until(lambda: source.lag() == {Partition(topic, "0"): 0})
+    send(kafka, topic, [b"new"])
+    assert values(collect(source, 1)) == [b"new"]
+
+
+def test_headers_tombstones_timestamps_and_large_values_arrive(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic()
+    large = bytes(range(256)) * 8192  # 2 MiB: larger than one fetch of a partition asks for
+    send(kafka, topic, [b"with", None, large], headers=[("caption", b"a red ball"), ("caption", b"")], timestamp_ms=7)
+    with_headers, tombstone, big = collect(open_source(options(kafka, topic)), 3)
+    assert with_headers.headers == (("caption", b"a red ball"), ("caption", b""))
+    assert (with_headers.key, with_headers.timestamp_ms) == (b"key", 7)
+    assert tombstone.value is None
+    assert tombstone.key == b"key"
+    assert big.value == large
+
+
+def test_a_caller_that_stalls_longer_than_the_poll_interval_stays_a_member_and_loses_nothing(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic()
+    send(kafka, topic, numbers(500))
+    source = open_source(
+        options(kafka, topic, max_poll_records=10, session_timeout_ms=1_000, client={"max_poll_interval_ms": 1_500})
+    )
+    records = collect(source, 10)
+    before = members(kafka, f"{topic}-group")
+    assert len(before) == 1
+    Event().wait(4.0)  # the stall itself
+    assert members(kafka, f"{topic}-group") == before
+    records += collect(source, 490)
+    assert values(records) == numbers(500)
+
+
+def test_pause_and_resume_lose_nothing_and_keep_the_member(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic(partitions=2)
+    for partition in (0, 1):
+        send(kafka, topic, numbers(300), partition)
+    source = open_source(options(kafka, topic, max_poll_records=20, session_timeout_ms=1_000))
+    records = collect(source, 20)
+    for _ in range(3):
+        source.pause()
+        assert source.poll(1.0) == []
+        source.resume()
+        records += collect(source, 20)
+    records += collect(source, 600 - len(records))
+    for partition in ("0", "1"):
+        assert values([r for r in records if r.position.partition == partition]) == numbers(300)
+    assert source.poll(0.5) == []
+
+
+def test_lag_counts_what_was_not_handed_over(kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource) -> None:
+    topic = new_topic()
+    send(kafka, topic, numbers(100))
+    source = open_source(options(kafka, topic, max_poll_records=30))
+    until(lambda: source.lag() == {Partition(topic, "0"): 100})
+    collect(source, 30)
+    assert source.lag() == {Partition(topic, "0"): 70}
+    collect(source, 70)
+    assert source.lag() == {Partition(topic, "0"): 0}
+    assert source.connected
+
+
+def test_two_members_share_the_partitions_and_one_that_leaves_gives_its_own_to_the_other(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic(partitions=4)
+    first = open_source(options(kafka, topic))
+    until(lambda: len(first.lag()) == 4)
+    second = open_source(options(kafka, topic))
+    until(lambda: (len(first.lag()), len(second.lag())) == (2, 2))
+    assert set(first.lag()) | set(second.lag()) == {Partition(topic, str(n)) for n in range(4)}
+
+    for partition in range(4):
+        send(kafka, topic, numbers(50), partition)
+    seconds = collect(second, 100)
+    firsts = collect(first, 100)
+    mine, its = set(first.lag()), set(second.lag())
+    assert {Partition(*r.position[:2]) for r in seconds} == its
+    assert {Partition(*r.position[:2]) for r in firsts} == mine
+
+    # Its checkpoint has 40 of each; what it had read on to 50 is for the next owner to read again.
+    second.commit({partition: 40 for partition in its})
+    second.close()
+    until(lambda: len(first.lag()) == 4)
+    again = collect(first, 20)
+    assert {(Partition(*r.position[:2]), r.position.offset) for r in again} == {
+        (partition, offset) for partition in its for offset in range(40, 50)
+    }
+    assert first.poll(0.5) == []
+
+
+def test_a_partition_that_comes_back_goes_on_after_what_the_other_member_finished(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic(partitions=2)
+    for partition in (0, 1):
+        send(kafka, topic, numbers(30), partition)
+    first = open_source(options(kafka, topic))
+    collect(first, 60)
+    second = open_source(options(kafka, topic), {Partition(topic, n): 30 for n in "01"})
+    until(lambda: (len(first.lag()), len(second.lag())) == (1, 1))
+    (moved,) = second.lag()
+    send(kafka, topic, numbers(30, start=30), int(moved.partition))
+    collect(second, 30)
+    second.commit({moved: 50})
+    second.close()
+    until(lambda: len(first.lag()) == 2)
+    assert [r.position.offset for r in collect(first, 10)] == list(range(50, 60))
+
+
+def test_partitions_that_are_added_are_read_from_their_beginning(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic()
+    source = open_source(options(kafka, topic, client={"metadata_max_age_ms": 500}))
+    until(lambda: len(source.lag()) == 1)
+    admin = kafka.admin()
+    admin.create_partitions({topic: NewPartitions(2)})
+    admin.close()
+    until(lambda: len(source.lag()) == 2)
+    send(kafka, topic, numbers(5), partition=1)
+    assert values(collect(source, 5)) == numbers(5)
+
+
+def test_a_broker_that_is_killed_and_comes_back_costs_no_record_and_doubles_none(
+    mortal_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic(partitions=2)
+    for partition in (0, 1):
+        send(mortal_kafka, topic, numbers(200), partition)
+    source = open_source(options(mortal_kafka, topic, max_poll_records=10))
+    records = collect(source, 50)
+    mortal_kafka.kill()
+    # What was fetched is still handed over; then comes the sentence.
+    deadline = time.monotonic() + DEADLINE_S
+    said = None
+    while said is None:
+        assert time.monotonic() < deadline
+        try:
+            records += source.poll(0.5)
+        except SourceError as error:
+            said = error
+    assert "cannot be reached" in str(said)
+    assert said.retriable
+    assert not source.connected
+    mortal_kafka.start()
+    for partition in (0, 1):
+        send(mortal_kafka, topic, numbers(50, start=200), partition)
+    records += collect(source, 500 - len(records))
+    for partition in ("0", "1"):
+        assert values([r for r in records if r.position.partition == partition]) == numbers(250)
+    until(lambda: source.connected)
+    assert source.poll(0.5) == []
+
+
+def test_a_broker_that_cannot_be_reached_is_one_sentence_and_close_does_not_hang(
+    kafka: KafkaBroker, open_source: OpenSource
+) -> None:
+    source = open_source(options(kafka, "clips", bootstrap_servers=["127.0.0.1:1"]))
+    said = trouble(source)
+    assert "127.0.0.1:1 cannot be reached" in str(said)
+    assert said.retriable
+    assert source.poll(0.2) == []  # said once, not in every poll
+    begun = time.monotonic()
+    source.close()
+    assert time.monotonic() - begun < 15
+
+
+def test_a_topic_that_does_not_exist_is_one_sentence_and_read_once_it_does(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    name = f"{new_topic()}-not-yet"
+    source = open_source(options(kafka, name))
+    assert f"has no topic '{name}'" in str(trouble(source))
+    kafka.create_topic(name)
+    send(kafka, name, numbers(3))
+    assert values(collect(source, 3)) == numbers(3)
+    assert source.connected
+
+
+def sasl(broker: KafkaBroker, password: str) -> dict[str, Any]:
+    if broker.bootstrap_sasl is None:
+        pytest.skip("this test needs the SASL listener of the tests' own broker: unset STREAMLEARN_TEST_KAFKA")
+    return {
+        "bootstrap_servers": [broker.bootstrap_sasl],
+        "client": {
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_mechanism": "PLAIN",
+            "sasl_plain_username": SASL_USER,
+            "sasl_plain_password": password,
+        },
+    }
+
+
+def test_wrong_credentials_are_one_sentence_and_no_reason_to_wait(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    said = trouble(open_source(options(kafka, new_topic(), **sasl(kafka, "wrong"))))
+    assert "refuses our credentials" in str(said)
+    assert "wrong" not in str(said)
+    assert not said.retriable
+
+
+def test_credentials_may_come_from_a_file(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource, tmp_path: Path
+) -> None:
+    topic = new_topic()
+    send(kafka, topic, numbers(3))
+    secret = tmp_path / "password"
+    secret.write_text(SASL_PASSWORD + "\n")
+    settings = options(kafka, topic, **sasl(kafka, "unused"))
+    del settings.client["sasl_plain_password"]
+    settings.client_secret_files["sasl_plain_password"] = secret
+    assert values(collect(open_source(settings), 3)) == numbers(3)
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [(ResourceType.TOPIC, "the topic"), (ResourceType.GROUP, "the group")])
+def test_what_we_may_not_use_is_one_sentence_and_no_reason_to_wait(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource, kind: ResourceType, sentence: str
+) -> None:
+    topic = new_topic()
+    settings = options(kafka, topic, **sasl(kafka, SASL_PASSWORD))
+    name = topic if kind is ResourceType.TOPIC else settings.group_id
+    # Once somebody is allowed, all others are not.
+    somebody = ACL("User:somebody", "*", ACLOperation.ALL, ACLPermissionType.ALLOW, ResourcePattern(kind, name))
+    admin = kafka.admin()
+    admin.create_acls([somebody])
+    admin.close()
+    said = trouble(open_source(settings))
+    assert sentence in str(said)
+    assert name in str(said)
+    assert not said.retriable
+
+
+def test_a_log_that_retention_cut_is_read_from_its_earliest_with_the_lost_range_in_the_log(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = new_topic()
+    send(kafka, topic, numbers(100))
+    admin = kafka.admin()
+    admin.delete_records({TopicPartition(topic, 0): 60})
+    admin.close()
+    with caplog.at_level(logging.WARNING, "streamlearn"):
+        records = collect(open_source(options(kafka, topic), {Partition(topic, "0"): 20}), 40)
+    assert values(records) == numbers(40, start=60)
+    assert f"{topic}/0: offsets 20 to 59 are lost" in caplog.text
+
+
+def test_a_topic_that_was_made_anew_is_read_from_its_beginning_with_a_warning(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = new_topic()
+    send(kafka, topic, numbers(10))
+    with caplog.at_level(logging.WARNING, "streamlearn"):
+        records = collect(open_source(options(kafka, topic), {Partition(topic, "0"): 1000}), 10)
+    assert values(records) == numbers(10)
+    assert "offset 1000 is beyond the end of the log" in caplog.text
+
+
+def test_an_option_that_the_client_does_not_know_is_refused_at_once(kafka: KafkaBroker) -> None:
+    with pytest.raises(SettingsError, match=r"kafka\.client\.max_pol_interval_ms"):
+        KafkaSource(options(kafka, "clips", client={"max_pol_interval_ms": 1}))
+
+
+def test_options_of_the_producer_alone_do_not_disturb_the_consumer(kafka: KafkaBroker) -> None:
+    KafkaSource(options(kafka, "clips", client={"compression_type": "gzip"})).dead_letters().close()
+
+
+def test_a_secret_file_that_is_not_there_is_refused_at_once(kafka: KafkaBroker, tmp_path: Path) -> None:
+    missing = {"sasl_plain_password": tmp_path / "nowhere"}
+    with pytest.raises(SettingsError, match="sasl_plain_password"):
+        KafkaSource(options(kafka, "clips", client_secret_files=missing))
+
+
+class HungConsumer:
+    """A client as the watchdog is there for: the broker answers, there is more to read, and nothing comes."""
+
+    def __init__(self) -> None:
+        self.closed = Event()
+        self._tick = Event()
+
+    def subscribe(self, topics: Sequence[str], listener: Any) -> None:
+        listener.on_partitions_assigned(self.assignment())
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition("clips", 0)}
+
+    def paused(self) -> set[TopicPartition]:
+        return set()
+
+    def pause(self, *partitions: TopicPartition) -> None: ...
+
+    def resume(self, *partitions: TopicPartition) -> None: ...
+
+    def poll(self, timeout_ms: float) -> dict[Any, Any]:
+        self._tick.wait(timeout_ms / 1000)
+        return {}
+
+    def end_offsets(self, partitions: Sequence[TopicPartition], timeout_ms: float) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 10)
+
+    def position(self, partition: TopicPartition, timeout_ms: float) -> int:
+        return 5
+
+    def close(self, timeout_ms: float) -> None:
+        self.closed.set()
+
+
+def test_a_consumer_that_gets_nothing_although_there_is_something_is_replaced_and_counted() -> None:
+    made: list[HungConsumer] = []
+
+    def connect() -> HungConsumer:
+        made.append(HungConsumer())
+        return made[-1]
+
+    settings = KafkaSettings(request_timeout_ms=1_000)
+    reader = Reader(settings, connect, Handover({}, max_records=10, max_bytes=10))
+    reader.start()
+    until(lambda: reader.restarts == 1 and len(made) == 2)
+    assert made[0].closed.is_set()
+    assert reader.connected
+    reader.close()
+    assert made[-1].closed.is_set()
