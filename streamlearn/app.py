@@ -117,7 +117,13 @@ class Daemon:
             settings=settings,
             metrics=self.metrics,
         )
-        self.service = DaemonService(self.state, self.searcher, self.feed, settings.source)
+        self.service = DaemonService(
+            self.state,
+            self.searcher,
+            self.feed,
+            source=settings.source,
+            heldout_max=settings.evaluate.heldout_max_per_task,
+        )
         app = create_app(self.service, settings=settings.api, metrics=self.metrics, registry=self.registry)
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
         self.metrics.build_info.info({"version": __version__, "model": self.state.model_version})

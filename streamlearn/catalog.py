@@ -14,7 +14,6 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,60 +21,27 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog_file import CatalogFile
+from streamlearn.catalog_rows import (
+    CLIP_COLUMNS,
+    INSERT_CLIP,
+    INSERT_SCORE,
+    SCORE_COLUMNS,
+    ClipRow,
+    Score,
+    clip_of,
+    clip_values,
+    score_values,
+)
 from streamlearn.errors import StateError
-from streamlearn.filters import tags, time_us, where
+from streamlearn.filters import tags, where
 from streamlearn.records import Vectors
+
+__all__ = ["Catalog", "ClipRow", "Rows", "Score"]
 
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class ClipRow:
-    """What is known of a clip, without its vector.
-
-    Attributes:
-        row: its number in catalog, index and frame store; 0 before `Catalog.put`. Never used for another clip.
-        start_s, end_s: the segment of the media in seconds, if only a part was meant.
-        time: event time, RFC 3339, as given.
-        split: "train", "heldout", or "extra": held out beyond the task's cap.
-        step: the learner's step at arrival.
-    """
-
-    row: int
-    video_id: str
-    uri: str | None
-    start_s: float | None
-    end_s: float | None
-    captions: tuple[str, ...]
-    meta: Mapping[str, Any]
-    time: str | None
-    split: str
-    task: str
-    step: int
-    sha256: str | None
-    topic: str
-    partition: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One cell of the matrix of tasks and time; `value` is None where there were too few pairs."""
-
-    clips_seen: int
-    step: int
-    time: str
-    task: str
-    direction: str
-    k: int
-    view: str
-    value: float | None
-    pairs: int
-
-
-_CLIP_FIELDS = tuple(field.name for field in fields(ClipRow))
-_CLIP = ", ".join(_CLIP_FIELDS)
-_SCORE = ", ".join(field.name for field in fields(Score))
+_LIVE_CLIPS = f"SELECT {CLIP_COLUMNS} FROM clips WHERE died IS NULL"
 _LIVE_ID = "SELECT row FROM clips WHERE died IS NULL AND video_id = ?"
 _OF_ROWS = "row IN (SELECT value FROM json_each(?))"
 
@@ -96,8 +62,6 @@ class Catalog:
         stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
         stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
         self._generation: int = max(stamp for query in stamps for (stamp,) in self._file.fetch(query))
-
-    # -- generations ---------------------------------------------------------------------------------------------
 
     @property
     def generation(self) -> int:
@@ -164,8 +128,6 @@ class Catalog:
         """Close every connection; idempotent. A read in flight ends first."""
         self._file.close()
 
-    # -- writing -------------------------------------------------------------------------------------------------
-
     def put(self, clips: Sequence[ClipRow]) -> tuple[list[int], list[int]]:
         """Store clips; a video_id that is live, or comes twice, is replaced and the last one stays.
 
@@ -179,10 +141,9 @@ class Catalog:
             # One by one: text with NUL survives a bound parameter, but not SQLite's JSON.
             replaced = [row for video_id in newest for row in _column(db, _LIVE_ID, video_id)]
             self._bury(db, replaced)
-            marks = ", ".join("?" * (len(fields(ClipRow)) + 2))
             db.executemany(
-                f"INSERT INTO clips ({_CLIP}, time_us, born) VALUES ({marks})",
-                [_values(row, clip, self._generation) for row, clip in newest.values()],
+                INSERT_CLIP,
+                [clip_values(row, clip, self._generation) for row, clip in newest.values()],
             )
             db.executemany(
                 "INSERT INTO tags (name, value, row) VALUES (?, ?, ?)",
@@ -269,25 +230,22 @@ class Catalog:
 
     def add_scores(self, scores: Sequence[Score]) -> None:
         """Append to the matrix."""
-        marks = ", ".join("?" * (len(fields(Score)) + 1))
         with self._file.transaction() as db:
             db.executemany(
-                f"INSERT INTO scores ({_SCORE}, born) VALUES ({marks})",
-                [(*astuple(score), self._generation) for score in scores],
+                INSERT_SCORE,
+                [score_values(score, self._generation) for score in scores],
             )
-
-    # -- reading -------------------------------------------------------------------------------------------------
 
     def clips(self, rows: Iterable[int]) -> dict[int, ClipRow]:
         """The clips of those rows that are live."""
         wanted = json.dumps([int(row) for row in rows])
-        found = self._file.fetch(f"SELECT {_CLIP} FROM clips WHERE died IS NULL AND {_OF_ROWS}", wanted)
-        return {values[0]: _clip(values) for values in found}
+        found = self._file.fetch(f"{_LIVE_CLIPS} AND {_OF_ROWS}", wanted)
+        return {values[0]: clip_of(values) for values in found}
 
     def clip(self, video_id: str) -> ClipRow | None:
         """The live clip of this id."""
-        found = self._file.fetch(f"SELECT {_CLIP} FROM clips WHERE died IS NULL AND video_id = ?", video_id)
-        return _clip(found[0]) if found else None
+        found = self._file.fetch(f"{_LIVE_CLIPS} AND video_id = ?", video_id)
+        return clip_of(found[0]) if found else None
 
     def rows_where(self, filter: Mapping[str, Any]) -> Rows:  # noqa: A002 -- the contract's word
         """Live rows that pass a search's filter (`streamlearn.filters`), ascending.
@@ -301,8 +259,8 @@ class Catalog:
 
     def heldout(self, task: str, limit: int) -> list[ClipRow]:
         """Live clips of a task that it is evaluated with, oldest first."""
-        query = f"SELECT {_CLIP} FROM clips WHERE died IS NULL AND task = ? AND split = 'heldout' ORDER BY row LIMIT ?"
-        return [_clip(values) for values in self._file.fetch(query, task, limit)]
+        query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY row LIMIT ?"
+        return [clip_of(values) for values in self._file.fetch(query, task, limit)]
 
     def count(self) -> int:
         """Live clips."""
@@ -352,7 +310,7 @@ class Catalog:
 
     def scores(self, task: str | None = None) -> list[Score]:
         """The matrix, oldest first; of one task where one is named."""
-        query = f"SELECT {_SCORE} FROM scores WHERE ?1 IS NULL OR task = ?1 ORDER BY id"
+        query = f"SELECT {SCORE_COLUMNS} FROM scores WHERE ?1 IS NULL OR task = ?1 ORDER BY id"
         return [Score(*values) for values in self._file.fetch(query, task)]
 
     def _bury(self, db: sqlite3.Connection, rows: list[int]) -> None:
@@ -374,14 +332,3 @@ def _drop_clips(db: sqlite3.Connection, condition: str, generation: int) -> list
 
 def _column(db: sqlite3.Connection, query: str, *bound: Any) -> list[int]:
     return [value for (value,) in db.execute(query, bound)]
-
-
-def _values(row: int, clip: ClipRow, generation: int) -> tuple[Any, ...]:
-    told = {"row": row, "captions": json.dumps(clip.captions), "meta": json.dumps(dict(clip.meta))}
-    stored = [told[name] if name in told else getattr(clip, name) for name in _CLIP_FIELDS]
-    return (*stored, time_us(clip.time) if clip.time is not None else None, generation)
-
-
-def _clip(values: tuple[Any, ...]) -> ClipRow:
-    row, video_id, uri, start_s, end_s, captions, meta, *rest = values
-    return ClipRow(row, video_id, uri, start_s, end_s, tuple(json.loads(captions)), json.loads(meta), *rest)

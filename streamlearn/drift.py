@@ -87,9 +87,9 @@ class MeanShift:
     for e of 10 and more; rows that vary in fewer directions alarm more often.
 
     A score above the threshold is judged by when its change began and how it came (`_onset`):
-    - It began before most of what is remembered: the encoder moves, not the stream, as it does while it learns a
-      new domain. What came before is forgotten, without an alarm. So a change that takes longer than the reference
-      is long goes unnoticed.
+    - It began before most of what is remembered, which is twice the reference: the encoder moves, not the stream, as
+      it does while it learns. What came before is forgotten, without an alarm. So a change that takes longer than
+      that goes unnoticed; one that comes at once while the encoder moves is found a few batches later.
     - It is a ramp inside the cool-down: the reported change is still coming. The reference is flushed again, so that
       a gradual change is found once. A step inside the cool-down is another change, found when the cool-down ends.
     - Otherwise it is an alarm: the reference is flushed and the cool-down begins.
@@ -106,7 +106,7 @@ class MeanShift:
 
     Args:
         window_batches: batches in the window. More are steadier and slower.
-        reference_batches: batches that the reference remembers at most.
+        reference_batches: batches in the reference at most.
         threshold: the score above which a change is found.
         warmup_batches: batches the reference needs before a change can be found.
         cooldown_batches: batches after a change in which none is found.
@@ -132,7 +132,9 @@ class MeanShift:
                 f" and at most reference_batches = {reference_batches}"
             )
         self._window = window_batches
-        self._capacity = window_batches + reference_batches
+        self._compared = window_batches + reference_batches
+        # Twice the reference is remembered: to see that a slow change has a beginning, one must see before it.
+        self._capacity = window_batches + 2 * reference_batches
         self._threshold = threshold
         self._warmup = warmup_batches
         self._cooldown = cooldown_batches
@@ -237,7 +239,7 @@ class MeanShift:
         self._sums, self._squares, self._rows = self._sums[first:], self._squares[first:], self._rows[first:]
 
     def _statistic(self) -> float:
-        window, reference = slice(-self._window, None), slice(None, -self._window)
+        window, reference = slice(-self._window, None), slice(-self._compared, -self._window)
         n_w, n_r = self._rows[window].sum(), self._rows[reference].sum()
         mean_w = self._sums[window].sum(axis=0) / n_w  # (d,)
         mean_r = self._sums[reference].sum(axis=0) / n_r  # (d,)

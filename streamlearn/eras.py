@@ -247,7 +247,8 @@ class Eras:
             if era.sealed_step is not None:
                 self._freeze(era, tensors[f"eras/{era.number:04d}"])
             rows, vectors, _ = self._catalog.era_vectors(era.number)
-            era.partition.upsert(rows, vectors)
+            if len(rows):
+                era.partition.upsert(rows, vectors)
             self.eras.append(era)
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:

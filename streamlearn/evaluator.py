@@ -134,25 +134,22 @@ class Evaluator:
                 for k in KS:
                     value = recall_at(rank, k)
                     self.book.record(task, direction, k, view, value)
-                    scores.append(
-                        Score(clips_seen, step, now, task, direction, k, view, value, len(rank))
-                    )
+                    scores.append(Score(clips_seen, step, now, task, direction, k, view, value, len(rank)))
         with self._catalog.transaction():
             self._catalog.add_scores(scores)
         self.export()
 
     def export(self) -> None:
         """Set the gauges from the book; also after a restart, before the first evaluation."""
-        m = self._metrics
-        for task, direction, k, view in self.book.cells():
+        m, book = self._metrics, self.book
+        for task, direction, k, view in book.cells():
             labels = (task, direction, str(k), view)
-            m.recall_ratio.labels(*labels).set(self.book.now(task, direction, k, view))
-            m.forgetting_ratio.labels(*labels).set(self.book.forgetting(task, direction, k, view))
-        for direction, k, view in {cell[1:] for cell in self.book.cells()}:
-            m.backward_transfer_ratio.labels(direction, str(k), view).set(
-                self.book.backward_transfer(direction, k, view)
-            )
-            m.harmonic_mean_ratio.labels(direction, str(k), view).set(self.book.harmonic_mean(direction, k, view))
+            m.recall_ratio.labels(*labels).set(book.now(task, direction, k, view))
+            m.forgetting_ratio.labels(*labels).set(book.forgetting(task, direction, k, view))
+        for direction, k, view in {cell[1:] for cell in book.cells()}:
+            if (transfer := book.backward_transfer(direction, k, view)) is not None:
+                m.backward_transfer_ratio.labels(direction, str(k), view).set(transfer)
+            m.harmonic_mean_ratio.labels(direction, str(k), view).set(book.harmonic_mean(direction, k, view))
 
 
 def _staleness(snapshot: Snapshot, sets: Mapping[str, Sequence[ClipRow]], video: Mapping[str, Vectors]) -> float | None:

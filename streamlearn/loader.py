@@ -1,8 +1,8 @@
 """Records to clips in child processes: whatever a record does to its decoder, it costs that record alone.
 
-One thread and one pipe per child, one record at a time. So a child that dies or hangs has exactly one record to
-answer for, and shares no lock or queue with its neighbours. (pebble and concurrent.futures share them: there, a
-worker that the kernel kills while it is idle or sends a result breaks the pool; see docs/decisions.md.)
+One thread and one pipe per child, answers in order: a child that dies or hangs has exactly one record to answer for,
+the first that is unanswered, and it shares no lock or queue with its neighbours. (In pebble's pool they do share:
+one worker that the kernel kills while it is idle or sends a result breaks it for all; docs/decisions.md.)
 
 Children are spawned, not forked: the parent has torch's threads. They import what this module imports, which is why
 it must never reach torch, transformers or faiss; and, as Python does it, the parent's main script.
@@ -18,7 +18,8 @@ import queue
 import resource
 import signal
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -33,6 +34,9 @@ from streamlearn.fetch import fetch
 from streamlearn.records import Clip, Event, Record, Rejected, Tombstone
 
 _START_TIMEOUT_S = 120.0  # imports on a busy machine; not charged to a clip
+# Several records are sent at once, answers come one by one: the child need not wait for a busy parent in between.
+_BATCH_RECORDS = 4
+_BATCH_BYTES = 1 << 20
 _ATTEMPTS = 2  # a child may die of something else, such as the kernel's want of memory
 
 _context = multiprocessing.get_context("spawn")
@@ -101,6 +105,8 @@ def load(record: Record, options: LoadOptions) -> Clip | Tombstone:
 #: What a child does with a record.
 Task = Callable[[Record, LoadOptions], Clip | Tombstone]
 
+_Job = tuple[Record, Future[Event]]
+
 
 class Loader:
     """A pool of decoder processes.
@@ -119,7 +125,8 @@ class Loader:
             raise SettingsError("media.decoder = 'decord': it is not installed; pip install streamlearn[decord]")
         self._options = options
         self._task = task
-        self._jobs: queue.SimpleQueue[tuple[Record, Future[Event]] | None] = queue.SimpleQueue()
+        self._workers = workers
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         # Closing the writer makes the reader readable in every thread at once, wherever it waits.
         self._closed, self._close = _context.Pipe(duplex=False)
         self._lock = threading.Lock()
@@ -148,8 +155,7 @@ class Loader:
         with self._lock:
             if not self._close.closed:
                 self._close.close()
-                for _ in self._threads:
-                    self._jobs.put(None)
+                self._jobs.put(None)
         for thread in self._threads:
             thread.join()
         self._closed.close()
@@ -162,35 +168,61 @@ class Loader:
         child = _Child(self._task, self._options, self._closed)
         with contextlib.suppress(StreamlearnError, _ClosedError):
             child.start()  # ahead of the first record, which tells if it failed
-        while (job := self._jobs.get()) is not None:
-            record, future = job
-            if self._close.closed:
-                future.cancel()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(_load_in(child, record))
-            except _ClosedError:
-                future.set_exception(CancelledError())
-            except StreamlearnError as error:
-                future.set_exception(error)
+        while jobs := self._take():
+            _load_in(child, jobs)
         child.stop()
 
+    def _take(self) -> deque[_Job]:
+        """Wait for a record, and take a fair share of what else is there; nothing when the pool is closed."""
+        jobs: deque[_Job] = deque()
+        share, sent_bytes = 1, 0
+        with contextlib.suppress(queue.Empty):
+            while len(jobs) < min(share, _BATCH_RECORDS) and sent_bytes < _BATCH_BYTES:
+                job = self._jobs.get(block=not jobs)
+                share = max(share, 1 + self._jobs.qsize() // self._workers)
+                if job is None:
+                    self._jobs.put(None)  # for whoever else waits
+                    break
+                record, future = job
+                if self._close.closed:
+                    future.cancel()
+                if future.set_running_or_notify_cancel():
+                    jobs.append(job)
+                    sent_bytes += len(record.value or b"")
+        return jobs
 
-def _load_in(child: _Child, record: Record) -> Event:
-    """Have the child load the record; a record that outlives two children is good, one that ends them is not."""
-    for _ in range(_ATTEMPTS):
+
+def _load_in(child: _Child, jobs: deque[_Job]) -> None:
+    """Have the child load the records; one that outlives no two children is rejected, its neighbours go on."""
+    deaths = 0  # of the record in front
+    while jobs:
+        record, future = jobs[0]
         try:
-            reply = child.ask(record)
+            for reply in child.ask([record for record, _ in jobs]):
+                record, future = jobs.popleft()
+                deaths = 0
+                future.set_result(_rejected(record, reply) if isinstance(reply, RejectedClip) else reply)
         except TimeoutError as error:
-            reply = DecodeError("decode_timeout", str(error))
+            record, future = jobs.popleft()
+            deaths = 0
+            future.set_result(_rejected(record, DecodeError("decode_timeout", str(error))))
         except (EOFError, OSError):
             child.stop()
-            continue
-        if isinstance(reply, RejectedClip):
-            return Rejected(record, reply.code, reply.stage, str(reply))
-        return reply
-    return Rejected(record, "decoder_crashed", DecodeError.stage, "the media crashed the decoder twice; re-encode it")
+            deaths += 1
+            if deaths == _ATTEMPTS:
+                record, future = jobs.popleft()
+                deaths = 0
+                future.set_result(
+                    _rejected(record, DecodeError("decoder_crashed", "the media crashed the decoder; re-encode it"))
+                )
+        except (_ClosedError, StreamlearnError) as error:
+            while jobs:
+                _, future = jobs.popleft()
+                future.set_exception(CancelledError() if isinstance(error, _ClosedError) else error)
+
+
+def _rejected(record: Record, error: RejectedClip) -> Rejected:
+    return Rejected(record, error.code, error.stage, str(error))
 
 
 class _ClosedError(Exception):
@@ -231,22 +263,23 @@ class _Child:
         self._pipe = pipe
         return pipe
 
-    def ask(self, record: Record) -> Clip | Tombstone | RejectedClip:
-        """Send a record, wait for the answer.
+    def ask(self, records: Sequence[Record]) -> Iterator[Clip | Tombstone | RejectedClip]:
+        """Send records, yield the answers in their order.
 
         Raises:
-            TimeoutError: there was none in time; the child is gone.
-            EOFError, OSError: the child died.
+            TimeoutError: the next one was not there in time; the child is gone.
+            EOFError, OSError: the child died over the next one.
+            StreamlearnError: it does not start.
         """
         pipe = self.start()
-        pipe.send(record)
-        try:
-            self._await(pipe, self._options.timeout_s)
-        except TimeoutError:
-            self.stop()
-            raise
-        reply: Clip | Tombstone | RejectedClip = pipe.recv()
-        return reply
+        pipe.send(records)
+        for _ in records:
+            try:
+                self._await(pipe, self._options.timeout_s)
+            except TimeoutError:
+                self.stop()
+                raise
+            yield pipe.recv()
 
     def stop(self) -> None:
         """Kill it; a decoder holds nothing that it could lose."""
@@ -273,7 +306,8 @@ def _serve(pipe: Connection, task: Task, options: LoadOptions) -> None:
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         pipe.send(None)
         while True:
-            pipe.send(_attempt(task, pipe.recv(), options))
+            for record in pipe.recv():
+                pipe.send(_attempt(task, record, options))
 
 
 def _attempt(task: Task, record: Record, options: LoadOptions) -> Clip | Tombstone | RejectedClip:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from streamlearn.errors import SourceError
+from streamlearn.errors import SourceError, TaskError
 from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
@@ -89,7 +89,8 @@ class Pipeline:
     def process(self, batch: Sequence[Event]) -> None:
         """One batch, from evaluation to checkpoint."""
         clips = {i: event for i, event in enumerate(batch) if isinstance(event, Clip)}
-        self._begin_task(next((clip.task for clip in clips.values()), None), batch)
+        explicit = self._operators_task(clips)
+        self._begin_task(explicit, batch)
         if self.state.due("evaluate", self.settings.evaluate.interval_clips):
             self.evaluate()  # first test, then learn
 
@@ -108,7 +109,7 @@ class Pipeline:
             )  # fmt: skip
             self.state.advance(batch, len(clips))
             if stats is not None:
-                self._look_for_boundary(stats)
+                self._look_for_boundary(stats, explicit)
             self.state.eras.remember()
             self.state.stale = self.state.eras.reencode()
             if changed or self.state.due("publish", self.settings.search.publish_interval_clips):
@@ -167,22 +168,33 @@ class Pipeline:
         keys = self.learner.encode_video(np.stack([clips[i].frames for i in places]))
         return dict(zip(places, keys, strict=True))
 
+    def _operators_task(self, clips: dict[int, Clip]) -> str | None:
+        """The task that the batch's clips name, where it can be used: the feed cuts batches where it changes."""
+        name = next((clip.task for clip in clips.values()), None)
+        if name is None:
+            return None
+        try:
+            return self.state.tasks.check(name)
+        except TaskError as error:
+            log.warning("the clips' task is not used: %s", error)
+            return None
+
     def _begin_task(self, explicit: str | None, batch: Sequence[Event]) -> None:
         """Before the batch is learned: the first task of all, or an operator's boundary."""
-        if not self.state.tasks.names():
-            self._start_task(Boundary("operator" if explicit else "start", None, 0, explicit), batch)
-        elif explicit is not None and explicit != self.state.task:
-            self.boundaries.restart()
-            self._start_task(Boundary("operator", None, 0, explicit), batch)
+        current = self.state.tasks.current
+        boundary = self.boundaries.announced(explicit, current=current and current.name)
+        if boundary is not None:
+            self._start_task(boundary, batch)
 
-    def _look_for_boundary(self, stats: StepStats) -> None:
-        boundary = self.boundaries.update(np.concatenate([stats.keys_video, stats.keys_text], axis=1))
+    def _look_for_boundary(self, stats: StepStats, explicit: str | None) -> None:
+        keys = np.concatenate([stats.keys_video, stats.keys_text], axis=1)  # (n, 2 d)
+        boundary = self.boundaries.update(keys, explicit_task=explicit)
         self.metrics.drift_score.labels(self.settings.drift.detector).set(self.boundaries.score)
         self.state.progress.drift_score = self.boundaries.score
         if boundary is not None:
             self._start_task(boundary, ())
 
     def _start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
-        self.state.start_task(boundary, self.learner.steps - boundary.batches_ago, batch)
+        self.state.start_task(boundary, batch)
         self.ledger.recount()
         self.metrics.task_boundaries_total.labels(boundary.cause).inc()

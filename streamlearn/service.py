@@ -20,8 +20,9 @@ _EXAMPLES = 5
 class DaemonService:
     """An `api.Service` over the running daemon."""
 
-    def __init__(self, state: State, searcher: Searcher, feed: Feed, source: str) -> None:
+    def __init__(self, state: State, searcher: Searcher, feed: Feed, *, source: str, heldout_max: int) -> None:
         self._state, self._searcher, self._feed, self._source = state, searcher, feed, source
+        self._heldout_max = heldout_max
         self._catalog, self._frames, self._generations = state.catalog, state.frames, state.generations
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
@@ -47,6 +48,7 @@ class DaemonService:
         for task in self._state.tasks.tasks:
             facts = dataclasses.asdict(task)
             facts["clips"] = counts.get(task.name, 0)
+            facts["held_out"] = len(self._catalog.heldout(task.name, self._heldout_max))
             facts["recall"] = {
                 view: {str(k): value for k in KS if (value := book.now(task.name, "t2v", k, view)) is not None}
                 for view in ("served", "learner")

@@ -85,7 +85,8 @@ class State:
 
     @property
     def task(self) -> str:
-        """The current task's name."""
+        """The current task's name; only once there is one."""
+        assert self.tasks.current is not None
         return self.tasks.current.name
 
     @property
@@ -113,23 +114,29 @@ class State:
             self.progress.clips_per_s = (self.clips - before) / elapsed
             self._rate = (time.monotonic(), self.clips)
 
-    def start_task(self, boundary: Boundary, since_step: int, batch: Sequence[Event]) -> None:
-        """Open a task: its era begins after `since_step`, the local momentum pair restarts.
+    def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
+        """Open a task: its era begins where the drift began, the local momentum pair restarts.
 
         `batch` is what is about to be learned where the boundary was known beforehand, else empty.
         """
-        first = batch[0].position if batch else None
-        before = self.tasks.names()
+        before = self.tasks.current
+        # A boundary within the first steps of a task cannot lie before it.
+        since_step = max(self.learner.steps - boundary.onset_steps_ago, before.started_step if before else 0)
         task = self.tasks.start(
-            boundary, step=since_step, clips=self.clips, position=first, era=self.eras.current.number + bool(before)
-        )  # fmt: skip
-        if before:
-            log.info("task %s begins (%s, score %s)", task.name, boundary.cause, boundary.score)
+            boundary,
+            step=since_step,
+            clips=self.clips,
+            position=batch[0].position if batch else None,
+            era=self.eras.current.number + (before is not None),
+        )
+        log.info("task %s begins: %s, score %s", task.name, boundary.cause, boundary.score)
+        if before is None:
+            self.eras.current.task = task.name
+        else:
             self.eras.start(task.name, since_step)
             self.learner.start_task()
-            self.book.close_task(before[-1])
-        else:
-            self.eras.current.task = task.name
+            self.book.close_task(before.name)
+        self.book.open_task(task.name)
         for name in self.tasks.names():
             self.metrics.task_info.labels(name).set(name == task.name)
 

