@@ -1,7 +1,8 @@
-"""What the decoders make of a folder of hard video files: `python benchmarks/hard_clips.py FOLDER [--sampling keyframe]`.
+"""What the decoders make of a folder of hard video files, one line a file.
 
-Each file goes through the Loader, so a crash or a hang is a line of the table like any other. docs/benchmarks.md
-has the results on the files of docs/decisions.md.
+    python benchmarks/hard_clips.py FOLDER --sampling keyframe
+
+Each file goes through the Loader, so a crash or a hang is a line of the table like any other.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ def main() -> None:
     parser.add_argument("--sampling", choices=["exact", "keyframe"], default="exact")
     parser.add_argument("--backends", nargs="+", choices=["pyav", "decord"], default=["pyav", "decord"])
     arguments = parser.parse_args()
-    # What a failed encoder left behind, sidecars and logs are not clips.
-    paths = sorted(p for p in arguments.folder.iterdir() if p.is_file() and "." in p.name)
+    paths = sorted(p for p in arguments.folder.iterdir() if p.is_file())
 
     tables = {backend: run(paths, backend, arguments.sampling) for backend in arguments.backends}
     width = max(len(path.name) for path in paths)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+from prometheus_client import Gauge
 
 from streamlearn.catalog import Catalog, ClipRow, Score
 from streamlearn.evaluate import ScoreBook, median_rank, ranks, recall_at
@@ -144,12 +145,16 @@ class Evaluator:
         m, book = self._metrics, self.book
         for task, direction, k, view in book.cells():
             labels = (task, direction, str(k), view)
-            m.recall_ratio.labels(*labels).set(book.now(task, direction, k, view))
-            m.forgetting_ratio.labels(*labels).set(book.forgetting(task, direction, k, view))
+            _set(m.recall_ratio.labels(*labels), book.now(task, direction, k, view))
+            _set(m.forgetting_ratio.labels(*labels), book.forgetting(task, direction, k, view))
         for direction, k, view in {cell[1:] for cell in book.cells()}:
-            if (transfer := book.backward_transfer(direction, k, view)) is not None:
-                m.backward_transfer_ratio.labels(direction, str(k), view).set(transfer)
-            m.harmonic_mean_ratio.labels(direction, str(k), view).set(book.harmonic_mean(direction, k, view))
+            _set(m.backward_transfer_ratio.labels(direction, str(k), view), book.backward_transfer(direction, k, view))
+            _set(m.harmonic_mean_ratio.labels(direction, str(k), view), book.harmonic_mean(direction, k, view))
+
+
+def _set(gauge: Gauge, value: float | None) -> None:
+    if value is not None:
+        gauge.set(value)
 
 
 def _staleness(snapshot: Snapshot, sets: Mapping[str, Sequence[ClipRow]], video: Mapping[str, Vectors]) -> float | None:

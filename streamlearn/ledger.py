@@ -45,7 +45,7 @@ class Ledger:
         out = []
         held = self._heldout.setdefault(task, len(self._catalog.heldout(task, self._max)))
         for clip in clips:
-            split = split_of(clip.split, clip.video_id, self._ratio)
+            split: str = split_of(clip.split, clip.video_id, self._ratio)
             if split == "heldout":
                 known = self._catalog.clip(clip.video_id)
                 if known is not None and known.split == "train":

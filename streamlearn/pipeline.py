@@ -182,7 +182,7 @@ class Pipeline:
     def _begin_task(self, explicit: str | None, batch: Sequence[Event]) -> None:
         """Before the batch is learned: the first task of all, or an operator's boundary."""
         current = self.state.tasks.current
-        boundary = self.boundaries.announced(explicit, current=current and current.name)
+        boundary = self.boundaries.announced(explicit, current=current.name if current else None)
         if boundary is not None:
             self._start_task(boundary, batch)
 

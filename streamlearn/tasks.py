@@ -38,11 +38,10 @@ def split_of(split: str, video_id: str, ratio: float) -> Split:
     Raises:
         ValueError: `split` is none of "auto", "train" and "heldout".
     """
-    if split == "train" or split == "heldout":
-        return split  # type: ignore[return-value]
-    if split != "auto":
+    if split not in ("auto", "train", "heldout"):
         raise ValueError(f'split = {split!r}: must be "auto", "train" or "heldout"')
-    return "heldout" if is_heldout(video_id, ratio) else "train"
+    held_out = is_heldout(video_id, ratio) if split == "auto" else split == "heldout"
+    return "heldout" if held_out else "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +226,9 @@ class Boundaries:
 
     Its only state is the detector's. All of a batch's clips carry the same explicit task, or none.
 
-        if boundary := boundaries.announced(batch.task, current=log.current and log.current.name):
-            ...                                                             # before the batch is learned
-        if boundary := boundaries.update(keys, explicit_task=batch.task):   # after
+        if boundary := boundaries.announced(batch.task, current=current_name):  # before the batch is learned
+            ...
+        if boundary := boundaries.update(keys, explicit_task=batch.task):       # after
             ...
     """
 

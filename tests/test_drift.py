@@ -23,21 +23,22 @@ class World:
         self._rng = np.random.default_rng(seed)
         variances = 1 / np.arange(1, self.width + 1)
         self._scales = np.sqrt(variances / variances.sum()).astype(np.float32)
-        self._common = 0.5 * self._direction()
+        self._common: Vectors = 0.5 * self._direction()
 
     def domain(self) -> Vectors:
         return self._common + 0.5 * self._direction()
 
     def batch(self, mean: Vectors, n: int = 32) -> Vectors:
-        rows = self._rng.standard_normal((n, self.width), np.float32) * self._scales + mean
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        rows: Vectors = self._rng.standard_normal((n, self.width), np.float32) * self._scales + mean
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
 
     def mixture(self, old: Vectors, new: Vectors, share: float, n: int = 32) -> Vectors:
         k = int(self._rng.binomial(n, min(share, 1.0)))
         return np.concatenate([self.batch(old, n - k), self.batch(new, k)])
 
     def _direction(self) -> Vectors:
-        v = self._rng.standard_normal(self.width).astype(np.float32)
+        v: Vectors = self._rng.standard_normal(self.width).astype(np.float32)
         return v / np.linalg.norm(v)
 
 

@@ -78,7 +78,7 @@ def test_a_log_keeps_every_fact_of_a_boundary_and_ends_the_task_before() -> None
     )
     assert log.current == second
     with pytest.raises(FrozenInstanceError):
-        second.name = "other"  # type: ignore[misc]
+        second.name = "other"
 
 
 def test_starting_the_current_task_by_its_name_changes_nothing() -> None:
