@@ -5,6 +5,7 @@ It knows kafka-python (docs/decisions.md says why that one); it reads and writes
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -134,14 +135,36 @@ def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
             return SourceRefusedError(
                 f"Kafka at {where} refuses our credentials ({error}): see kafka.client and kafka.client_secret_files"
             )
+        case kafka_errors.MessageSizeTooLargeError():
+            return SourceError(f"Kafka at {where} takes no message of this size: raise the topic's max.message.bytes")
         case kafka_errors.FencedInstanceIdError():
             return SourceError(
                 f"another process took over kafka.group_instance_id {options.group_instance_id!r}: each needs its own"
+            )
+        case kafka_errors.KafkaTimeoutError() if "SASL" in _protocol(options) and _accepts_connections(options):
+            # kafka-python 3.0 (seen in 3.0.12) overlooks an answer that comes together with the end of the
+            # connection, as Kafka's refusal does.
+            return SourceRefusedError(
+                f"Kafka at {where} accepts connections and closes them at the login: most likely it refuses our"
+                " credentials; see kafka.client and kafka.client_secret_files"
             )
         case kafka_errors.KafkaTimeoutError() | kafka_errors.KafkaConnectionError() | OSError():
             return SourceError(f"Kafka at {where} cannot be reached ({error}): it is tried again")
         case _:
             return SourceError(f"Kafka at {where}: {type(error).__name__}: {error}; it is tried again")
+
+
+def _protocol(options: KafkaOptions) -> str:
+    return str(options.client.get("security_protocol", "PLAINTEXT"))
+
+
+def _accepts_connections(options: KafkaOptions) -> bool:
+    host, _, port = options.bootstrap_servers[0].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _where(options: KafkaOptions) -> str:

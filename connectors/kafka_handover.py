@@ -30,7 +30,6 @@ class Handover:
         self._max_bytes = max_bytes
         self._next = dict(offsets)  # to hand over next; kept when a partition goes
         self._owned: set[Partition] = set()
-        self._lost: set[Partition] = set()
         self._paused = False
         self._trouble: SourceError | None = None
 
@@ -38,7 +37,12 @@ class Handover:
     def wants_more(self) -> bool:
         """Whether to fetch: not paused, and room in the queue."""
         with self._condition:
-            return not self._paused and len(self._queue) < self._max_records and self._bytes < self._max_bytes
+            return self._has_room()
+
+    def wait_for_room(self, timeout_s: float) -> None:
+        """Return when `wants_more`, or after `timeout_s`."""
+        with self._condition:
+            self._condition.wait_for(self._has_room, timeout_s)
 
     def take(self, limit: int, timeout_s: float) -> Sequence[Record]:
         """Up to `limit` records, waiting for the first; none while paused.
@@ -62,6 +66,7 @@ class Handover:
                 self._bytes -= _size(record)
                 self._next[partition] = record.position.offset + 1
                 taken.append(record)
+            self._condition.notify_all()
             return taken
 
     def put(self, partition: Partition, records: Iterable[Record]) -> None:
@@ -81,17 +86,11 @@ class Handover:
             self._owned.add(partition)
             return self._next.get(partition)
 
-    def returns(self, partition: Partition) -> bool:
-        """Whether the partition was ours before, and may have been read by another member since."""
-        with self._condition:
-            return partition in self._lost
-
     def revoke(self, partitions: Iterable[Partition] | None = None) -> None:
         """These partitions (all of them for None) go; what was not handed over is for their next owner to read."""
         with self._condition:
             gone = self._owned.intersection(self._owned if partitions is None else partitions)
             self._owned -= gone
-            self._lost |= gone
             self._forget(gone)
 
     def move(self, partition: Partition, offset: int) -> None:
@@ -129,6 +128,9 @@ class Handover:
         """Records not handed over yet, of the partitions we own, given the ends of their logs."""
         with self._condition:
             return {p: max(0, ends[p] - self._next[p]) for p in self._owned if p in ends and p in self._next}
+
+    def _has_room(self) -> bool:
+        return not self._paused and len(self._queue) < self._max_records and self._bytes < self._max_bytes
 
     def _forget(self, partitions: set[Partition]) -> None:
         self._queue = deque(entry for entry in self._queue if entry[0] not in partitions)

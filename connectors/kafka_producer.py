@@ -45,7 +45,8 @@ class AcknowledgedProducer:
 
         Args:
             options: where and how to connect.
-            too_large: what to send instead of a message that the broker finds too large; None: nothing.
+            too_large: what to send instead of a message that the broker finds too large: a smaller one, nothing
+                for None, or the same one for "there is no way", which makes `flush` raise.
 
         Raises:
             SettingsError: an option that the client does not know, or a secret file that cannot be read.
@@ -65,6 +66,7 @@ class AcknowledgedProducer:
             },
         )
         self._too_large = too_large
+        self._wait_s = 3 * options.request_timeout_ms / 1000  # the client's own limits come first, unless it hangs
         self._unacknowledged: deque[Message] = deque()
         self._producer: KafkaProducer | None = None
 
@@ -82,13 +84,12 @@ class AcknowledgedProducer:
         Raises:
             SourceError: it could not be; what is missing is kept for the next flush.
         """
-        if not self._unacknowledged:
-            return
         try:
-            if self._producer is None:
-                self._producer = open_client(KafkaProducer, self._config)
             while self._unacknowledged:
-                self._deliver(self._producer)
+                try:
+                    self._send_together()
+                except kafka_errors.MessageSizeTooLargeError:
+                    self._send_one_by_one()
         except CLIENT_ERRORS as error:
             self.close()  # its sequence numbers may be broken now; the next flush begins with a new client
             raise as_source_error(error, self._options) from error
@@ -100,30 +101,38 @@ class AcknowledgedProducer:
             with contextlib.suppress(*CLIENT_ERRORS):
                 producer.close(timeout=5)
 
-    def _deliver(self, producer: KafkaProducer) -> None:
+    def _send_together(self) -> None:
         """Send all, then take from the front what is acknowledged."""
-        futures = [_send(producer, message) for message in self._unacknowledged]
-        wait_s = 3 * self._options.request_timeout_ms / 1000  # the client's own limits come first, unless it hangs
-        for future in futures:
-            message = self._unacknowledged[0]
+        for future in [self._send(message) for message in self._unacknowledged]:
+            future.get(timeout=self._wait_s)
+            self._unacknowledged.popleft()
+
+    def _send_one_by_one(self) -> None:
+        """Find the messages that are too large: a client that meets one fails all, with the same error, and is dead."""
+        self.close()
+        for message in list(self._unacknowledged):
             try:
-                if isinstance(future, kafka_errors.MessageSizeTooLargeError):
-                    raise future
-                future.get(timeout=wait_s)
-            except kafka_errors.MessageSizeTooLargeError as error:
+                self._send(message).get(timeout=self._wait_s)
+            except kafka_errors.MessageSizeTooLargeError:
+                self.close()
                 instead = self._too_large(message)
                 if instead == message:
-                    raise error
+                    raise
                 if instead is not None:
                     self._unacknowledged.append(instead)
             self._unacknowledged.popleft()
+
+    def _send(self, message: Message) -> Any:
+        if self._producer is None:
+            self._producer = open_client(KafkaProducer, self._config)
+        return self._producer.send(message.topic, message.value, message.key, list(message.headers))
 
 
 class KafkaDeadLetters:
     """Rejected records as messages: the original key, value and headers, and why and whence in more headers.
 
-    A record that is too large for the dead letter topic goes there without its value, with
-    `streamlearn.source.value_bytes`: the headers say where the original is.
+    A record that is too large for the dead letter topic goes there without its value, and if need be without its
+    key and headers, but with `streamlearn.source.value_bytes`: the headers say where the original is.
     """
 
     #: So much may wait for the next flush; more, and a write flushes.
@@ -132,7 +141,7 @@ class KafkaDeadLetters:
 
     def __init__(self, options: KafkaOptions) -> None:
         self._topic = options.dead_letter_topic
-        self._producer = AcknowledgedProducer(options, too_large=_without_value)
+        self._producer = AcknowledgedProducer(options, too_large=_smaller)
         self._waiting_bytes = 0
         self._waiting = 0
 
@@ -182,15 +191,10 @@ def dead_letter(rejected: Rejected, topic: str) -> Message:
     return Message(topic, key, record.value, (*record.headers, *headers))
 
 
-def _without_value(message: Message) -> Message:
-    if message.value is None:
-        return message
-    size = ("streamlearn.source.value_bytes", str(len(message.value)).encode())
-    return message._replace(value=None, key=message.key or b"", headers=(*message.headers, size))
-
-
-def _send(producer: KafkaProducer, message: Message) -> Any:
-    try:
-        return producer.send(message.topic, message.value, message.key, list(message.headers))
-    except kafka_errors.MessageSizeTooLargeError as error:
-        return error
+def _smaller(message: Message) -> Message:
+    """Without the value, and if that is not enough without the record's own headers and key."""
+    if message.value is not None:
+        size = ("streamlearn.source.value_bytes", str(len(message.value)).encode())
+        return message._replace(value=None, key=message.key or b"", headers=(*message.headers, size))
+    ours = tuple(header for header in message.headers if header[0].startswith("streamlearn."))
+    return message._replace(key=b"", headers=ours)

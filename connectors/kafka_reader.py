@@ -10,30 +10,26 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
-from kafka import errors as kafka_errors
+from kafka import KafkaConsumer, TopicPartition
+from kafka.coordinator.base import MemberState
 from kafka.structs import OffsetAndMetadata
 
 from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions, as_source_error
 from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_positions import ASTRAY, Positions, partition_of, topic_partition
 from streamlearn.records import Offsets, Partition, Position, Record
 
 log = logging.getLogger(__name__)
 
 _POLL_MS = 100  # also how late a pause, a commit or the end is noticed
+_FULL_POLL_MS = 10  # of which, while there is no room
 _PROBE_S = 2.0  # between two looks at the ends of the logs
 _SILENCE_S = 5.0  # without an answer, after which the broker is said to be away
 _LONGEST_BACKOFF_S = 15.0
 _CLOSE_MS = 5_000
-
-_ASTRAY = (
-    kafka_errors.NoOffsetForPartitionError,
-    kafka_errors.OffsetOutOfRangeError,
-    kafka_errors.LogTruncationError,
-)
 
 
 class Stalled(Exception):
@@ -63,8 +59,8 @@ class Reader:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka-source", daemon=True)
         self._trouble: type[BaseException] | None = None
-        self._answered_at = 0.0
-        self._returning: set[TopicPartition] = set()
+        self._answered_at = self._member_at = 0.0
+        self._positions = Positions(options, handover)
         self._progress: dict[TopicPartition, tuple[int | None, float]] = {}
 
     def start(self) -> None:
@@ -82,7 +78,7 @@ class Reader:
         self._thread.join()
         self.connected = False
 
-    # Everything below runs in the thread; the listener's methods in the client's.
+    # Everything below runs in the thread.
 
     def _run(self) -> None:
         failures = 0
@@ -101,99 +97,54 @@ class Reader:
     def _read(self) -> None:
         """One consumer's life."""
         consumer = self._connect()
-        self._answered_at = time.monotonic()
+        self._answered_at = self._member_at = time.monotonic()
         self._progress.clear()
         probed: tuple[float, Collection[TopicPartition]] = (0.0, ())
         try:
-            consumer.subscribe(self._options.topics, listener=_Listener(consumer, self._handover, self._returning))
+            consumer.subscribe(self._options.topics, listener=self._positions.listener(consumer))
             while not self._closing.is_set():
                 self._commit(consumer)
+                _finish_joining(consumer)
                 try:
-                    self._place_returning(consumer)
+                    self._positions.place(consumer)
                     self._open_or_shut(consumer)
                     self._fetch(consumer)
                     assigned = consumer.assignment()
                     if time.monotonic() - probed[0] > _PROBE_S or assigned != probed[1]:
                         self._probe(consumer, assigned)
                         probed = (time.monotonic(), assigned)
-                except _ASTRAY as error:
-                    self._reposition(consumer, error)
+                except ASTRAY as error:
+                    self._positions.put_right(consumer, error)
             self._commit(consumer, wait=True)
         finally:
-            self._handover.revoke()
-            self._returning.clear()
+            self._positions.forget()
             consumer.close(timeout_ms=_CLOSE_MS)
 
     def _fetch(self, consumer: KafkaConsumer) -> None:
-        for tp, records in consumer.poll(timeout_ms=_POLL_MS).items():
-            self._handover.put(_partition(tp), map(_record, records))
+        """Poll, which is what keeps us a member; wait for records if we want any, else for room for them."""
+        wanted = self._handover.wants_more
+        for tp, records in consumer.poll(timeout_ms=_POLL_MS if wanted else _FULL_POLL_MS).items():
+            self._handover.put(partition_of(tp), map(_record, records))
             self._answered_at = time.monotonic()
-
-    def _reposition(self, consumer: KafkaConsumer, error: BaseException) -> None:
-        """Any call that looks at positions may find that there is none, or none any more."""
-        match error:
-            case kafka_errors.NoOffsetForPartitionError():
-                latest = self._options.auto_offset_reset == "latest"
-                (consumer.seek_to_end if latest else consumer.seek_to_beginning)(*error.args[0])
-            case kafka_errors.OffsetOutOfRangeError():
-                self._go_on_from_earliest(consumer, error.args[0])
-            case kafka_errors.LogTruncationError():
-                self._follow_truncation(consumer, error.divergent_offsets)
-
-    def _go_on_from_earliest(self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int]) -> None:
-        """The log holds none of the offsets we stand at: retention was faster, or it is another log by now."""
-        earliest = consumer.beginning_offsets(list(wanted), timeout_ms=self._options.request_timeout_ms)
-        for tp, offset in wanted.items():
-            if offset < earliest[tp]:
-                log.warning(
-                    "%s/%s: offsets %d to %d are lost, retention removed them before they were read; going on from %d",
-                    *(tp.topic, tp.partition, offset, earliest[tp] - 1, earliest[tp]),
-                )
-            else:
-                log.warning(
-                    "%s/%s: offset %d is beyond the end of the log, as if the topic was made anew; going on from %d",
-                    *(tp.topic, tp.partition, offset, earliest[tp]),
-                )
-            self._move(consumer, tp, earliest[tp])
-
-    def _follow_truncation(self, consumer: KafkaConsumer, ends: Mapping[TopicPartition, Any]) -> None:
-        """A new leader has a shorter log than the one we read: what follows its end is news to us."""
-        unknown = [tp for tp, end in ends.items() if end is None]
-        if unknown:
-            self._go_on_from_earliest(consumer, {tp: consumer.position(tp) for tp in unknown})
-        for tp, end in ends.items():
-            if end is not None:
-                log.warning("%s/%s: its new leader has the log only up to offset %d; going on there", *tp, end.offset)
-                self._move(consumer, tp, end.offset)
-
-    def _move(self, consumer: KafkaConsumer, tp: TopicPartition, offset: int) -> None:
-        self._handover.move(_partition(tp), offset)
-        if tp in consumer.assignment():
-            consumer.seek(tp, offset)
+        if not wanted:
+            self._handover.wait_for_room((_POLL_MS - _FULL_POLL_MS) / 1000)
 
     def _open_or_shut(self, consumer: KafkaConsumer) -> None:
         """Fetch from all partitions or from none: the hand-over is one queue, and its bound is for all of them."""
         if self._handover.wants_more:
-            consumer.resume(*(consumer.paused() - self._returning))
+            consumer.resume(*(consumer.paused() - self._positions.unplaced))
         else:
             consumer.pause(*(consumer.assignment() - consumer.paused()))
-
-    def _place_returning(self, consumer: KafkaConsumer) -> None:
-        """Partitions that were elsewhere meanwhile: go on after what the other member's checkpoints hold."""
-        for tp in list(self._returning):
-            try:
-                committed = consumer.committed(tp, timeout_ms=_POLL_MS)
-            except kafka_errors.KafkaTimeoutError:
-                return  # it stays paused until we know
-            self._returning.discard(tp)
-            if committed is not None and committed > (consumer.position(tp, timeout_ms=_POLL_MS) or 0):
-                self._move(consumer, tp, committed)
 
     def _commit(self, consumer: KafkaConsumer, *, wait: bool = False) -> None:
         with self._commit_lock:
             asked, self._to_commit = self._to_commit, {}
         assigned = consumer.assignment()
-        offsets = {tp: OffsetAndMetadata(offset, "", -1) for p, offset in asked.items() if (tp := _tp(p)) in assigned}
+        offsets = {
+            tp: OffsetAndMetadata(offset, "", -1)
+            for p, offset in asked.items()
+            if (tp := topic_partition(p)) in assigned
+        }
         if not offsets:
             return
         if not wait:
@@ -219,7 +170,7 @@ class Reader:
             return
         self._answered_at = time.monotonic()
         self._recovered()
-        self.ends = {_partition(tp): end for tp, end in ends.items() if tp in assigned}
+        self.ends = {partition_of(tp): end for tp, end in ends.items() if tp in assigned}
         self._watch(consumer, assigned, ends)
 
     def _watch(
@@ -227,12 +178,16 @@ class Reader:
     ) -> None:
         """Raise `Stalled` when a partition that has more to read, and may be read, has not moved for too long."""
         now = time.monotonic()
+        if consumer.group_metadata().state is MemberState.STABLE:
+            self._member_at = now
+        elif now - self._member_at > self._stall_s + self._options.session_timeout_ms / 1000:
+            raise Stalled(f"not let into the group for {now - self._member_at:.0f} s")
         paused = consumer.paused()
         progress = {}
         for tp in assigned:
             position = consumer.position(tp, timeout_ms=_POLL_MS)
-            if position is not None and tp not in self._returning:
-                self._handover.passed(_partition(tp), position)
+            if position is not None and tp not in self._positions.unplaced:
+                self._handover.passed(partition_of(tp), position)
             was, since = self._progress.get(tp, (None, now))
             if tp in paused or position != was or position == ends[tp]:
                 since = now
@@ -259,29 +214,14 @@ class Reader:
             log.info("Kafka at %s answers again", ", ".join(self._options.bootstrap_servers))
 
 
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Called on the client's I/O thread, inside a rebalance: it must not block; seek and pause are local."""
+def _finish_joining(consumer: KafkaConsumer) -> None:
+    """Keep kafka-python 3.0 (seen in 3.0.12) from forgetting that it is joining.
 
-    def __init__(self, consumer: KafkaConsumer, handover: Handover, returning: set[TopicPartition]) -> None:
-        self._consumer = consumer
-        self._handover = handover
-        self._returning = returning
-
-    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        for tp in assigned:
-            start = self._handover.assign(_partition(tp))
-            if start is not None:
-                self._consumer.seek(tp, start)
-            if self._handover.returns(_partition(tp)):
-                self._consumer.pause(tp)
-                self._returning.add(tp)
-
-    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        self._returning.difference_update(revoked)
-        self._handover.revoke(map(_partition, revoked))
-
-    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
-        self.on_partitions_revoked(lost)
+    A rejoin that it begins itself, because partitions were added, is lost when one `poll` is too short for it: the
+    next one takes it for done, with the heartbeats off. So we ask for it again; there is no public way to.
+    """
+    if consumer.group_metadata().state is MemberState.REBALANCING:
+        consumer._coordinator.request_rejoin()
 
 
 def _record(record: Any) -> Record:
@@ -292,14 +232,6 @@ def _record(record: Any) -> Record:
         headers=tuple((name, value if value is not None else b"") for name, value in record.headers),
         timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
     )
-
-
-def _partition(tp: TopicPartition) -> Partition:
-    return Partition(tp.topic, str(tp.partition))
-
-
-def _tp(partition: Partition) -> TopicPartition:
-    return TopicPartition(partition.topic, int(partition.partition))
 
 
 def _log_failed_commit(offsets: Mapping[TopicPartition, OffsetAndMetadata], outcome: object) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import IO, Self
 
@@ -50,30 +51,40 @@ class Daemon:
 
     Args:
         settings: the tree.
+        source: instead of the one that the settings name.
 
     Raises:
         SettingsError: a setting is wrong, the port is taken, or another daemon uses the state directory.
         StateError: the state directory cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, source: Source | None = None) -> None:
         self.settings = settings
+        self._stack = ExitStack()
+        try:
+            self._build(source)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _build(self, source: Source | None) -> None:
+        settings, opened = self.settings, self._stack
         torch.set_num_threads(settings.model.threads or os.cpu_count() or 1)
         configure_faiss()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.metrics = Metrics.create(self.registry)
-        self._lock = _lock(settings.state_dir)
+        opened.enter_context(_lock(settings.state_dir))
 
         device = device_of(settings.model.device)
         learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
-        self.catalog = Catalog(settings.state_dir / "catalog.db")
+        self.catalog = opened.enter_context(closing(Catalog(settings.state_dir / "catalog.db")))
         self.frames = FrameStore(settings.state_dir / "frames", settings.media.store_max_bytes)
         self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
-        source = load_source_class(settings.source).from_settings(settings)
-        self.dead_letters = _dead_letters(source, settings.state_dir)
-        self.loader = Loader(load_options(settings), workers=settings.media.workers)
+        source = source or load_source_class(settings.source).from_settings(settings)
+        self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
+        self.loader = opened.enter_context(closing(Loader(load_options(settings), workers=settings.media.workers)))
         self.feed = Feed(
             source,
             self.loader,
@@ -81,6 +92,7 @@ class Daemon:
             max_wait_s=settings.learner.max_wait_s,
             metrics=self.metrics,
         )
+        opened.callback(self.feed.close)
         book = ScoreBook()
         eras = Eras(learner, self.catalog, self.frames, settings.search)
         detector = _detector(settings.drift)
@@ -126,6 +138,7 @@ class Daemon:
         )
         app = create_app(self.service, settings=settings.api, metrics=self.metrics, registry=self.registry)
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
+        opened.callback(self.server.stop)
         self.metrics.build_info.info({"version": __version__, "model": self.state.model_version})
         self._thread = threading.Thread(target=self.pipeline.run, name="pipeline", daemon=True)
 
@@ -136,27 +149,22 @@ class Daemon:
         return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{self.server.port}"
 
     def __enter__(self) -> Self:
-        self.state.restore()
-        self.pipeline.evaluator.export()
-        self.server.start()
-        self.feed.start(self.state.offsets)
+        try:
+            self.state.restore()
+            self.pipeline.evaluator.export()
+            self.server.start()
+            self.feed.start(self.state.offsets)
+        except BaseException:
+            self._stack.close()
+            raise
         self._thread.start()
+        self._stack.callback(self._thread.join)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """End the current batch, write a last checkpoint, answer what is being asked, close. Harmless when repeated."""
+        """End the current batch, write a last checkpoint, answer what is being asked, close."""
         self.pipeline.stop()
-        if self._thread.is_alive():
-            self._thread.join()
-        self.server.stop()
-        self.feed.close()
-        self.loader.close()
-        self.dead_letters.close()
-        self.catalog.close()
-        self._lock.close()
+        self._stack.close()
 
 
 def stop_signal() -> threading.Event:

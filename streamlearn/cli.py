@@ -61,7 +61,7 @@ def run(config: ConfigFile = None, override: Overrides = None) -> None:
 def demo(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8080,
-    clips_per_domain: Annotated[int, typer.Option(min=1, help="Clips of each of the five domains.")] = 2000,
+    clips_per_domain: Annotated[int, typer.Option(min=1, help="Clips of each of the five domains.")] = 1600,
     state_dir: Annotated[Path | None, typer.Option(help="Keep the state here; otherwise it is thrown away.")] = None,
     seed: Annotated[int, typer.Option(help="Of the rendered clips.")] = 0,
     leave: Annotated[bool, typer.Option("--exit", help="End when the stream has been learned.")] = False,

@@ -8,6 +8,7 @@ finished partition is swapped in whole. Only the pipeline thread calls `Eras`; i
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,18 @@ from torch import Tensor, nn
 
 from streamlearn.catalog import Catalog
 from streamlearn.encoders import Towers
+from streamlearn.evaluate import ranks
 from streamlearn.frames import FrameStore
 from streamlearn.index import Partition, PartitionView
 from streamlearn.learner import Learner
 from streamlearn.records import Frames, Vectors
 from streamlearn.settings import SearchSettings
 
-_FAMILIAR_CAPTIONS = 256  # of an era's captions, for its mean
+log = logging.getLogger(__name__)
+
 _CACHED_TEXTS = 4096
+_JUDGES, _FEWEST_JUDGES = 100, 10  # held-out clips that decide which pair an era is sealed with
+_REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
 
 
 class QueryEncoder:
@@ -62,15 +67,12 @@ class EraView:
 
     Attributes:
         encoder: the pair that wrote the partition; for the current era, as it was at publication.
-        familiarity: (d,) mean of the era's caption embeddings; its inner product with a query says how much the
-            query's words are this era's.
     """
 
     number: int
     task: str
     encoder: QueryEncoder
     partition: PartitionView
-    familiarity: Vectors
 
 
 @dataclass
@@ -81,11 +83,20 @@ class Era:
     task: str
     opened_step: int
     partition: Partition
-    familiarity: Vectors
     sealed_step: int | None = None  # the step of its snapshot; None while it is the current one
     encoder: QueryEncoder | None = None
     pair: Towers | None = None
-    reencoded: dict[int, Vectors] = field(default_factory=dict)  # finished rows of a partition not yet swapped in
+    pending: deque[int] = field(default_factory=deque)  # rows of a sealed era that await re-encoding
+    reencoded: dict[int, Vectors] = field(default_factory=dict)  # rows done, of a partition not yet swapped in
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Half-precision weights of the local momentum pair and of the encoders after a step."""
+
+    step: int
+    local: Mapping[str, Tensor]
+    online: Mapping[str, Tensor]
 
 
 class Eras:
@@ -101,7 +112,7 @@ class Eras:
     def __init__(self, learner: Learner, catalog: Catalog, frames: FrameStore, settings: SearchSettings) -> None:
         self._learner, self._catalog, self._frames, self._settings = learner, catalog, frames, settings
         self._dim = learner.online.dim
-        self._snapshots: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=settings.snapshots)
+        self._snapshots: deque[Weights] = deque(maxlen=settings.snapshots)
         self._snapshot_clips = 0
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
@@ -110,34 +121,21 @@ class Eras:
         """The era being written."""
         return self.eras[-1]
 
-    def upsert(self, rows: Sequence[int], vectors: Vectors, captions: Vectors) -> None:
-        """The step's keys become index entries of the current era.
-
-        Args:
-            rows: n catalog rows.
-            vectors: (n, d) video keys.
-            captions: (m, d) text keys of the same step, for the era's familiarity.
-        """
-        era = self.current
-        self._catalog.put_vectors(rows, vectors, era=era.number, step=self._learner.steps)
-        era.partition.upsert(np.asarray(rows, np.int64), vectors)
-        if len(captions):
-            # A running mean over about the last 256 captions: the current era's own text space moves.
-            share = min(1.0, len(captions) / _FAMILIAR_CAPTIONS) if era.familiarity.any() else 1.0
-            era.familiarity = (1 - share) * era.familiarity + share * captions.mean(0)
+    def upsert(self, rows: Sequence[int], vectors: Vectors) -> None:
+        """The step's keys become index entries of the current era. Shape: n catalog rows, (n, d)."""
+        self._catalog.put_vectors(rows, vectors, era=self.current.number, step=self._learner.steps)
+        self.current.partition.upsert(np.asarray(rows, np.int64), vectors)
 
     def remove(self, rows: Sequence[int]) -> None:
         """Rows leave the index, whichever era has them."""
         if rows:
             for era in self.eras:
                 era.partition.remove(np.asarray(rows, np.int64))
-                for row in rows:
-                    era.reencoded.pop(row, None)
 
     def remember(self) -> None:
-        """Call after each step: keeps momentum snapshots, from which an era can be sealed as it was before a drift."""
+        """Call after each step: keeps snapshots, from which an era can be sealed as it was before a drift."""
         if self._learner.clips - self._snapshot_clips >= self._settings.snapshot_interval_clips or not self._snapshots:
-            self._snapshots.append((self._learner.steps, _half(self._learner.local)))
+            self._snapshots.append(self._snapshot())
             self._snapshot_clips = self._learner.clips
 
     def start(self, task: str, since_step: int) -> None:
@@ -150,65 +148,94 @@ class Eras:
             since_step: clips of later steps already belong to it.
         """
         era = self.current
-        before = [(step, state) for step, state in self._snapshots if step <= since_step]
-        era.sealed_step, state = before[-1] if before else (self._learner.steps, _half(self._learner.local))
-        self._freeze(era, state)
+        before = [snapshot for snapshot in self._snapshots if snapshot.step <= since_step]
+        # An operator's boundary is known beforehand: then now is before.
+        snapshot = before[-1] if before and since_step < self._learner.steps else self._snapshot()
         following = self._open(era.number + 1, task)
-        moved = np.asarray(
-            self._catalog.move(
-                from_era=era.number, since_step=since_step + 1, to_era=following.number, to_task=task
-            ),
-            np.int64,
+        rows = self._catalog.move(
+            from_era=era.number, since_step=since_step + 1, to_era=following.number, to_task=task
         )  # fmt: skip
-        if len(moved):
+        if rows:
+            moved = np.asarray(rows, np.int64)
             following.partition.upsert(moved, era.partition.view().vectors(moved))
             era.partition.remove(moved)
-        era.familiarity = self._mean_caption(era)
+        era.sealed_step = snapshot.step
+        self._freeze(era, self._better(era.task, snapshot))
+        era.pending = deque(era.partition.view().rows.tolist())
         self.eras.append(following)
         self._snapshots.clear()
 
-    def reencode(self) -> int:
-        """Re-encode some clips of sealed eras; returns how many are left."""
-        left = 0
-        for era in self.eras[:-1]:
-            assert era.encoder is not None
-            assert era.sealed_step is not None
-            stale = self._stale(era)
-            if not stale:
-                continue
-            batch = stale[: self._settings.reencode_batch_clips] if left == 0 else []
-            frames = {row: stored for row in batch if (stored := self._frames.get(row)) is not None}
-            for shape in {stored.shape for stored in frames.values()}:  # settings may have changed meanwhile
-                rows = [row for row, stored in frames.items() if stored.shape == shape]
-                vectors = era.encoder.clips(np.stack([frames[row] for row in rows]))
-                era.reencoded.update(zip(rows, vectors, strict=True))
-            # Frames that are gone leave the vector that was written on arrival.
-            gone = [row for row in batch if row not in frames]
-            if gone:
-                era.reencoded.update(
-                    zip(gone, era.partition.view().vectors(np.asarray(gone, np.int64)), strict=True)
-                )  # fmt: skip
-            left += len(stale) - len(batch)
-            if len(stale) == len(batch):
-                self._swap_in(era)
-        return left
+    def _snapshot(self) -> Weights:
+        return Weights(self._learner.steps, _half(self._learner.local), _half(self._learner.online))
 
-    def _stale(self, era: Era) -> list[int]:
-        assert era.sealed_step is not None
-        budget = len(era.reencoded) + 10 * self._settings.reencode_batch_clips
-        rows = self._catalog.stale_rows(era.number, era.sealed_step, budget)
-        return [row for row in rows if row not in era.reencoded]
+    def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
+        """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
+        clips = self._catalog.heldout(task, _JUDGES)
+        frames = {i: f for i, clip in enumerate(clips) if (f := self._frames.get(clip.row)) is not None}
+        if len(frames) < _FEWEST_JUDGES or len({f.shape for f in frames.values()}) > 1:
+            return snapshot.local
+        texts, films = [clips[i].captions[0] for i in frames], np.stack(list(frames.values()))
+        towers, merit = self._learner.local.frozen_copy(), []
+        for state in (snapshot.local, snapshot.online):
+            towers.load_state_dict(state)
+            encoder = QueryEncoder(towers)
+            merit.append(
+                float((1 / ranks(encoder.texts(texts) @ encoder.clips(films).T, np.arange(len(texts)))).mean())
+            )
+        log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", task, *merit)
+        return snapshot.local if merit[0] >= merit[1] else snapshot.online
+
+    def reencode(self) -> int:
+        """Re-encode some clips: of sealed eras first, else the oldest vectors of the current one.
+
+        Returns:
+            How many clips of sealed eras are left.
+        """
+        closing = [era for era in self.eras[:-1] if era.pending]
+        if not closing:
+            self._refresh()
+            return 0
+        era = closing[0]
+        assert era.encoder is not None
+        batch = [era.pending.popleft() for _ in range(min(self._settings.reencode_batch_clips, len(era.pending)))]
+        era.reencoded.update(self._encode(batch, era.encoder))
+        if not era.pending:
+            self._swap_in(era)
+        return sum(len(era.pending) for era in closing)
+
+    def _refresh(self) -> None:
+        """The current era's vectors were written by encoders that knew less: bring some up to date."""
+        era, step = self.current, self._learner.steps
+        rows = self._catalog.stale_rows(era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips)
+        fresh = self._encode(rows, QueryEncoder(self._learner.local))
+        if fresh:
+            self._store(era, fresh, step)
+
+    def _encode(self, rows: Sequence[int], encoder: QueryEncoder) -> dict[int, Vectors]:
+        """Vectors of the rows whose frames are still kept."""
+        frames = {row: stored for row in rows if (stored := self._frames.get(row)) is not None}
+        out: dict[int, Vectors] = {}
+        for shape in {stored.shape for stored in frames.values()}:  # settings may have changed meanwhile
+            same = [row for row, stored in frames.items() if stored.shape == shape]
+            out |= dict(zip(same, encoder.clips(np.stack([frames[row] for row in same])), strict=True))
+        return out
 
     def _swap_in(self, era: Era) -> None:
         assert era.sealed_step is not None
-        live = set(era.partition.view().rows.tolist())
-        rows = [row for row in era.reencoded if row in live]
-        if rows:
-            vectors = np.stack([era.reencoded[row] for row in rows])
-            with self._catalog.transaction():
-                self._catalog.put_vectors(rows, vectors, era=era.number, step=era.sealed_step)
-            era.partition.upsert(np.asarray(rows, np.int64), vectors)
+        partition = era.partition.view()
+        # Without frames, the vector that was written on arrival stays.
+        left = partition.rows[~np.isin(partition.rows, list(era.reencoded))]
+        kept = dict(zip(left.tolist(), partition.vectors(left), strict=True))
+        live = set(partition.rows.tolist())
+        self._store(era, {row: v for row, v in (era.reencoded | kept).items() if row in live}, era.sealed_step)
         era.reencoded = {}
+
+    def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
+        if vectors:
+            rows, stacked = list(vectors), np.stack(list(vectors.values()))
+            with self._catalog.transaction():
+                self._catalog.put_vectors(rows, stacked, era=era.number, step=step)
+            era.partition.upsert(np.asarray(rows, np.int64), stacked)
 
     def views(self) -> tuple[EraView, ...]:
         """Every era that has clips, immutable."""
@@ -218,8 +245,7 @@ class Eras:
             if len(partition) == 0:
                 continue
             encoder = era.encoder or QueryEncoder(self._learner.local.frozen_copy())
-            norm = float(np.linalg.norm(era.familiarity)) or 1.0
-            out.append(EraView(era.number, era.task, encoder, partition, era.familiarity / norm))
+            out.append(EraView(era.number, era.task, encoder, partition))
         return tuple(out)
 
     def state(self) -> list[dict[str, Any]]:
@@ -230,44 +256,32 @@ class Eras:
         ]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights of the sealed eras, fp16, which never change, and every era's familiarity."""
-        parts: dict[str, dict[str, Tensor]] = {
-            f"eras/{era.number:04d}": _half(era.pair) for era in self.eras if era.pair is not None
-        }
-        parts["familiarity"] = {f"{era.number:04d}": torch.from_numpy(era.familiarity.copy()) for era in self.eras}
-        return parts
+        """Weights of the sealed eras, fp16, which never change."""
+        return {f"eras/{era.number:04d}": _half(era.pair) for era in self.eras if era.pair is not None}
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Inverse of `state` and `tensors`, with the catalog already cut to the same generation."""
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])
-            era.familiarity = tensors["familiarity"][f"{era.number:04d}"].numpy()
             era.sealed_step = facts["sealed_step"]
             if era.sealed_step is not None:
                 self._freeze(era, tensors[f"eras/{era.number:04d}"])
-            rows, vectors, _ = self._catalog.era_vectors(era.number)
+            rows, vectors, steps = self._catalog.era_vectors(era.number)
             if len(rows):
                 era.partition.upsert(rows, vectors)
+            if era.sealed_step is not None:
+                era.pending = deque(rows[steps != era.sealed_step].tolist())
             self.eras.append(era)
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step
-        return Era(number, task, opened, Partition(self._dim), np.zeros(self._dim, np.float32))
+        return Era(number, task, opened, Partition(self._dim))
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor]) -> None:
         era.pair = self._learner.local.frozen_copy()
         era.pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
         era.encoder = QueryEncoder(era.pair)
-
-    def _mean_caption(self, era: Era) -> Vectors:
-        """Of the era's learned clips: captions of held-out ones are questions, and stay out."""
-        rows = era.partition.view().rows
-        spread = rows[:: max(1, len(rows) // _FAMILIAR_CAPTIONS)].tolist()
-        captions = [c.captions[0] for c in self._catalog.clips(spread).values() if c.split == "train"]
-        assert era.encoder is not None
-        mean: Vectors = era.encoder.texts(captions).mean(0) if captions else era.familiarity
-        return mean
 
 
 def _half(towers: nn.Module) -> dict[str, Tensor]:

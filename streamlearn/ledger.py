@@ -67,7 +67,6 @@ class Ledger:
         events: Sequence[Event],
         splits: Mapping[int, str],
         vectors: Mapping[int, Vectors],
-        captions: Vectors,
         *,
         task: str,
         step: int,
@@ -78,7 +77,6 @@ class Ledger:
             events: in the stream's order.
             splits: of each clip, by its place in `events`.
             vectors: likewise, (d,).
-            captions: (m, d) text keys of the learned clips.
             task: the current one.
             step: the learner's, after the batch.
 
@@ -91,10 +89,10 @@ class Ledger:
             for i, event in enumerate(events):
                 if isinstance(event, Clip):
                     if event.video_id in pending:
-                        changed |= self._put(events, pending, splits, vectors, captions, task, step)
+                        changed |= self._put(events, pending, splits, vectors, task, step)
                     pending[event.video_id] = i
                     continue
-                changed |= self._put(events, pending, splits, vectors, captions, task, step)
+                changed |= self._put(events, pending, splits, vectors, task, step)
                 if isinstance(event, Rejected):
                     self._dead_letters.write(event)
                     self._count("dead_lettered")
@@ -105,7 +103,7 @@ class Ledger:
                     self._count("deleted")
                     self.recount()
                     changed = True
-            changed |= self._put(events, pending, splits, vectors, captions, task, step)
+            changed |= self._put(events, pending, splits, vectors, task, step)
         return changed
 
     def _put(
@@ -114,7 +112,6 @@ class Ledger:
         pending: dict[str, int],
         splits: Mapping[int, str],
         vectors: Mapping[int, Vectors],
-        captions: Vectors,
         task: str,
         step: int,
     ) -> bool:
@@ -129,7 +126,7 @@ class Ledger:
         for row, clip in zip(rows, clips, strict=True):
             self._frames.put(row, clip.frames)
         self._eras.remove(replaced)  # their frames stay until no generation can bring them back
-        self._eras.upsert(rows, np.stack([vectors[i] for i in places]), captions)
+        self._eras.upsert(rows, np.stack([vectors[i] for i in places]))
         for i in places:
             self._count("learned" if splits[i] == "train" else "held_out")
         self._count("replaced", len(replaced))

@@ -74,7 +74,8 @@ class Pipeline:
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
                         self._stopping.wait()
-            self.checkpoint()
+            if self.state.due("checkpoint", 1):
+                self.checkpoint()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
             log.exception(
                 "learning has stopped; searches are still answered. Restart to go on from the last checkpoint"
@@ -101,11 +102,10 @@ class Pipeline:
             stats = self._learn(clips, train)
         if stats is not None:
             vectors |= dict(zip(train, stats.keys_video, strict=True))
-        captions = stats.keys_text if stats is not None else np.zeros((0, self.learner.online.dim), np.float32)
 
         with self.metrics.stage_seconds.labels("index").time():
             changed = self.ledger.write(
-                batch, splits, vectors, captions, task=self.state.task, step=self.learner.steps
+                batch, splits, vectors, task=self.state.task, step=self.learner.steps
             )  # fmt: skip
             self.state.advance(batch, len(clips))
             if stats is not None:

@@ -117,13 +117,3 @@ class StepStats:
     recall: float
     grad_norm: float
     step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One search result. `score` is a cosine, plus the era's familiarity bonus where eras are merged."""
-
-    rank: int
-    score: float
-    row: int
-    task: str

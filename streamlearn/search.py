@@ -1,7 +1,7 @@
 """The read side: answers from the last published snapshot, from any thread, while learning goes on.
 
-Each era is asked with its own encoder; scores of the eras are merged as they are: cosine, plus how familiar the
-query's words are to the era. The evaluation asks through the same `ask`, so recall reported is recall served.
+Each era is asked with its own encoder, and the cosines of the eras are merged as they are. The evaluation asks
+through the same `ask`, so recall reported is recall served.
 """
 
 from __future__ import annotations
@@ -86,8 +86,6 @@ class Searcher:
             queries = encode(snapshot.eras[-1] if single else era)
             encoded = time.perf_counter()
             found, at = era.partition.search(queries, min(limit, len(era.partition)), allowed)
-            if not single:
-                found = found + self._settings.familiarity_weight * (queries @ era.familiarity)[:, None]
             scores.append(found)
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))

@@ -74,7 +74,7 @@ class DaemonService:
         """What the daemon is doing."""
         state, snapshot = self._state, self._searcher.snapshot
         progress = state.progress
-        names = state.tasks.names()
+        task = state.tasks.current
         return {
             "version": __version__,
             "state": progress.state,
@@ -84,7 +84,7 @@ class DaemonService:
             "clips_per_s": round(progress.clips_per_s, 1) if progress.state == "learning" else 0.0,
             "searchable": 0 if snapshot is None else len(snapshot),
             "step": state.learner.steps,
-            "task": names[-1] if names else None,
+            "task": None if task is None else task.name,
             "generation": state.catalog.generation - 1,
             "loss": progress.loss,
             "drift_score": progress.drift_score,

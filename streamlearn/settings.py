@@ -214,13 +214,19 @@ class DriftSettings(Section):
     """The detector of task boundaries: a normalised mean shift of the batch embeddings."""
 
     detector: Literal["mean_shift", "none"] = Field("mean_shift", description="none: boundaries only by the operator.")
-    threshold: float = Field(4.0, gt=1, description="Of the statistic, whose mean is 1 where nothing drifts.")
+    threshold: float = Field(5.0, gt=1, description="Of the statistic, whose mean is 1 where nothing drifts.")
     window_batches: int = Field(2, ge=1, description="Batches that are compared with the reference.")
-    reference_batches: int = Field(48, ge=8, description="Batches the reference remembers at most.")
+    reference_batches: int = Field(48, ge=8, description="Batches the window is compared with at most.")
     warmup_batches: int = Field(
         8, ge=2, description="Batches before a boundary can be found, at the start and after each."
     )
     cooldown_batches: int = Field(40, ge=0, description="Batches after a boundary in which none is found.")
+
+    @model_validator(mode="after")
+    def _fillable(self) -> DriftSettings:
+        if self.warmup_batches > self.reference_batches:
+            raise ValueError("warmup_batches may not exceed reference_batches, which would never hold them")
+        return self
 
 
 class EvaluateSettings(Section):
@@ -248,15 +254,13 @@ class SearchSettings(Section):
     publish_interval_clips: int = Field(
         128, ge=1, description="Clips between published snapshots; a silent source publishes at once."
     )
-    familiarity_weight: float = Field(
-        0.5, ge=0, description="How much the query text's familiarity to an era counts beside the cosine."
-    )
     snapshot_interval_clips: int = Field(
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."
     )
     snapshots: int = Field(4, ge=1, description="Momentum snapshots kept for that.")
-    reencode_batch_clips: int = Field(
-        64, ge=1, description="Clips of a closed era that are re-encoded after each step."
+    reencode_batch_clips: int = Field(64, ge=1, description="Clips of a sealed era re-encoded after each step.")
+    refresh_batch_clips: int = Field(
+        32, ge=0, description="Oldest vectors of the current era refreshed after each step; 0: as written on arrival."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,88 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from streamlearn.errors import SearchError
+from streamlearn.records import Offsets, Partition, Record
 from streamlearn.schemas import SearchAnswer, SearchRequest, SearchResult, thumbnail_url
+from streamlearn.source import EndOfStream
 
 _COLOURS = {"red": "#d8453e", "blue": "#3d6fd6", "green": "#3a9a5b", "yellow": "#e3b23c", "purple": "#8a52c7"}
 _SHAPES = ("ball", "square", "triangle")
 _GROUNDS = ("sand", "grass", "snow", "water")
+
+
+class ListSource:
+    """A source that delivers a list, one partition or many, and then ends or waits for more.
+
+    Attributes:
+        committed: the offsets of the last `commit`.
+        paused: between `pause` and `resume`.
+    """
+
+    def __init__(self, records: Iterable[Record] = (), *, ends: bool = True, batch: int = 16) -> None:
+        self._records = list(records)
+        self._ends, self._batch = ends, batch
+        self._changed = threading.Condition()
+        self._next = 0
+        self._offsets: Offsets = {}
+        self._closed = False
+        self.committed: Offsets = {}
+        self.paused = False
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> ListSource:
+        """An empty one."""
+        return cls()
+
+    def add(self, *records: Record, end: bool = False) -> None:
+        """Let more arrive, from any thread; `end` says that they are the last."""
+        with self._changed:
+            self._records += records
+            self._ends |= end
+            self._changed.notify_all()
+
+    def start(self, offsets: Offsets) -> None:
+        """Deliver from here; what comes before is passed over."""
+        self._offsets = offsets
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        """The next few."""
+        with self._changed:
+            if (self.paused or self._next == len(self._records)) and not self._over():
+                self._changed.wait(timeout_s)
+            if self._over():
+                raise EndOfStream
+            if self.paused:
+                return ()
+            chosen = self._records[self._next : self._next + self._batch]
+            self._next += len(chosen)
+        return [r for r in chosen if r.position.offset >= self._offsets.get(Partition(*r.position[:2]), 0)]
+
+    def pause(self) -> None:
+        """Deliver nothing."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Deliver again."""
+        with self._changed:
+            self.paused = False
+            self._changed.notify_all()
+
+    def commit(self, offsets: Offsets) -> None:
+        """Remember them."""
+        self.committed = dict(offsets)
+
+    def lag(self) -> Mapping[Partition, int]:
+        """What is left."""
+        return {Partition("list", "0"): len(self._records) - self._next}
+
+    def close(self) -> None:
+        """End."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _over(self) -> bool:
+        return self._closed or (self._ends and self._next == len(self._records))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kafka_broker import BrokerUnavailable, KafkaBroker, find_broker
+
+from tests.kafka_broker import BrokerUnavailable, KafkaBroker, find_broker
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,15 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_
     raise AssertionError(f"not within {deadline_s} s: {what}")
 
 
+def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """GET, or POST where there is a body."""
+    request = urllib.request.Request(
+        url + path, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response)
+
+
 class DaemonProcess:
     """`streamlearn run` with settings; a context manager that leaves nothing behind."""
 
@@ -59,13 +68,7 @@ class DaemonProcess:
         self.process.wait()
 
     def get(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}",
-            None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=20) as response:
-            return json.load(response)
+        return ask(f"http://127.0.0.1:{self.port}", path, body)
 
     def search(self, text: str, limit: int = 10) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = self.get("/v1/search", {"query": {"text": text}, "limit": limit})["results"]

@@ -46,7 +46,6 @@ def test_a_revoked_partition_comes_back_after_what_was_handed_over() -> None:
     made.revoke([P0])
     assert taken(made) == []
     assert made.assign(P0) == 2
-    assert made.returns(P0)
     made.put(P0, records(range(2, 6)))
     assert taken(made) == [2, 3, 4, 5]
 

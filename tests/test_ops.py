@@ -17,10 +17,10 @@ import jsonschema
 import pytest
 import yaml
 
-from ops import dashcheck, exporter
 from streamlearn import settings
 from streamlearn.errors import CODES
 from streamlearn.metrics import series_names
+from tests.ops import dashcheck, exporter
 
 ROOT = Path(__file__).parents[1]
 OPS = ROOT / "ops"
@@ -30,6 +30,7 @@ DASHBOARD = OPS / "grafana/dashboards/streamlearn.json"
 ALERTING = OPS / "grafana/provisioning/alerting/streamlearn.yml"
 COMPOSE = OPS / "compose.yaml"
 SCHEMAS = ROOT / "tests/ops"
+GUIDE = ROOT / "docs/operations.md"
 
 #: Labels that Prometheus adds, and the bucket's bound.
 ADDED = {"job", "instance", "le"}
@@ -134,12 +135,27 @@ def test_every_series_is_on_the_dashboard(dashboard: dict[str, Any]) -> None:
     assert [name for name in series_names() if name not in shown] == []
 
 
-def test_dashboard_uses_the_dead_letter_codes_and_the_drift_threshold_of_the_code(dashboard: dict[str, Any]) -> None:
+def test_dashboard_draws_the_threshold_of_the_drift_detector(dashboard: dict[str, Any]) -> None:
     by_title = {panel["title"]: panel for panel in dashcheck.panels(dashboard)}
     steps = by_title["Drift score"]["fieldConfig"]["defaults"]["thresholds"]["steps"]
-    assert steps[-1]["value"] == settings.DriftSettings().threshold
-    guide = (ROOT / "docs/operations.md").read_text()
+    assert steps[-1]["value"] == settings.DriftSettings.model_fields["threshold"].default
+
+
+def test_operations_guide_explains_every_dead_letter_code() -> None:
+    guide = GUIDE.read_text()
     assert [code for codes in CODES.values() for code in codes if f"`{code}`" not in guide] == []
+
+
+def test_operations_guide_names_settings_that_exist() -> None:
+    sections = settings.Settings.model_fields
+    named = re.findall(r"`(\w+)\.(\w+)(?: = [^`]+)?`", GUIDE.read_text())
+    settings_named = [(section, name) for section, name in named if section in sections]
+    assert len(settings_named) > 10
+    for section, name in settings_named:
+        kind = sections[section].annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, settings.Section)
+        assert name in kind.model_fields, f"{section}.{name}"
 
 
 # --- Prometheus and Alertmanager --------------------------------------------------------------------------------------

@@ -63,10 +63,11 @@ search() {
     curl --fail --silent --show-error --max-time 10 "$url/v1/search" --header 'content-type: application/json' \
         --data '{"query": {"text": "a red circle"}, "limit": 5}'
 }
-until search | grep --quiet '"video_id"'; do pause "no results"; done
-say "answers: $(search | head --bytes 200)"
-curl --fail --silent "$url/metrics" | grep --quiet '^streamlearn_index_clips [1-9]' || fail "/metrics shows no clips"
-curl --fail --silent "$url/" | grep --quiet --ignore-case '<html' || fail "/ shows no page"
+until grep --quiet '"video_id"' <<<"$(search)"; do pause "no results"; done
+answer=$(search)
+say "answers: ${answer:0:200}"
+grep --quiet '^streamlearn_index_clips [1-9]' <<<"$(curl --fail --silent "$url/metrics")" || fail "/metrics shows no clips"
+grep --quiet --ignore-case '<html' <<<"$(curl --fail --silent "$url/")" || fail "/ shows no page"
 say "metrics and page are there"
 
 "$docker" stop --time 60 "$name" >/dev/null

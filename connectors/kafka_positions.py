@@ -1,0 +1,147 @@
+"""Where each partition is read from: what `start` was given, where we were, or what the log still has.
+
+The broker's committed offsets are not the truth: they decide only for a partition that nothing else is known of, and
+tell of a partition that comes back how far another member has finished it meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
+
+from streamlearn.connectors.kafka_client import KafkaOptions
+from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.records import Partition
+
+log = logging.getLogger(__name__)
+
+#: What any call that looks at positions may raise: there is none, or none any more. `Positions.put_right` knows how.
+ASTRAY = (
+    kafka_errors.NoOffsetForPartitionError,
+    kafka_errors.OffsetOutOfRangeError,
+    kafka_errors.LogTruncationError,
+)
+_LOOKUP_MS = 200
+
+
+class Positions:
+    """The positions of one member's partitions, over the lives of its consumers.
+
+    Attributes:
+        unplaced: assigned partitions that stay paused until `place` has looked at them.
+    """
+
+    def __init__(self, options: KafkaOptions, handover: Handover) -> None:
+        self.unplaced: set[TopicPartition] = set()
+        self._options = options
+        self._handover = handover
+        self._committed: dict[TopicPartition, int] = {}  # at the broker, while the partition was ours
+
+    def listener(self, consumer: KafkaConsumer) -> ConsumerRebalanceListener:
+        """What to subscribe with."""
+        return _Listener(self, self._handover, consumer)
+
+    def place(self, consumer: KafkaConsumer) -> None:
+        """Let new partitions be read, from after what another member's checkpoints hold if that is further.
+
+        Only an offset that was committed since we had the partition says so: one from before `start` may be ahead
+        of the checkpoint that we were started with, and what lies between is to be read again.
+        """
+        for tp in list(self.unplaced):
+            try:
+                committed = consumer.committed(tp, timeout_ms=_LOOKUP_MS)
+            except kafka_errors.KafkaTimeoutError:
+                return  # paused until we know
+            before = self._committed.get(tp)
+            if committed is not None:
+                if before is not None and committed > max(before, consumer.position(tp, timeout_ms=_LOOKUP_MS) or 0):
+                    self._move(consumer, tp, committed)
+                self._committed[tp] = committed
+            else:
+                self._committed.setdefault(tp, -1)
+            self.unplaced.discard(tp)
+
+    def forget(self) -> None:
+        """The consumer is gone, and its partitions with it."""
+        self.unplaced.clear()
+        self._handover.revoke()
+
+    def put_right(self, consumer: KafkaConsumer, error: BaseException) -> None:
+        """Go on after one of `ASTRAY`."""
+        match error:
+            case kafka_errors.NoOffsetForPartitionError():
+                latest = self._options.auto_offset_reset == "latest"
+                (consumer.seek_to_end if latest else consumer.seek_to_beginning)(*error.args[0])
+            case kafka_errors.OffsetOutOfRangeError():
+                self._go_on_from_earliest(consumer, error.args[0])
+            case kafka_errors.LogTruncationError():
+                self._follow_truncation(consumer, error.divergent_offsets)
+
+    def _go_on_from_earliest(self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int]) -> None:
+        """The log holds none of the offsets we stand at: retention was faster, or it is another log by now."""
+        earliest = consumer.beginning_offsets(list(wanted), timeout_ms=self._options.request_timeout_ms)
+        for tp, offset in wanted.items():
+            if offset < earliest[tp]:
+                log.warning(
+                    "%s/%s: offsets %d to %d are lost, retention removed them before they were read; going on from %d",
+                    *(tp.topic, tp.partition, offset, earliest[tp] - 1, earliest[tp]),
+                )
+            else:
+                log.warning(
+                    "%s/%s: offset %d is beyond the end of the log, as if the topic was made anew; going on from %d",
+                    *(tp.topic, tp.partition, offset, earliest[tp]),
+                )
+            self._move(consumer, tp, earliest[tp])
+
+    def _follow_truncation(self, consumer: KafkaConsumer, ends: Mapping[TopicPartition, Any]) -> None:
+        """A new leader has a shorter log than the one we read: what follows its end is news to us."""
+        unknown = [tp for tp, end in ends.items() if end is None]
+        if unknown:
+            self._go_on_from_earliest(consumer, {tp: consumer.position(tp) for tp in unknown})
+        for tp, end in ends.items():
+            if end is not None:
+                log.warning("%s/%s: its new leader has the log only up to offset %d; going on there", *tp, end.offset)
+                self._move(consumer, tp, end.offset)
+
+    def _move(self, consumer: KafkaConsumer, tp: TopicPartition, offset: int) -> None:
+        self._handover.move(partition_of(tp), offset)
+        if tp in consumer.assignment():
+            consumer.seek(tp, offset)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Called on the client's I/O thread, inside a rebalance: it must not block; seek and pause are local."""
+
+    def __init__(self, positions: Positions, handover: Handover, consumer: KafkaConsumer) -> None:
+        self._positions = positions
+        self._handover = handover
+        self._consumer = consumer
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        for tp in assigned:
+            start = self._handover.assign(partition_of(tp))
+            if start is not None:
+                self._consumer.seek(tp, start)
+            self._consumer.pause(tp)
+            self._positions.unplaced.add(tp)
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._positions.unplaced.difference_update(revoked)
+        self._handover.revoke(map(partition_of, revoked))
+
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        self.on_partitions_revoked(lost)
+
+
+def partition_of(tp: TopicPartition) -> Partition:
+    """Kafka's partition in our terms."""
+    return Partition(tp.topic, str(tp.partition))
+
+
+def topic_partition(partition: Partition) -> TopicPartition:
+    """And back."""
+    return TopicPartition(partition.topic, int(partition.partition))

@@ -1,0 +1,270 @@
+"""The whole daemon in this process, on real clips: what comes in is learned, found, replaced, deleted, resumed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from streamlearn.app import Daemon
+from streamlearn.connectors.synthetic import encode, render, sample
+from streamlearn.deadletters import read_dead_letters
+from streamlearn.errors import SettingsError, StateError
+from streamlearn.records import Position, Record
+from streamlearn.settings import load
+from streamlearn.testing import ListSource
+from tests.daemon import ask, until
+
+
+class Stream:
+    """Records of rendered clips, with offsets that go on."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+        self.offset = 0
+        self.captions: dict[str, str] = {}
+
+    def clips(self, domain: str, n: int, **fields: Any) -> list[Record]:
+        scenes = sample(domain, n, self._rng)
+        frames = render(scenes, size_px=32, rng=self._rng)
+        return [
+            self.clip(f"{domain}-{self.offset}", scene.caption, encode(film), **fields)
+            for scene, film in zip(scenes, frames, strict=True)
+        ]
+
+    def clip(self, video_id: str, caption: str, media: bytes, **fields: Any) -> Record:
+        self.captions[video_id] = caption
+        body = {"video_id": video_id, "captions": [caption], "media_b64": base64.b64encode(media).decode(), **fields}
+        return self.raw(video_id.encode(), json.dumps(body).encode())
+
+    def raw(self, key: bytes | None, value: bytes | None) -> Record:
+        self.offset += 1
+        return Record(key, value, Position("clips", "0", self.offset - 1))
+
+
+@contextmanager
+def daemon(folder: Path, source: ListSource, **changes: Any) -> Iterator[Daemon]:
+    settings = load(
+        None,
+        {
+            "state_dir": folder / "state",
+            "api.port": 0,
+            "model.threads": 1,
+            "learner.batch_size": 8,
+            "learner.max_wait_s": 0.3,
+            "media.size_px": 32,
+            "evaluate.heldout_ratio": 0.2,
+            "evaluate.interval_clips": 40,
+            "checkpoint.interval_clips": 32,
+            **{name.replace("__", "."): value for name, value in changes.items()},
+        },
+    )
+    with Daemon(settings, source) as running:
+        yield running
+
+
+def settled(running: Daemon, *states: str) -> dict[str, Any]:
+    wanted = states or ("finished",)
+    return until(lambda: (s := running.service.status())["state"] in wanted and s, f"the daemon is {wanted}")  # type: ignore[no-any-return]
+
+
+def ids(running: Daemon, text: str, limit: int = 10) -> list[str]:
+    return [hit["video_id"] for hit in ask(running.url, "/v1/search", {"query": {"text": text}, "limit": limit})["results"]]
+
+
+def everything(running: Daemon) -> list[str]:
+    return sorted(ids(running, "anything", 200))
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream()
+
+
+def test_clips_are_learned_held_out_and_found_by_their_captions(tmp_path: Path, stream: Stream) -> None:
+    with daemon(tmp_path, ListSource(stream.clips("studio", 96))) as running:
+        status = settled(running)
+        found = [video_id in ids(running, caption) for video_id, caption in stream.captions.items()]
+        tasks = httpx.get(f"{running.url}/v1/tasks").json()
+        metrics = httpx.get(f"{running.url}/metrics").text
+    assert status["clips"]["learned"] + status["clips"]["held_out"] == 96
+    assert 8 <= status["clips"]["held_out"] <= 32
+    assert np.mean(found) > 0.6  # chance is 0.1; held-out clips are asked for like all others
+    assert [task["name"] for task in tasks] == ["t1"]
+    assert tasks[0]["recall"]["served"]["10"] > 0.4
+    for series in ("recall_ratio", "forgetting_ratio"):
+        assert f'streamlearn_{series}{{direction="t2v",k="5",task="t1",view="served"}}' in metrics
+    assert 'streamlearn_median_rank{direction="v2t",task="t1",view="learner"}' in metrics
+    assert f'streamlearn_eval_pairs{{task="t1"}} {float(status["clips"]["held_out"])}' in metrics
+
+
+def test_a_clip_is_found_moments_after_it_arrived_and_the_answer_says_as_of_when(tmp_path: Path, stream: Stream) -> None:
+    source = ListSource(stream.clips("studio", 3), ends=False)
+    with daemon(tmp_path, source) as running:
+        settled(running, "idle")
+        assert len(everything(running)) == 3
+        source.add(*stream.clips("studio", 1))
+        until(lambda: len(everything(running)) == 4, "the new clip is found")
+        answer = httpx.post(f"{running.url}/v1/search", json={"query": {"text": "a circle"}}).json()
+        assert answer["as_of"]["offsets"] == {"clips": {"0": 4}}
+        clip = httpx.get(f"{running.url}/v1/clips/{answer['results'][0]['video_id']}").json()
+        image = httpx.get(f"{running.url}{answer['results'][0]['thumbnail_url']}")
+    assert clip["captions"] == answer["results"][0]["captions"]
+    assert image.content[8:12] == b"WEBP"
+
+
+def test_replacement_and_tombstone_leave_one_and_none(tmp_path: Path, stream: Stream) -> None:
+    first = stream.clips("studio", 4)
+    name = "studio-0"
+    again = stream.clip(name, "a large plain red circle", encode(np.zeros((8, 32, 32, 3), np.uint8)))
+    source = ListSource(first, ends=False)
+    with daemon(tmp_path, source) as running:
+        settled(running, "idle")
+        source.add(again)
+        until(lambda: running.service.clip(name)["captions"] == ("a large plain red circle",), "the clip is replaced")  # type: ignore[index]
+        until(lambda: len(everything(running)) == 4, "it is found once")
+        source.add(stream.raw(name.encode(), None), stream.raw(b"never-seen", None))
+        until(lambda: name not in everything(running), "the tombstone has taken it")
+        assert httpx.get(f"{running.url}/v1/clips/{name}").status_code == 404
+        assert httpx.get(f"{running.url}/v1/clips/{name}/thumbnail").status_code == 404
+        counts = running.service.status()["clips"]
+    assert (counts["replaced"], counts["deleted"]) == (1, 1)
+
+
+def test_same_id_and_its_tombstone_within_one_batch_end_as_the_stream_says(tmp_path: Path, stream: Stream) -> None:
+    a, b, c = stream.clips("studio", 3)
+    again = Record(a.key, a.value, Position("clips", "0", 3))
+    tombstone = Record(b.key, None, Position("clips", "0", 4))
+    back = Record(b.key, b.value, Position("clips", "0", 5))
+    gone = Record(c.key, None, Position("clips", "0", 6))
+    with daemon(tmp_path, ListSource([a, b, c, again, tombstone, back, gone])) as running:
+        settled(running)
+        assert everything(running) == sorted([a.key.decode(), b.key.decode()])  # type: ignore[union-attr]
+
+
+def test_every_bad_record_is_a_dead_letter_and_the_next_clip_is_learned(tmp_path: Path, stream: Stream) -> None:
+    good = stream.clips("studio", 6)
+    bad = [
+        stream.raw(b"a", b"{"),
+        stream.raw(b"b", json.dumps({"captions": ["x"]}).encode()),
+        stream.raw(b"c", json.dumps({"captions": [""], "media_b64": "AAAA"}).encode()),
+        stream.clip("d", "text for a video", b"#!/bin/sh\necho not a video\n"),
+        stream.raw(b"e", json.dumps({"captions": ["x"], "uri": "file:///etc/passwd"}).encode()),
+        stream.raw(b"\xff", b"\xff\xfe"),
+    ]
+    mixed = [record for pair in zip(good, bad, strict=True) for record in pair]
+    mixed = [Record(r.key, r.value, Position("clips", "0", i)) for i, r in enumerate(mixed)]
+    with daemon(tmp_path, ListSource(mixed)) as running:
+        status = settled(running)
+        assert everything(running) == sorted(r.key.decode() for r in good)  # type: ignore[union-attr]
+    letters = list(read_dead_letters(tmp_path / "state" / "dead_letters.jsonl"))
+    assert status["clips"]["dead_lettered"] == 6
+    assert [letter.code for letter in letters] == [
+        "invalid_json", "missing_field", "invalid_field", "not_a_video", "media_forbidden", "invalid_utf8",
+    ]  # fmt: skip
+    assert [letter.record.value for letter in letters] == [record.value for record in bad]
+
+
+def test_an_operators_task_begins_with_the_clip_that_names_it(tmp_path: Path, stream: Stream) -> None:
+    records = stream.clips("studio", 20, task="lab") + stream.clips("night", 12, task="street")
+    with daemon(tmp_path, ListSource(records), evaluate__min_pairs=1) as running:
+        settled(running)
+        tasks = running.service.tasks()
+        for name, clips in (("lab", 20), ("street", 12)):
+            assert running.state.catalog.counts_by_task()[name] == clips
+        hit = httpx.post(
+            f"{running.url}/v1/search", json={"query": {"text": "a star"}, "limit": 50, "filter": {"task": ["street"]}}
+        ).json()["results"]
+    assert [(t["name"], t["cause"], t["started_clips"], t["ended_clips"]) for t in tasks] == [
+        ("lab", "start", 0, 20), ("street", "operator", 20, None),
+    ]  # fmt: skip
+    assert len(hit) == 12
+    assert {h["task"] for h in hit} == {"street"}
+
+
+def test_a_restart_goes_on_where_it_stopped(tmp_path: Path, stream: Stream) -> None:
+    records = stream.clips("studio", 40)
+    with daemon(tmp_path / "a", ListSource(records[:24])) as first:
+        settled(first)
+        question = "a large plain red circle moving left slowly"
+        before = ids(first, question)
+    with daemon(tmp_path / "a", ListSource(records[:24])) as again:  # nothing new: nothing is learned
+        settled(again)
+        assert again.state.learner.steps == first.state.learner.steps
+        assert ids(again, question) == before
+    with daemon(tmp_path / "a", ListSource(records)) as second:
+        settled(second)
+        assert len(everything(second)) == 40
+    with daemon(tmp_path / "b", ListSource(records)) as straight:
+        settled(straight)
+    assert second.state.learner.steps == straight.state.learner.steps
+    a, b = (running.state.learner.state_dict() for running in (second, straight))
+    assert all(np.array_equal(a[part][name], b[part][name]) for part in a for name in a[part])
+
+
+def test_searches_never_fail_through_boundaries_checkpoints_and_refreshes(tmp_path: Path, stream: Stream) -> None:
+    records = [r for i, d in enumerate(("studio", "night", "paper")) for r in stream.clips(d, 40, task=f"task{i}")]
+    failures: list[Any] = []
+    answered = 0
+    stop = threading.Event()
+    with daemon(tmp_path, ListSource(records)) as running:
+
+        def keep_asking() -> None:
+            nonlocal answered
+            with httpx.Client() as client:
+                while not stop.is_set():
+                    body = {"query": {"text": "a red star"}, "limit": 100}
+                    answer = client.post(f"{running.url}/v1/search", json=body)
+                    found = [hit["video_id"] for hit in answer.json().get("results", [])]
+                    if answer.status_code != 200 or len(found) != len(set(found)):
+                        failures.append(answer.text)
+                    answered += 1
+
+        thread = threading.Thread(target=keep_asking)
+        thread.start()
+        settled(running)
+        until(lambda: running.service.status()["stale_clips"] == 0, "sealed eras are re-encoded")
+        stop.set()
+        thread.join()
+        assert len(everything(running)) == 120
+    assert failures == []
+    assert answered > 20
+
+
+def test_two_daemons_do_not_share_a_state_directory(tmp_path: Path) -> None:
+    with daemon(tmp_path, ListSource()), pytest.raises(SettingsError, match="in use by another daemon"):
+        with daemon(tmp_path, ListSource()):
+            pass
+
+
+def test_state_of_another_model_is_refused_by_name(tmp_path: Path, stream: Stream) -> None:
+    with daemon(tmp_path, ListSource(stream.clips("studio", 8))) as running:
+        settled(running)
+    with pytest.raises(StateError, match="another state_dir"):
+        with daemon(tmp_path, ListSource(), model__dim=64):
+            pass
+
+
+def test_a_damaged_generation_is_passed_over_for_the_one_before_and_the_log_is_read_again(
+    tmp_path: Path, stream: Stream
+) -> None:
+    records = stream.clips("studio", 40)
+    with daemon(tmp_path, ListSource(records), checkpoint__interval_clips=16) as running:
+        settled(running)
+    number = running.state.generations.current()
+    weights = tmp_path / "state" / "generations" / f"{number:06d}" / "online.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    with daemon(tmp_path, ListSource(records), checkpoint__interval_clips=16) as running:
+        settled(running)
+        assert len(everything(running)) == 40
+        assert "streamlearn_generations_rejected_total 1.0" in httpx.get(f"{running.url}/metrics").text

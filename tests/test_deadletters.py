@@ -1,0 +1,87 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from streamlearn.deadletters import FileDeadLetters, read_dead_letters
+from streamlearn.errors import SourceError
+from streamlearn.records import Position, Record, Rejected
+from streamlearn.source import DeadLetters
+
+
+def rejected(offset: int, *, key: bytes | None = b"k\xff", value: bytes | None = b"\x00not json") -> Rejected:
+    record = Record(key, value, Position("clips", "0", offset), (("caption", b"\xfe"), ("caption", b"")), 1234)
+    return Rejected(record, "invalid_json", "validate", 'not JSON: "\u2028"\n')
+
+
+def test_what_was_flushed_is_read_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "dead.jsonl"
+    letters = [rejected(1), rejected(2, key=None), rejected(3, value=None), rejected(4, value=b"")]
+    dead = FileDeadLetters(path)
+    assert isinstance(dead, DeadLetters)
+    for letter in letters:
+        dead.write(letter)
+    assert not path.exists()
+    dead.flush()
+    assert list(read_dead_letters(path)) == letters
+    dead.close()
+    dead.close()
+
+
+def test_a_stream_without_dead_letters_leaves_no_file(tmp_path: Path) -> None:
+    dead = FileDeadLetters(tmp_path / "dead.jsonl")
+    dead.flush()
+    dead.close()
+    assert list(tmp_path.iterdir()) == []
+    assert list(read_dead_letters(tmp_path / "dead.jsonl")) == []
+
+
+def test_letters_of_earlier_runs_stay(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    for offset in (1, 2):
+        dead = FileDeadLetters(path)
+        dead.write(rejected(offset))
+        dead.flush()
+        dead.close()
+    assert [letter.position.offset for letter in read_dead_letters(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("cut", [1, 30, 10_000])
+def test_a_line_that_a_crash_cut_short_is_no_letter_and_spoils_none(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "dead.jsonl"
+    dead = FileDeadLetters(path)
+    for offset in (1, 2):
+        dead.write(rejected(offset, value=bytes(100_000)))  # longer than one look backwards for its line
+    dead.flush()
+    dead.close()
+    os.truncate(path, path.stat().st_size - cut)
+    assert [letter.position.offset for letter in read_dead_letters(path)] == [1]
+    again = FileDeadLetters(path)
+    again.write(rejected(2))
+    again.flush()
+    again.close()
+    assert [letter.position.offset for letter in read_dead_letters(path)] == [1, 2]
+
+
+def test_a_file_of_nothing_but_a_torn_line_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    path.write_bytes(b'{"code":')
+    dead = FileDeadLetters(path)
+    dead.write(rejected(1))
+    dead.flush()
+    dead.close()
+    assert [letter.position.offset for letter in read_dead_letters(path)] == [1]
+
+
+def test_letters_that_cannot_be_written_are_kept_for_the_next_flush(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "dead.jsonl"
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    dead = FileDeadLetters(path)
+    dead.write(rejected(1))
+    with pytest.raises(SourceError, match=r"dead\.jsonl"):
+        dead.flush()
+    (tmp_path / "folder").unlink()
+    dead.write(rejected(2))
+    dead.flush()
+    dead.close()
+    assert [letter.position.offset for letter in read_dead_letters(path)] == [1, 2]
