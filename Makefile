@@ -22,7 +22,7 @@ demo: setup ## run the main job: rendered clips arrive, are learned, and can be 
 	@$(BIN)/streamlearn demo
 
 test: setup ## install what the tests need, and run all of them
-	@tests/install.sh
+	@tests/ops/install.sh
 	@$(BIN)/python -m pytest
 
 check: lint types test ## what CI runs

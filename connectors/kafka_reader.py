@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _POLL_MS = 100  # also how late a pause, a commit or the end is noticed
 _FULL_POLL_MS = 10  # of which, while there is no room
+_JOIN_MS = 1_000  # kafka-python 3.0 throws away, and begins anew, a join that ends between two polls
 _PROBE_S = 2.0  # between two looks at the ends of the logs
 _SILENCE_S = 5.0  # without an answer, after which the broker is said to be away
 _LONGEST_BACKOFF_S = 15.0
@@ -123,10 +124,11 @@ class Reader:
     def _fetch(self, consumer: KafkaConsumer) -> None:
         """Poll, which is what keeps us a member; wait for records if we want any, else for room for them."""
         wanted = self._handover.wants_more
-        for tp, records in consumer.poll(timeout_ms=_POLL_MS if wanted else _FULL_POLL_MS).items():
+        timeout_ms = _POLL_MS if wanted else _FULL_POLL_MS
+        for tp, records in consumer.poll(timeout_ms=timeout_ms if _is_member(consumer) else _JOIN_MS).items():
             self._handover.put(partition_of(tp), map(_record, records))
             self._answered_at = time.monotonic()
-        if not wanted:
+        if not wanted and _is_member(consumer):
             self._handover.wait_for_room((_POLL_MS - _FULL_POLL_MS) / 1000)
 
     def _open_or_shut(self, consumer: KafkaConsumer) -> None:
@@ -178,7 +180,7 @@ class Reader:
     ) -> None:
         """Raise `Stalled` when a partition that has more to read, and may be read, has not moved for too long."""
         now = time.monotonic()
-        if consumer.group_metadata().state is MemberState.STABLE:
+        if _is_member(consumer):
             self._member_at = now
         elif now - self._member_at > self._stall_s + self._options.session_timeout_ms / 1000:
             raise Stalled(f"not let into the group for {now - self._member_at:.0f} s")
@@ -212,6 +214,10 @@ class Reader:
             self._trouble = None
             self._handover.report(None)
             log.info("Kafka at %s answers again", ", ".join(self._options.bootstrap_servers))
+
+
+def _is_member(consumer: KafkaConsumer) -> bool:
+    return consumer.group_metadata().state is MemberState.STABLE
 
 
 def _finish_joining(consumer: KafkaConsumer) -> None:

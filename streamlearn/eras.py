@@ -185,31 +185,31 @@ class Eras:
         log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", task, *merit)
         return snapshot.local if merit[0] >= merit[1] else snapshot.online
 
-    def reencode(self) -> int:
-        """Re-encode some clips: of sealed eras first, else the oldest vectors of the current one.
+    @property
+    def stale(self) -> int:
+        """Clips of sealed eras that await re-encoding."""
+        return sum(len(era.pending) for era in self.eras)
 
-        Returns:
-            How many clips of sealed eras are left.
-        """
-        closing = [era for era in self.eras[:-1] if era.pending]
+    def reencode(self) -> int:
+        """Re-encode some clips, of sealed eras first, else the oldest vectors of the current one; returns how many."""
+        closing = [era for era in self.eras if era.pending]
         if not closing:
-            self._refresh()
-            return 0
+            return self._refresh()
         era = closing[0]
         assert era.encoder is not None
         batch = [era.pending.popleft() for _ in range(min(self._settings.reencode_batch_clips, len(era.pending)))]
         era.reencoded.update(self._encode(batch, era.encoder))
         if not era.pending:
             self._swap_in(era)
-        return sum(len(era.pending) for era in closing)
+        return len(batch)
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> int:
         """The current era's vectors were written by encoders that knew less: bring some up to date."""
         era, step = self.current, self._learner.steps
         rows = self._catalog.stale_rows(era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips)
         fresh = self._encode(rows, QueryEncoder(self._learner.local))
-        if fresh:
-            self._store(era, fresh, step)
+        self._store(era, fresh, step)
+        return len(fresh)
 
     def _encode(self, rows: Sequence[int], encoder: QueryEncoder) -> dict[int, Vectors]:
         """Vectors of the rows whose frames are still kept."""

@@ -6,6 +6,7 @@ clips with today's momentum encoders, which is the paper's protocol. Knows nothi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -48,6 +49,8 @@ class Evaluator:
         self.book, self._settings, self._metrics = book, settings, metrics
         self._decoded: dict[int, Frames] = {}
         self._decoded_bytes = 0
+        self._last = time.monotonic()
+        metrics.eval_age_seconds.set_function(lambda: time.monotonic() - self._last)
 
     def run(self, snapshot: Snapshot, tasks: Sequence[str], clips_seen: int) -> float | None:
         """Evaluate every task that has enough held-out clips, record and export.
@@ -76,6 +79,7 @@ class Evaluator:
                 task: ranks(queries[task] @ gallery[task].T, np.arange(len(clips))) for task, clips in sets.items()
             }
         self._record(found, clips_seen)
+        self._last = time.monotonic()
         return _staleness(snapshot, sets, video)
 
     def _served_t2v(self, snapshot: Snapshot, sets: Mapping[str, Sequence[ClipRow]]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.eras import Eras
 from streamlearn.frames import FrameStore
-from streamlearn.metrics import Metrics
+from streamlearn.metrics import OUTCOMES, Metrics
 from streamlearn.records import Clip, Event, Rejected, Vectors
 from streamlearn.source import DeadLetters
 from streamlearn.tasks import split_of
@@ -38,7 +38,7 @@ class Ledger:
         self._dead_letters, self._metrics = dead_letters, metrics
         self._ratio, self._max = heldout_ratio, heldout_max
         self._heldout: dict[str, int] = {}  # held-out clips by task
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter(dict.fromkeys(OUTCOMES, 0))
 
     def splits(self, clips: Sequence[Clip], task: str) -> list[str]:
         """What each clip is for: "train", "heldout", or "extra" where the task has enough held-out clips."""

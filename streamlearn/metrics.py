@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from streamlearn.errors import CODES
+
 STAGES = ("poll", "decode", "wait", "learn", "index", "evaluate", "checkpoint")
 SEARCH_STAGES = ("queue", "encode", "index", "total")
 OUTCOMES = ("learned", "held_out", "replaced", "deleted", "dead_lettered")
@@ -113,6 +115,8 @@ class Metrics:
         # Closed label sets exist from the start, so that rate() sees the first increment.
         for outcome in OUTCOMES:
             metrics.clips_total.labels(outcome)
+        for code in (code for codes in CODES.values() for code in codes):
+            metrics.dead_letters_total.labels(code)
         for cause in ("start", "drift", "operator"):
             metrics.task_boundaries_total.labels(cause)
         return metrics

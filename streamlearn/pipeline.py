@@ -111,7 +111,7 @@ class Pipeline:
             if stats is not None:
                 self._look_for_boundary(stats, explicit)
             self.state.eras.remember()
-            self.state.stale = self.state.eras.reencode()
+            self.state.eras.reencode()
             if changed or self.state.due("publish", self.settings.search.publish_interval_clips):
                 self.state.publish()
         if self.state.due("checkpoint", self.settings.checkpoint.interval_clips):
@@ -119,11 +119,8 @@ class Pipeline:
 
     def settle(self) -> None:
         """The source is silent: finish what was put off."""
-        for _ in range(_IDLE_SLICES):
-            if not self.state.stale:
-                break
-            self.state.stale = self.state.eras.reencode()
-        if self.state.due("publish", 1):
+        done = sum(self.state.eras.reencode() for _ in range(_IDLE_SLICES))
+        if done or self.state.due("publish", 1):
             self.state.publish()
         if self.state.due("evaluate", 1):
             self.evaluate()

@@ -90,7 +90,7 @@ class DaemonService:
             "drift_score": progress.drift_score,
             "model_version": state.model_version,
             "offsets": nested({} if snapshot is None else snapshot.offsets),
-            "stale_clips": state.stale,
+            "stale_clips": state.eras.stale,
             "uptime_s": round(time.monotonic() - self._clock, 1),
             "started_at": self._started.isoformat(timespec="seconds"),
             "examples": self._examples(),

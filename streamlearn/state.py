@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,7 +74,6 @@ class State:
         self.tasks = TaskLog()
         self.offsets: dict[Partition, int] = {}
         self.clips = 0
-        self.stale = 0
         self.staleness_ratio: float | None = None
         self.lineage = uuid4().hex
         self.progress = Progress()
@@ -149,14 +147,14 @@ class State:
             model_version=self.model_version,
             offsets=dict(self.offsets),
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            stale=self.stale,
+            stale=self.eras.stale,
             staleness_ratio=self.staleness_ratio,
         )
         self.searcher.publish(snapshot)
         self.done("publish")
         m = self.metrics
         m.index_clips.set(len(snapshot))
-        m.index_stale_clips.set(self.stale)
+        m.index_stale_clips.set(self.eras.stale)
         m.index_oldest_vector_age_steps.set(self.learner.steps - self.eras.current.opened_step)
         if self.staleness_ratio is not None:
             m.index_staleness_ratio.set(self.staleness_ratio)
@@ -225,7 +223,7 @@ class State:
         facts = generation.state
         self.lineage, self.clips = facts["lineage"], facts["clips"]
         self.offsets = dict(generation.offsets)
-        self.ledger.counts = Counter(facts["counts"])
+        self.ledger.counts.update(facts["counts"])
         self.tasks = TaskLog.from_state(facts["tasks"])
         self.book.load_state_dict(facts["book"])
         self.staleness_ratio = facts["staleness_ratio"]

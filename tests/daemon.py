@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -56,6 +57,7 @@ class DaemonProcess:
                 [*prefix, sys.executable, "-m", "streamlearn", "run", *flags],
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # so that a kill takes strace, the daemon and its decoders
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
             )
 
@@ -63,9 +65,7 @@ class DaemonProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        self.kill()
 
     def get(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return ask(f"http://127.0.0.1:{self.port}", path, body)
@@ -87,7 +87,9 @@ class DaemonProcess:
 
         def check() -> dict[str, Any] | None:
             if self.process.poll() is not None:
-                raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+                raise AssertionError(
+                    f"the daemon ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}"
+                )
             status = self.status()
             return status if status is not None and what(status) else None
 
@@ -99,7 +101,9 @@ class DaemonProcess:
         return self.wait_for(lambda s: s["state"] in ("finished", "idle") and s["searchable"], "the stream is finished")
 
     def kill(self) -> None:
-        self.process.kill()
+        """kill -9 of the daemon and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> int:

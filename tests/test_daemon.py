@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,9 @@ def settled(running: Daemon, *states: str) -> dict[str, Any]:
 
 
 def ids(running: Daemon, text: str, limit: int = 10) -> list[str]:
-    return [hit["video_id"] for hit in ask(running.url, "/v1/search", {"query": {"text": text}, "limit": limit})["results"]]
+    return [
+        hit["video_id"] for hit in ask(running.url, "/v1/search", {"query": {"text": text}, "limit": limit})["results"]
+    ]
 
 
 def everything(running: Daemon) -> list[str]:
@@ -106,7 +108,7 @@ def test_clips_are_learned_held_out_and_found_by_their_captions(tmp_path: Path, 
     assert f'streamlearn_eval_pairs{{task="t1"}} {float(status["clips"]["held_out"])}' in metrics
 
 
-def test_a_clip_is_found_moments_after_it_arrived_and_the_answer_says_as_of_when(tmp_path: Path, stream: Stream) -> None:
+def test_a_clip_is_found_moments_after_it_arrived_with_the_offsets_it_is_as_of(tmp_path: Path, stream: Stream) -> None:
     source = ListSource(stream.clips("studio", 3), ends=False)
     with daemon(tmp_path, source) as running:
         settled(running, "idle")

@@ -1,12 +1,13 @@
 #!/bin/sh
-# Install what the tests of ops/ and of the page need beside Python: Prometheus and Alertmanager with their tools, and
-# Chromium. It does something only as root on a Debian machine, and only for what is missing; elsewhere it says so, and
+# Install what the tests of ops/ and of the page need beside Python: Prometheus and Alertmanager with their tools,
+# Chromium, and strace. It does something only as root on Debian, and only for what is missing; elsewhere it says so, and
 # the tests that need these skip.
 set -eu
 
 missing=""
 command -v promtool >/dev/null || missing="$missing prometheus"
 command -v amtool >/dev/null || missing="$missing prometheus-alertmanager"
+command -v strace >/dev/null || missing="$missing strace"
 command -v chromium >/dev/null || missing="$missing chromium fonts-dejavu-core"
 [ -n "$missing" ] || exit 0
 
