@@ -127,7 +127,7 @@ class Reader:
         timeout_ms = _POLL_MS if wanted else _FULL_POLL_MS
         for tp, records in consumer.poll(timeout_ms=timeout_ms if _is_member(consumer) else _JOIN_MS).items():
             self._handover.put(partition_of(tp), map(_record, records))
-            self._answered_at = time.monotonic()
+            self._answered()
         if not wanted and _is_member(consumer):
             self._handover.wait_for_room((_POLL_MS - _FULL_POLL_MS) / 1000)
 
@@ -170,8 +170,7 @@ class Reader:
             if silence_s > _SILENCE_S:
                 self._report(error)
             return
-        self._answered_at = time.monotonic()
-        self._recovered()
+        self._answered()
         self.ends = {partition_of(tp): end for tp, end in ends.items() if tp in assigned}
         self._watch(consumer, assigned, ends)
 
@@ -208,7 +207,8 @@ class Reader:
             log.debug("the trouble in full", exc_info=error)
             self._handover.report(trouble)
 
-    def _recovered(self) -> None:
+    def _answered(self) -> None:
+        self._answered_at = time.monotonic()
         self.connected = True
         if self._trouble is not None:
             self._trouble = None

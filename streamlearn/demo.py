@@ -86,15 +86,17 @@ def _screen(daemon: Daemon, status: dict[str, object], total: int, elapsed_s: fl
         f"{seen:>6} of {total} clips   {status['clips_per_s']:>5} clips/s   {status['searchable']} searchable"
         f"   step {status['step']}   generation {status['generation']}   {elapsed_s:.0f} s   {status['state']}"
     )
-    table = Table("task", "found at clip", "why", "clips", "held out", box=None, pad_edge=False)
-    for column in ("R@5 served", "R@5 learner", "forgetting served", "learner"):
+    table = Table(box=None, pad_edge=False)
+    for column in ("task", "found at\nclip", "drift\nscore", "clips", "held\nout"):
+        table.add_column(column)
+    for column in ("R@5\nserved", "R@5\nlearner", "forgotten\nserved", "forgotten\nlearner"):
         table.add_column(column, justify="right")
     for task in daemon.service.tasks():
         recall, forgetting = task["recall"], task["forgetting"]
         table.add_row(
             task["name"],
             str(task["started_clips"]),
-            task["cause"] if task["score"] is None else f"{task['cause']}, score {task['score']:.1f}",
+            "" if task["score"] is None else f"{task['score']:.1f}",
             str(task["clips"]),
             str(task["held_out"]),
             *(_percent(recall[view].get("5")) for view in ("served", "learner")),

@@ -20,59 +20,19 @@ from torch import Tensor, nn
 
 from streamlearn.catalog import Catalog
 from streamlearn.encoders import Towers
+from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import ranks
 from streamlearn.frames import FrameStore
-from streamlearn.index import Partition, PartitionView
+from streamlearn.index import Partition
 from streamlearn.learner import Learner
-from streamlearn.records import Frames, Vectors
+from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
 
 log = logging.getLogger(__name__)
 
-_CACHED_TEXTS = 4096
+_CAPTIONS = 256  # that an era knows itself by
 _JUDGES, _FEWEST_JUDGES = 100, 10  # held-out clips that decide which pair an era is sealed with
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
-
-
-class QueryEncoder:
-    """A frozen pair behind a small cache; safe from any thread. Evaluation asks the same captions again and again."""
-
-    def __init__(self, towers: Towers) -> None:
-        self._towers = towers
-        self._texts: dict[str, Vectors] = {}
-
-    @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> Vectors:
-        """Shape: n -> (n, d) unit rows."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        found = {text: self._texts[text] for text in texts if text in self._texts}
-        if new:
-            found |= dict(zip(new, self._towers.encode_text(new).float().cpu().numpy(), strict=True))
-            if len(self._texts) + len(new) > _CACHED_TEXTS:
-                self._texts = {}  # a new dict: other threads may be reading the old one
-            self._texts.update({text: found[text] for text in new})
-        return np.stack([found[text] for text in texts])
-
-    @torch.inference_mode()
-    def clips(self, frames: Frames) -> Vectors:
-        """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows."""
-        device = next(self._towers.parameters()).device
-        out: Vectors = self._towers.encode_video(torch.from_numpy(frames).to(device)).float().cpu().numpy()
-        return out
-
-
-@dataclass(frozen=True)
-class EraView:
-    """An era as readers see it.
-
-    Attributes:
-        encoder: the pair that wrote the partition; for the current era, as it was at publication.
-    """
-
-    number: int
-    task: str
-    encoder: QueryEncoder
-    partition: PartitionView
 
 
 @dataclass
@@ -83,6 +43,7 @@ class Era:
     task: str
     opened_step: int
     partition: Partition
+    captions: Vectors
     sealed_step: int | None = None  # the step of its snapshot; None while it is the current one
     encoder: QueryEncoder | None = None
     pair: Towers | None = None
@@ -120,6 +81,10 @@ class Eras:
     def current(self) -> Era:
         """The era being written."""
         return self.eras[-1]
+
+    def note_captions(self, keys: Vectors) -> None:
+        """The text keys of a step, (n, d): the current era knows itself by its latest."""
+        self.current.captions = np.concatenate([self.current.captions, keys])[-_CAPTIONS:]
 
     def upsert(self, rows: Sequence[int], vectors: Vectors) -> None:
         """The step's keys become index entries of the current era. Shape: n catalog rows, (n, d)."""
@@ -162,8 +127,17 @@ class Eras:
         era.sealed_step = snapshot.step
         self._freeze(era, self._better(era.task, snapshot))
         era.pending = deque(era.partition.view().rows.tolist())
+        era.captions = self._captions(era)
         self.eras.append(following)
         self._snapshots.clear()
+
+    def _captions(self, era: Era) -> Vectors:
+        """Of learned clips, spread over the era: captions of held-out ones are questions, and stay out."""
+        assert era.encoder is not None
+        rows = era.partition.view().rows
+        spread = self._catalog.clips(rows[:: max(1, len(rows) // _CAPTIONS)].tolist()).values()
+        texts = [clip.captions[0] for clip in spread if clip.split == "train"][:_CAPTIONS]
+        return era.encoder.texts(texts) if texts else era.captions
 
     def _snapshot(self) -> Weights:
         return Weights(self._learner.steps, _half(self._learner.local), _half(self._learner.online))
@@ -245,7 +219,7 @@ class Eras:
             if len(partition) == 0:
                 continue
             encoder = era.encoder or QueryEncoder(self._learner.local.frozen_copy())
-            out.append(EraView(era.number, era.task, encoder, partition))
+            out.append(EraView(era.number, era.task, encoder, partition, era.captions))
         return tuple(out)
 
     def state(self) -> list[dict[str, Any]]:
@@ -256,14 +230,17 @@ class Eras:
         ]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights of the sealed eras, fp16, which never change."""
-        return {f"eras/{era.number:04d}": _half(era.pair) for era in self.eras if era.pair is not None}
+        """Weights of the sealed eras, fp16, which never change, and the captions that each era knows itself by."""
+        parts = {f"eras/{era.number:04d}": _half(era.pair) for era in self.eras if era.pair is not None}
+        parts["captions"] = {f"{era.number:04d}": torch.from_numpy(era.captions) for era in self.eras}
+        return parts
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Inverse of `state` and `tensors`, with the catalog already cut to the same generation."""
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])
+            era.captions = tensors["captions"][f"{era.number:04d}"].numpy()
             era.sealed_step = facts["sealed_step"]
             if era.sealed_step is not None:
                 self._freeze(era, tensors[f"eras/{era.number:04d}"])
@@ -276,7 +253,7 @@ class Eras:
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step
-        return Era(number, task, opened, Partition(self._dim))
+        return Era(number, task, opened, Partition(self._dim), np.zeros((0, self._dim), np.float32))
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor]) -> None:
         era.pair = self._learner.local.frozen_copy()

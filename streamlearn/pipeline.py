@@ -102,6 +102,7 @@ class Pipeline:
             stats = self._learn(clips, train)
         if stats is not None:
             vectors |= dict(zip(train, stats.keys_video, strict=True))
+            self.state.eras.note_captions(stats.keys_text)
 
         with self.metrics.stage_seconds.labels("index").time():
             changed = self.ledger.write(

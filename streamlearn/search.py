@@ -1,7 +1,7 @@
 """The read side: answers from the last published snapshot, from any thread, while learning goes on.
 
-Each era is asked with its own encoder, and the cosines of the eras are merged as they are. The evaluation asks
-through the same `ask`, so recall reported is recall served.
+Each era is asked with its own encoder. Its scores are cosines plus how familiar the query's words are to the era, and
+are merged as they are. The evaluation asks through the same `ask`, so recall reported is recall served.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog import Catalog, ClipRow
-from streamlearn.eras import EraView
+from streamlearn.era_view import EraView
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
 from streamlearn.metrics import Metrics
@@ -86,6 +86,8 @@ class Searcher:
             queries = encode(snapshot.eras[-1] if single else era)
             encoded = time.perf_counter()
             found, at = era.partition.search(queries, min(limit, len(era.partition)), allowed)
+            if not single:
+                found += self._settings.familiarity_weight * era.familiarity(queries)[:, None]
             scores.append(found)
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))

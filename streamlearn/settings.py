@@ -160,6 +160,12 @@ class LearnerSettings(Section):
     learning_rate: float = Field(3e-4, gt=0, description="AdamW's.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's.")
     batch_size: int = Field(32, ge=1, description="Clips per step.")
+    word_dropout: float = Field(
+        0.4,
+        ge=0,
+        lt=1,
+        description="Probability of a word to be hidden in every second caption, so that short queries are understood.",
+    )
     temperature: float = Field(0.07, gt=0, description="Of InfoNCE.")
     queue_size: int = Field(
         128, ge=1, description="Keys per modality. Keep it near 4 batches: older keys poison the contrast."
@@ -253,6 +259,9 @@ class SearchSettings(Section):
     max_limit: int = Field(200, ge=1, description="Largest `limit` of a query.")
     publish_interval_clips: int = Field(
         128, ge=1, description="Clips between published snapshots; a silent source publishes at once."
+    )
+    familiarity_weight: float = Field(
+        1.0, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."
     )
     snapshot_interval_clips: int = Field(
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."

@@ -29,7 +29,7 @@ def warm_up(
     out: Path,
     *,
     scenes: int = 48_000,
-    epochs: int = 5,
+    epochs: int = 4,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     seed: int = 0,

@@ -41,12 +41,13 @@ def kafka(any_kafka: KafkaBroker) -> Iterator[KafkaBroker]:
 
 
 @pytest.fixture
-def mortal_kafka(kafka: KafkaBroker) -> KafkaBroker:
-    """A real broker that the test may kill."""
-    if not kafka.can_be_killed:
+def own_kafka(kafka: KafkaBroker) -> KafkaBroker:
+    """A real broker that the test may kill, and that has a listener with authentication."""
+    if not kafka.is_own:
+        why = "this test needs a broker of its own: unset STREAMLEARN_TEST_KAFKA, with Java 17 and Maven on PATH"
         if os.environ.get("STREAMLEARN_REQUIRE_KAFKA") == "1":
-            pytest.fail("this test kills its broker: unset STREAMLEARN_TEST_KAFKA")
-        pytest.skip("this test kills its broker, and that of STREAMLEARN_TEST_KAFKA is not ours to kill")
+            pytest.fail(why)
+        pytest.skip(why)
     return kafka
 
 

@@ -49,8 +49,8 @@ class KafkaBroker:
         self.bootstrap_sasl = bootstrap_sasl
 
     @property
-    def can_be_killed(self) -> bool:
-        """Whether the broker is ours to kill and start."""
+    def is_own(self) -> bool:
+        """Whether the broker is ours: to kill and start, with a SASL listener."""
         return False
 
     def create_topic(self, name: str, partitions: int = 1, configs: dict[str, str] | None = None) -> str:
@@ -102,7 +102,7 @@ class LocalKafkaBroker(KafkaBroker):
         self.start()
 
     @property
-    def can_be_killed(self) -> bool:
+    def is_own(self) -> bool:
         return True
 
     def start(self) -> None:

@@ -149,21 +149,21 @@ def test_a_write_flushes_when_too_much_waits(
 
 
 def test_a_flush_that_the_broker_does_not_acknowledge_raises_and_a_later_one_delivers(
-    mortal_kafka: KafkaBroker, new_topic: Callable[..., str], open_dead_letters: OpenDeadLetters
+    own_kafka: KafkaBroker, new_topic: Callable[..., str], open_dead_letters: OpenDeadLetters
 ) -> None:
     topic = new_topic()
     never_connected, connected = open_dead_letters(topic), open_dead_letters(topic)
     connected.write(rejected(b"before"))
     connected.flush()
-    mortal_kafka.kill()
+    own_kafka.kill()
     for letters, value in ((never_connected, b"one"), (connected, b"two")):
         letters.write(rejected(value))
         with pytest.raises(SourceError, match="cannot be reached"):
             letters.flush()
     connected.write(rejected(b"three"))
-    mortal_kafka.start()
+    own_kafka.start()
     never_connected.flush()
     connected.flush()
-    values = [r.value for r in read(mortal_kafka, topic)]
+    values = [r.value for r in read(own_kafka, topic)]
     assert set(values) == {b"before", b"one", b"two", b"three"}
     assert values[0] == b"before"
