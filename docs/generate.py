@@ -22,15 +22,16 @@ HERE = Path(__file__).parent
 
 SETTINGS_HEAD = """# Settings
 
-Made from `streamlearn/settings.py` by `docs/generate.py`; do not edit. `streamlearn config show` prints what is in force.
+Made from `streamlearn/settings.py` by `docs/generate.py`; do not edit. `streamlearn config show` prints what is in
+force.
 
 Later ones win: the defaults below, a TOML file (`--config FILE` or `STREAMLEARN_CONFIG`), the environment, flags
 (`--set NAME=VALUE`). A setting's environment variable is its name in capitals behind `STREAMLEARN_`, with `__` for the
 dot: `STREAMLEARN_KAFKA__BOOTSTRAP_SERVERS=a:9092,b:9092`. Lists are written so or as JSON, maps as JSON. A wrong or
 unknown setting stops the start with a sentence; `streamlearn config check` says it without starting.
 
-Units are in the names: `_s` seconds, `_ms` milliseconds, `_bytes`, `_px` pixels, `_clips`, `_batches`. An interval in
-clips counts everything the source delivered, tombstones and rejected records too.
+Units are in the names: `_s` seconds, `_ms` milliseconds, `_bytes`, `_px` pixels, `_clips`, `_batches`. Between
+evaluations, checkpoints and published snapshots every record counts as a clip, also a tombstone or a rejected one.
 """
 
 METRICS_HEAD = """# Metrics
@@ -46,7 +47,8 @@ LABELS = {
     "direction": "`t2v`: a caption looks for its clip. `v2t`: a clip looks for its caption.",
     "k": ", ".join(f"`{k}`" for k in KS) + ": how many of the first answers count.",
     "view": "`served`: what a user gets, the same search over the index as it stands, all clips in one pool."
-    " `learner`: each task's own held-out clips, encoded anew by today's momentum encoders; what the weights still know.",
+    " `learner`: each task's own held-out clips, encoded anew by today's momentum encoders: what the weights still"
+    " know.",
     "outcome": ", ".join(f"`{outcome}`" for outcome in OUTCOMES) + ".",
     "code": "Why a record was rejected; [operations.md](operations.md#dead-letters) explains the codes. One of "
     + ", ".join(f"`{code}`" for codes in CODES.values() for code in codes)
@@ -71,7 +73,7 @@ def settings_page() -> str:
     for name, default, meaning in describe(None):
         section, _, leaf = name.rpartition(".")
         values = _values(_schemas(section)[leaf])
-        rows.setdefault(section, []).append(f"| `{name}` | `{default}` | {values} | {meaning} |")
+        rows.setdefault(section, []).append(f"| `{name}` | `{default}` | {values} | {_cell(meaning)} |")
     out = [SETTINGS_HEAD]
     for section, lines in rows.items():
         title = f"## [{section}]\n\n{_section(section).__doc__}" if section else "## Without a section"
@@ -87,7 +89,7 @@ def metrics_page() -> str:
         family = next(iter(getattr(metrics, field.name).describe()))
         names = ("version", "model") if family.type == "info" else getattr(metrics, field.name)._labelnames
         labels = ", ".join(f"`{label}`" for label in names)
-        out.append(f"| `streamlearn_{field.name}` | {family.type} | {labels} | {family.documentation} |")
+        out.append(f"| `streamlearn_{field.name}` | {family.type} | {labels} | {_cell(family.documentation)} |")
     out += ["", "## Labels", "", "| label | values |", "|---|---|"]
     out += [f"| `{label}` | {meaning} |" for label, meaning in LABELS.items()]
     return "\n".join(out) + "\n"
@@ -105,6 +107,10 @@ def _schemas(section: str) -> dict[str, Any]:
     return properties
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def _values(schema: dict[str, Any]) -> str:
     """What may be given, in words: the type, then its bounds."""
     if "enum" in schema:
@@ -115,7 +121,7 @@ def _values(schema: dict[str, Any]) -> str:
     kind = {"path": "path"}.get(schema.get("format", ""), words.get(schema["type"], schema["type"]))
     bounds = [
         f"{sign} {schema[key]:g}"
-        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
         if key in schema
     ]
     return " ".join([kind, ", ".join(bounds)]).strip()

@@ -189,9 +189,9 @@ def setup_logging(settings: LogSettings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
-    # Their info is a line per request, or per fetch.
-    for noisy in ("kafka", "httpx", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It logs every failed attempt while a broker is away; the connector says once what is wrong.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def load_options(settings: Settings) -> LoadOptions:

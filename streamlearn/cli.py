@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -27,10 +28,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Settings: defaults < TOML file < environment < flags.")
 generations_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
-dlq_app = typer.Typer(no_args_is_help=True, help="Dead letters: records that are no valid clips.")
 app.add_typer(config_app, name="config")
 app.add_typer(generations_app, name="generations")
-app.add_typer(dlq_app, name="dlq")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", metavar="FILE")]
 Overrides = Annotated[
@@ -117,6 +116,44 @@ def tasks(url: Url = _URL, as_json: AsJson = False) -> None:
             *(_percent(recall[view].get("5")) for view in ("served", "learner")), _percent(forgetting),
         )  # fmt: skip
     out.print(table)
+
+
+@app.command()
+def publish(
+    paths: Annotated[list[Path], typer.Argument(help="Folders with a manifest or sidecars, or .jsonl manifests.")],
+    topic: Annotated[str | None, typer.Option(help="Where to; the first of kafka.topics otherwise.")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="Send the videos' bytes, not their addresses.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate everything, send nothing.")] = False,
+    config: ConfigFile = None,
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish clips to a Kafka topic; exit 1 where some are not valid, which are listed and not sent."""
+    from rich.progress import Progress
+
+    from streamlearn.publish import publish as publish_clips
+
+    settings = _settings(config, override)
+    with Progress(console=err, transient=True) as bar:
+        work = bar.add_task("reading", total=None)
+        report = publish_clips(
+            paths,
+            settings.kafka,
+            topic=topic or settings.kafka.topics[0],
+            inline=inline,
+            dry_run=dry_run,
+            max_bytes=settings.media.max_bytes,
+            max_caption_chars=settings.media.max_caption_chars,
+            on_progress=lambda rows: bar.update(work, completed=rows, description=f"{rows} clips"),
+        )
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(report), default=str))
+    else:
+        for problem in report.problems:
+            typer.echo(f"{problem.where}: {problem.code}: {problem.message}")
+        typer.echo(f"{report.published} {'valid' if dry_run else 'published'}, {len(report.problems)} not valid")
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @config_app.command("check")

@@ -18,10 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from streamlearn.errors import SettingsError
 
+#: What transformers raises for a folder or name that holds no model, half of one, or one with code of its own.
+_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -126,6 +129,8 @@ class HuggingFaceVideo(nn.Module):
 
         self.trunk = _pretrained(name, "vision_model", "model.video")
         config = self.trunk.config
+        if not isinstance(getattr(config, "image_size", None), int):
+            raise SettingsError(f"model.video = {name!r} reads no square images: name a ViT, CLIP or SigLIP")
         try:
             processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
         except OSError:  # a folder without preprocessor_config.json: the ViT default
@@ -158,19 +163,27 @@ class HuggingFaceText(nn.Module):
         from transformers import AutoTokenizer
 
         self.trunk = _pretrained(name, "text_model", "model.text")
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except _UNLOADABLE as error:
+            raise SettingsError(f"model.text = {name!r}: its tokenizer cannot be loaded: {error}") from error
         config = self.trunk.config
+        if not hasattr(config, "vocab_size"):
+            raise SettingsError(f"model.text = {name!r} reads no text: name a BERT, CLIP or SigLIP")
         self.max_tokens = min(self.max_tokens, int(getattr(config, "max_position_embeddings", self.max_tokens)))
-        self.pooled = config.model_type.startswith(("clip", "siglip"))
+        # SigLIP pools the last position and was trained without a mask: its texts are always padded to the full.
+        self.padded = config.model_type.startswith("siglip")
+        self.pooled = self.padded or config.model_type.startswith("clip")
         self.head = nn.Linear(int(config.hidden_size), dim, bias=False)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Shape: n texts -> input_ids and attention_mask, both (n, tokens)."""
         out = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt",
-            return_attention_mask=True,
+            list(texts), padding="max_length" if self.padded else True, truncation=True, max_length=self.max_tokens,
+            return_tensors="pt", return_attention_mask=True,
         )  # fmt: skip
-        return {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"]}
+        mask = torch.ones_like(out["attention_mask"]) if self.padded else out["attention_mask"]
+        return {"input_ids": out["input_ids"], "attention_mask": mask}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode tokens. Shape: (n, tokens) twice -> (n, dim), not normalised."""
@@ -235,8 +248,9 @@ def _pretrained(name: str, part: str, field: str) -> Any:
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+        # In full precision, whatever it was saved in: momentum copies move by less than a half can hold.
+        model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    except _UNLOADABLE as error:
         raise SettingsError(
             f"{field} = {name!r} cannot be loaded: {error}. Name a model on the hub, or a folder with config.json and"
             " model.safetensors"

@@ -170,9 +170,10 @@ class Feed:
                 self._closing.wait(delay_s)
                 delay_s = min(2 * delay_s, 30.0)
                 continue
-            if records:
+            if records or getattr(self._source, "connected", False):
                 self._back()
                 delay_s = 1.0
+            if records:
                 self._metrics.stage_seconds.labels("poll").observe(time.perf_counter() - start)
             for record in records:
                 self._submit(record)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,8 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             with torch.no_grad():
                 key_video, key_text = self.local.encode_video(x), self.local.encode_text(texts)
-            query_video, query_text = self.online.encode_video(x), self.online.encode_text(shorter)
+            with self._dropout():
+                query_video, query_text = self.online.encode_video(x), self.online.encode_text(shorter)
         # Without a queue the encoders contrast with themselves, gradients on both sides.
         against = (query_video, query_text) if self.queue is None else (key_video, key_text)
         loss = symmetric_loss(query_video, query_text, *against, ids, self.queue, self.settings.temperature)
@@ -121,6 +123,13 @@ class Learner:
             grad_norm=float(grad_norm),
             step=self.steps,
         )
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """Pretrained towers drop out at random: by the step, so that a resumed run draws as an uninterrupted one."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed((self.settings.seed << 40) + self.steps)
+            yield
 
     def _momentum(self, clips: int) -> None:
         s = self.settings

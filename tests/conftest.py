@@ -10,9 +10,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
+# Read when torch and huggingface_hub are first imported: one thread each, and nothing is ever downloaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
-from tests.kafka_broker import BrokerUnavailable, KafkaBroker, find_broker
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.kafka_broker import BrokerUnavailable, KafkaBroker, find_broker  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small models on shared machines: more threads wait for each other longer than they compute."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
