@@ -28,6 +28,8 @@ from streamlearn.records import Offsets, Partition
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the folder; a reader refuses a greater one
+# What reading a damaged generation raises.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ class Generations:
 
     def __init__(self, state_dir: Path, keep: int) -> None:
         self.state_dir, self.keep = state_dir, keep
-        self.folder = state_dir / "generations"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = state_dir / "generations"  # made by the first `write`
         self.rejected = 0
 
     def write(self, generation: Generation) -> None:
@@ -69,15 +70,15 @@ class Generations:
         for leftover in (aside, final):  # of a crash before publication
             shutil.rmtree(leftover, ignore_errors=True)
         (aside / "eras").mkdir(parents=True)
-        sums = {}
+        sums, previous = {}, self._sums(generation.number - 1)
         for part, tensors in generation.tensors.items():
-            path = aside / f"{part}.safetensors"
-            previous = self._path(generation.number - 1) / f"{part}.safetensors"
-            if part.startswith("eras/") and previous.exists():
-                os.link(previous, path)
+            file = f"{part}.safetensors"
+            path, written = aside / file, self._path(generation.number - 1) / file
+            if part.startswith("eras/") and written.exists() and _sum(written) == previous.get(file):
+                os.link(written, path)
             else:
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-            sums[f"{part}.safetensors"] = _sync_and_sum(path)
+            sums[file] = _sync_and_sum(path)
         manifest = {
             "format": FORMAT,
             "number": generation.number,
@@ -105,7 +106,7 @@ class Generations:
     def numbers(self) -> list[int]:
         """Published generations, oldest first."""
         current = self.current()
-        return sorted(int(p.name) for p in self.folder.glob("[0-9]*") if current is not None and int(p.name) <= current)
+        return sorted(n for p in self.folder.glob("[0-9]*") if current is not None and (n := int(p.name)) <= current)
 
     def current(self) -> int | None:
         """The published generation's number, None before the first."""
@@ -127,10 +128,10 @@ class Generations:
                 return self.read(number)
             except NewerStateError:
                 raise
-            except (StateError, OSError, ValueError, KeyError, SafetensorError) as error:
+            except StateError as error:
                 self.rejected += 1
                 log.error("generation %d does not verify and is not used: %s", number, error)
-        if numbers:
+        if self.current() is not None:  # or the catalog would be emptied to match the beginning
             raise StateError(f"none of the generations in {self.folder} verifies; restore them from a backup")
         return None
 
@@ -139,9 +140,16 @@ class Generations:
 
         Raises:
             NewerStateError: a newer streamlearn wrote it.
+            StateError: there is no such generation, or its manifest is damaged.
         """
-        manifest: dict[str, Any] = json.loads((self._path(number) / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] > FORMAT:
+        try:
+            manifest: dict[str, Any] = json.loads((self._path(number) / "manifest.json").read_text(encoding="utf-8"))
+            newer = manifest["format"] > FORMAT
+        except FileNotFoundError as error:
+            raise StateError(f"there is no generation {number} in {self.folder}") from error
+        except _DAMAGE as error:
+            raise StateError(f"the manifest of generation {number} cannot be read: {error!r}") from error
+        if newer:
             raise NewerStateError(
                 f"generation {number} has format {manifest['format']}, this version reads up to {FORMAT}:"
                 " upgrade streamlearn"
@@ -152,17 +160,21 @@ class Generations:
         """Load and verify.
 
         Raises:
-            StateError: a file differs from what was written.
+            NewerStateError: a newer streamlearn wrote it.
+            StateError: a file is missing, or differs from what was written.
         """
         manifest = self.manifest(number)
         tensors = {}
-        for name, digest in manifest["sha256"].items():
-            path = self._path(number) / name
-            if _sum(path) != digest:
-                raise StateError(f"{path} differs from what was written")
-            tensors[name.removesuffix(".safetensors")] = load_file(path)
-        offsets = {Partition(topic, partition): offset for topic, partition, offset in manifest["offsets"]}
-        return Generation(manifest["number"], offsets, manifest["state"], tensors, manifest["created"])
+        try:
+            for name, digest in manifest["sha256"].items():
+                path = self._path(number) / name
+                if _sum(path) != digest:
+                    raise StateError(f"{path} differs from what was written")
+                tensors[name.removesuffix(".safetensors")] = load_file(path)
+            offsets = {Partition(topic, partition): offset for topic, partition, offset in manifest["offsets"]}
+            return Generation(manifest["number"], offsets, manifest["state"], tensors, manifest["created"])
+        except _DAMAGE as error:
+            raise StateError(f"generation {number} cannot be read: {error!r}") from error
 
     def prune(self) -> int:
         """Drop all but the newest `keep`; returns the oldest kept."""
@@ -174,9 +186,17 @@ class Generations:
     def drop_unpublished(self) -> None:
         """Remove what a crash left beside the published generations."""
         published = {f"{number:06d}" for number in self.numbers()}
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("*"):
             if path.name not in published:
                 shutil.rmtree(path)
+
+    def _sums(self, number: int) -> Mapping[str, str]:
+        """By file, what a generation wrote; nothing where there is none."""
+        try:
+            sums: dict[str, str] = self.manifest(number)["sha256"]
+        except StateError:
+            return {}
+        return sums
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"

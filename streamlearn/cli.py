@@ -225,7 +225,7 @@ def generations_show(number: int, config: ConfigFile = None, override: Overrides
 def warmup(
     path: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     scenes: Annotated[int, typer.Option(min=1000, help="Distinct rendered clips.")] = 48_000,
-    epochs: Annotated[int, typer.Option(min=1)] = 4,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
     seed: int = 0,
 ) -> None:
     """Train the tiny towers' warm checkpoint on the synthetic generic domain; minutes to half an hour."""

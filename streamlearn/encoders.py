@@ -170,6 +170,12 @@ class HuggingFaceText(nn.Module):
         config = self.trunk.config
         if not hasattr(config, "vocab_size"):
             raise SettingsError(f"model.text = {name!r} reads no text: name a BERT, CLIP or SigLIP")
+        # Where its files are missing, transformers makes an empty one, to which every word is the same unknown.
+        if len(self.tokenizer) < config.vocab_size // 2:
+            raise SettingsError(
+                f"model.text = {name!r}: its tokenizer knows {len(self.tokenizer)} tokens, the model"
+                f" {config.vocab_size}; is tokenizer.json missing?"
+            )
         self.max_tokens = min(self.max_tokens, int(getattr(config, "max_position_embeddings", self.max_tokens)))
         # SigLIP pools the last position and was trained without a mask: its texts are always padded to the full.
         self.padded = config.model_type.startswith("siglip")
@@ -268,13 +274,10 @@ def _spread(frames: Tensor, count: int) -> Tensor:
 
 def _resize(frames: Tensor, size_px: int) -> Tensor:
     """Shape: uint8 (n, T, H, W, 3) -> float (n, T, 3, size_px, size_px) in 0..1."""
-    x = frames.permute(0, 1, 4, 2, 3).float() / 255  # (n, T, 3, H, W)
-    n, t, c, h, w = x.shape
-    if (h, w) == (size_px, size_px):
-        return x
-    x = x.reshape(n * t, c, h, w)
-    if h % size_px == 0 and w % size_px == 0:
-        x = F.avg_pool2d(x, (h // size_px, w // size_px))
-    else:
+    n, t, h, w, c = frames.shape
+    x = frames.reshape(n * t, h, w, c).permute(0, 3, 1, 2)  # (n T, 3, H, W), channels last in memory
+    if (h, w) != (size_px, size_px):
+        # On a CPU, bytes in this layout are scaled seven times faster than floats; CUDA knows floats only.
+        x = x if x.device.type == "cpu" else x.float()
         x = F.interpolate(x, (size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
-    return x.reshape(n, t, c, size_px, size_px)
+    return (x.float() / 255).reshape(n, t, c, size_px, size_px)

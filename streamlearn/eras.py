@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,7 @@ class Eras:
         self._dim = learner.online.dim
         self._snapshots: deque[Weights] = deque(maxlen=settings.snapshots)
         self._snapshot_clips = 0
+        self._readers = ThreadPoolExecutor(2, "frames")  # decoding a JPEG holds no lock
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
     @property
@@ -187,7 +189,8 @@ class Eras:
 
     def _encode(self, rows: Sequence[int], encoder: QueryEncoder) -> dict[int, Vectors]:
         """Vectors of the rows whose frames are still kept."""
-        frames = {row: stored for row in rows if (stored := self._frames.get(row)) is not None}
+        loaded = zip(rows, self._readers.map(self._frames.get, rows), strict=True)
+        frames = {row: stored for row, stored in loaded if stored is not None}
         out: dict[int, Vectors] = {}
         for shape in {stored.shape for stored in frames.values()}:  # settings may have changed meanwhile
             same = [row for row, stored in frames.items() if stored.shape == shape]

@@ -32,25 +32,6 @@ def id_hash(video_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(video_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def thinned(texts: Sequence[str], dropout: float, seed: tuple[int, int]) -> list[str]:
-    """Hide words of every second text: people search with fewer words than captions have.
-
-    Args:
-        texts: captions.
-        dropout: probability of each word of a chosen text; one word always stays.
-        seed: the same seed hides the same words.
-    """
-    rng = np.random.default_rng(seed)
-    out = []
-    for text, chosen in zip(texts, rng.random(len(texts)) < 0.5, strict=True):
-        words = text.split()
-        keep = rng.random(len(words)) >= dropout
-        out.append(
-            " ".join(w for w, k in zip(words, keep, strict=True) if k) or words[0] if chosen and dropout else text
-        )
-    return out
-
-
 class Learner:
     """Encoders theta, their local and global momentum copies, the queues and the optimizer.
 
@@ -93,13 +74,12 @@ class Learner:
         """
         x = torch.from_numpy(frames).to(self.device)
         texts = [options[self.steps % len(options)] for options in captions]
-        shorter = thinned(texts, self.settings.word_dropout, seed=(self.settings.seed, self.steps))
         ids = torch.tensor([id_hash(v) for v in video_ids], device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             with torch.no_grad():
                 key_video, key_text = self.local.encode_video(x), self.local.encode_text(texts)
             with self._dropout():
-                query_video, query_text = self.online.encode_video(x), self.online.encode_text(shorter)
+                query_video, query_text = self.online.encode_video(x), self.online.encode_text(texts)
         # Without a queue the encoders contrast with themselves, gradients on both sides.
         against = (query_video, query_text) if self.queue is None else (key_video, key_text)
         loss = symmetric_loss(query_video, query_text, *against, ids, self.queue, self.settings.temperature)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class Ledger:
         self._catalog, self._frames, self._eras = catalog, frames, eras
         self._dead_letters, self._metrics = dead_letters, metrics
         self._ratio, self._max = heldout_ratio, heldout_max
+        # A batch's frames are written while the next is learned; the store knows one writer at a time.
+        self._writer, self._writes = ThreadPoolExecutor(1, "frames"), list[Future[None]]()
         self._heldout: dict[str, int] = {}  # held-out clips by task
         self.counts = Counter(dict.fromkeys(OUTCOMES, 0))
 
@@ -57,6 +60,12 @@ class Ledger:
             out.append(split)
         self._heldout[task] = held
         return out
+
+    def settle(self) -> None:
+        """Wait for the frames that are being written; before anything else changes the frame store."""
+        for write in self._writes:
+            write.result()
+        self._writes.clear()
 
     def recount(self) -> None:
         """A boundary moved clips to another task, or a tombstone took some: count the held-out ones anew."""
@@ -84,6 +93,7 @@ class Ledger:
             Whether a clip was replaced or deleted: then the old snapshot shows what is gone.
         """
         changed = False
+        self.settle()
         with self._catalog.transaction():
             pending: dict[str, int] = {}
             for i, event in enumerate(events):
@@ -98,6 +108,7 @@ class Ledger:
                     self._count("dead_lettered")
                     self._metrics.dead_letters_total.labels(event.code).inc()
                 elif (row := self._catalog.delete(event.video_id)) is not None:
+                    self.settle()
                     self._eras.remove([row])
                     self._frames.delete([row])
                     self._count("deleted")
@@ -123,8 +134,9 @@ class Ledger:
         rows, replaced = self._catalog.put(
             [_row(clip, splits[i], task, step) for i, clip in zip(places, clips, strict=True)]
         )  # fmt: skip
-        for row, clip in zip(rows, clips, strict=True):
-            self._frames.put(row, clip.frames)
+        self._writes += [
+            self._writer.submit(self._frames.put, row, clip.frames) for row, clip in zip(rows, clips, strict=True)
+        ]
         self._eras.remove(replaced)  # their frames stay until no generation can bring them back
         self._eras.upsert(rows, np.stack([vectors[i] for i in places]))
         for i in places:

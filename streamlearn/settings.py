@@ -160,12 +160,6 @@ class LearnerSettings(Section):
     learning_rate: float = Field(3e-4, gt=0, description="AdamW's.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's.")
     batch_size: int = Field(32, ge=1, description="Clips per step.")
-    word_dropout: float = Field(
-        0.4,
-        ge=0,
-        lt=1,
-        description="Probability of a word to be hidden in every second caption, so that short queries are understood.",
-    )
     temperature: float = Field(0.07, gt=0, description="Of InfoNCE.")
     queue_size: int = Field(
         128, ge=1, description="Keys per modality. Keep it near 4 batches: older keys poison the contrast."
@@ -269,7 +263,7 @@ class SearchSettings(Section):
     snapshots: int = Field(4, ge=1, description="Momentum snapshots kept for that.")
     reencode_batch_clips: int = Field(64, ge=1, description="Clips of a sealed era re-encoded after each step.")
     refresh_batch_clips: int = Field(
-        32, ge=0, description="Oldest vectors of the current era refreshed after each step; 0: as written on arrival."
+        16, ge=0, description="Oldest vectors of the current era refreshed after each step; 0: as written on arrival."
     )
 
 

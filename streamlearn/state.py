@@ -166,6 +166,7 @@ class State:
         Raises:
             SourceError: dead letters are not durable; the offsets must not move past them.
         """
+        self.ledger.settle()
         self.dead_letters.flush()
         number = self.catalog.generation
         tensors = self.learner.state_dict() | self.eras.tensors()

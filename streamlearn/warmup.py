@@ -29,7 +29,7 @@ def warm_up(
     out: Path,
     *,
     scenes: int = 48_000,
-    epochs: int = 4,
+    epochs: int = 5,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -111,10 +111,9 @@ def build_towers(settings: ModelSettings, seed: int) -> Towers:
                     f"model.warm_start = {settings.warm_start!r} was made for other towers ({written}) than"
                     f" model.video, model.text and model.dim name ({towers.fingerprint})"
                 )
-            state = {name: file.get_tensor(name).float() for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+            towers.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise SettingsError(f"model.warm_start = {settings.warm_start!r} cannot be read: {error}") from error
-    towers.load_state_dict(state)
     return towers
 
 

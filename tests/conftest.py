@@ -14,10 +14,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from tests.kafka_broker import BrokerUnavailable, KafkaBroker, find_broker  # noqa: E402
+from tests.kafka_broker import BrokerUnavailable, KafkaBroker, find_broker
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,9 +18,9 @@ from streamlearn.encoders import Towers
 from streamlearn.errors import SettingsError
 from streamlearn.learner import Learner
 from streamlearn.settings import LearnerSettings
+from streamlearn.testing import ListSource
 from tests.models import save_model, save_processor
 from tests.test_daemon import Stream, daemon, ids, settled
-from streamlearn.testing import ListSource
 
 PAIRS = [("vit", "bert"), ("clip", "clip"), ("siglip", "siglip"), ("vit", "tiny"), ("tiny", "bert")]
 TEXTS = ["a red screen that gets darker", "a", "blue screen"]
@@ -75,8 +75,7 @@ def test_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone(
     a, b, other = towers(video, text), towers(video, text), towers(video, text, seed=1)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-    assert not torch.equal(a.video.head[-1].weight if video == "tiny" else a.video.head.weight,  # type: ignore[union-attr, index, arg-type]
-                           other.video.head[-1].weight if video == "tiny" else other.video.head.weight)  # type: ignore[union-attr, index, arg-type]  # fmt: skip
+    assert any(not torch.equal(a.state_dict()[name], other.state_dict()[name]) for name in a.state_dict())
     assert a.fingerprint == other.fingerprint
 
 
@@ -131,7 +130,9 @@ def test_word_hashing_is_stable_across_processes() -> None:
 
 def learned(learner: Learner, first: int, last: int) -> Learner:
     for seed in range(first, last):
-        learner.step(films(4, seed=seed).numpy(), [[text] for text in (*TEXTS, "white")], [f"{seed}-{i}" for i in range(4)])
+        learner.step(
+            films(4, seed=seed).numpy(), [[text] for text in (*TEXTS, "white")], [f"{seed}-{i}" for i in range(4)]
+        )
     return learner
 
 
@@ -249,12 +250,14 @@ def test_a_text_model_without_tokenizer_is_refused(models: Path, tmp_path: Path)
     assert "model.text = " in refused(text=str(folder))
 
 
-def test_a_tokenizer_with_remote_code_is_refused_and_not_run(models: Path, tmp_path: Path) -> None:
+def test_a_tokenizers_remote_code_is_not_run(models: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(models / "bert", tmp_path / "remote")
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config |= {"tokenizer_class": "Novel", "auto_map": {"AutoTokenizer": ["novel.Novel", None]}}
+    config |= {"tokenizer_class": "Novel", "auto_map": {"AutoTokenizer": ["novel.Novel", "novel.Novel"]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "novel.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    Towers("tiny", str(folder), 24)  # tokenizer.json says all that is needed
+    (folder / "tokenizer.json").unlink()
     assert "model.text = " in refused(text=str(folder))
     assert not (tmp_path / "ran").exists()
 
@@ -267,7 +270,7 @@ def test_the_whole_daemon_runs_on_pretrained_folders_and_resumes(models: Path, t
     with daemon(tmp_path, ListSource(records[:32]), **changes) as first:
         settled(first)
         step = first.state.learner.steps
-        assert sorted(ids(first, "a red star", 100)) == sorted(stream.captions)[:0] or len(ids(first, "a", 100)) == 32
+        assert len(ids(first, "a red star", 100)) == 32
     with daemon(tmp_path, ListSource(records), **changes) as second:
         status = settled(second)
         assert second.state.learner.steps > step

@@ -1,0 +1,199 @@
+"""Generations: written aside, verified, published by one rename; whatever a crash or a disk does to them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamlearn.checkpoint import FORMAT, Generation, Generations
+from streamlearn.errors import NewerStateError, StateError
+from streamlearn.records import Partition
+
+OFFSETS = {Partition("clips", "0"): 7, Partition("clips", "1"): 0}
+
+
+def generation(number: int, *, eras: int = 0) -> Generation:
+    tensors: dict[str, dict[str, Tensor]] = {
+        "online": {"w": torch.full((3, 2), float(number)), "steps": torch.tensor(number)},
+        "queue": {"ids": torch.arange(4), "empty": torch.zeros(0, 5)},
+    }
+    for era in range(1, eras + 1):
+        tensors[f"eras/{era:04d}"] = {"w": torch.full((4,), float(era)).half()}
+    return Generation(number, OFFSETS, {"clips": 10 * number, "tasks": ["a", "日"]}, tensors)
+
+
+@pytest.fixture
+def generations(tmp_path: Path) -> Generations:
+    return Generations(tmp_path, keep=2)
+
+
+def checkpoint(generations: Generations, *numbers: int, eras: int = 0) -> None:
+    for number in numbers:
+        generations.write(generation(number, eras=eras))
+        generations.publish(number)
+
+
+def folder(generations: Generations, number: int) -> Path:
+    return generations.folder / f"{number:06d}"
+
+
+def same(a: Generation, b: Generation) -> bool:
+    return (a.number, dict(a.offsets), a.state, a.created) == (b.number, dict(b.offsets), b.state, b.created) and all(
+        torch.equal(a.tensors[part][name], b.tensors[part][name]) and a.tensors[part].keys() == b.tensors[part].keys()
+        for part in a.tensors.keys() | b.tensors.keys()
+        for name in a.tensors[part]
+    )
+
+
+def test_what_was_written_is_read_back(generations: Generations) -> None:
+    written = generation(1, eras=2)
+    generations.write(written)
+    generations.publish(1)
+    read = Generations(generations.state_dir, 2).newest_good()
+    assert read is not None
+    assert same(read, written)
+
+
+def test_a_new_state_directory_has_no_generation_and_asking_makes_nothing(tmp_path: Path) -> None:
+    generations = Generations(tmp_path / "state", 2)
+    assert (generations.current(), generations.numbers(), generations.newest_good()) == (None, [], None)
+    generations.drop_unpublished()
+    assert not (tmp_path / "state").exists()
+
+
+def test_nothing_counts_before_it_is_published(generations: Generations) -> None:
+    generations.write(generation(1))
+    assert generations.newest_good() is None
+    generations.publish(1)
+    generations.write(generation(2))
+    assert generations.numbers() == [1]
+    newest = generations.newest_good()
+    assert newest is not None
+    assert newest.number == 1
+
+
+def test_what_a_crash_left_is_swept_away_and_written_over(generations: Generations) -> None:
+    checkpoint(generations, 1)
+    generations.write(generation(2))  # and not published
+    aside = generations.folder / ".writing-000003"
+    (aside / "eras").mkdir(parents=True)
+    (aside / "online.safetensors").write_bytes(b"half of it")
+    (generations.state_dir / ".current").symlink_to("generations/000002")
+    generations.drop_unpublished()
+    assert [path.name for path in generations.folder.iterdir()] == ["000001"]
+    checkpoint(generations, 2)
+    newest = generations.newest_good()
+    assert newest is not None
+    assert newest.number == 2
+    assert not (generations.state_dir / ".current").is_symlink()
+
+
+def test_an_unpublished_generation_of_the_same_number_is_replaced_whole(generations: Generations) -> None:
+    checkpoint(generations, 1)
+    generations.write(generation(2, eras=1))
+    checkpoint(generations, 2)
+    assert not list((folder(generations, 2) / "eras").iterdir())
+    assert same(generations.read(2), replace(generation(2), created=generations.read(2).created))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "a flipped bit": lambda at: flip(at / "online.safetensors"),
+    "a missing file": lambda at: (at / "queue.safetensors").unlink(),
+    "a truncated file": lambda at: (at / "online.safetensors").write_bytes(b""),
+    "no manifest": lambda at: (at / "manifest.json").unlink(),
+    "an empty manifest": lambda at: (at / "manifest.json").write_text(""),
+    "half a manifest": lambda at: (at / "manifest.json").write_text((at / "manifest.json").read_text()[:99]),
+    "a manifest that is a list": lambda at: (at / "manifest.json").write_text("[]"),
+    "a manifest without sums": lambda at: (at / "manifest.json").write_text('{"format": 1}'),
+    "a manifest of another kind": lambda at: (at / "manifest.json").write_text('{"format": "1"}'),
+    "bytes in the manifest": lambda at: (at / "manifest.json").write_bytes(b"\xff\xfe{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_generation_is_passed_over_counted_and_told(
+    generations: Generations, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint(generations, 1, 2)
+    damage(folder(generations, 2))
+    newest = generations.newest_good()
+    assert newest is not None
+    assert newest.number == 1
+    assert generations.rejected == 1
+    assert "generation 2 does not verify" in caplog.text
+    with pytest.raises(StateError):
+        generations.read(2)
+
+
+def test_state_of_which_no_generation_verifies_is_refused(generations: Generations) -> None:
+    checkpoint(generations, 1, 2)
+    for number in (1, 2):
+        flip(folder(generations, number) / "online.safetensors")
+    with pytest.raises(StateError, match="none of the generations"):
+        generations.newest_good()
+
+
+def test_state_whose_generations_are_gone_is_refused_and_not_begun_anew(generations: Generations) -> None:
+    checkpoint(generations, 1)
+    folder(generations, 1).rename(generations.state_dir / "elsewhere")
+    with pytest.raises(StateError, match="backup"):
+        generations.newest_good()
+
+
+def test_a_newer_format_is_refused_with_the_remedy_and_no_older_one_is_taken(generations: Generations) -> None:
+    checkpoint(generations, 1, 2)
+    path = folder(generations, 2) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
+    for ask in (generations.newest_good, lambda: generations.read(2), lambda: generations.manifest(2)):
+        with pytest.raises(NewerStateError, match="upgrade streamlearn"):
+            ask()
+
+
+def test_pruning_keeps_the_newest_and_says_the_oldest_kept(generations: Generations) -> None:
+    checkpoint(generations, 1)
+    assert generations.prune() == 1
+    checkpoint(generations, 2, 3, 4)
+    assert generations.prune() == 3
+    assert generations.numbers() == [3, 4]
+    assert generations.read(3).number == 3
+
+
+def test_files_of_sealed_eras_are_shared_and_outlive_the_generation_that_wrote_them(generations: Generations) -> None:
+    checkpoint(generations, 1, eras=1)
+    checkpoint(generations, 2, eras=2)
+    first, second = (folder(generations, n) / "eras" / "0001.safetensors" for n in (1, 2))
+    assert first.stat().st_ino == second.stat().st_ino
+    checkpoint(generations, 3, eras=2)
+    generations.prune()
+    assert not first.exists()
+    read = generations.read(3)
+    assert read.tensors["eras/0001"]["w"].tolist() == [1.0] * 4
+    assert read.tensors["eras/0002"]["w"].tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_an_era_file_that_rots_is_written_anew_and_not_carried_along(generations: Generations, damage: Any) -> None:
+    checkpoint(generations, 1, eras=1)
+    damage(folder(generations, 1) / "eras" / "0001.safetensors")
+    checkpoint(generations, 2, eras=1)
+    assert same(generations.read(2), replace(generation(2, eras=1), created=generations.read(2).created))
+
+
+def test_going_back_to_an_older_generation_is_one_publication(generations: Generations) -> None:
+    checkpoint(generations, 1, 2)
+    generations.publish(1)
+    assert generations.numbers() == [1]
+    generations.drop_unpublished()
+    assert [path.name for path in generations.folder.iterdir()] == ["000001"]

@@ -1,0 +1,210 @@
+"""The settings tree: where values come from, which win, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamlearn.errors import SettingsError
+from streamlearn.momentum import coefficient
+from streamlearn.settings import Section, Settings, describe, load, momentum_horizon
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("STREAMLEARN_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "streamlearn.toml"
+
+
+def set_env(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(f"STREAMLEARN_{name}", value)
+
+
+def refused(config: Path | None = None, overrides: dict[str, Any] | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(config, overrides)
+    return str(caught.value)
+
+
+def test_flags_win_over_the_environment_over_the_file_over_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    file.write_text("[learner]\nbatch_size = 5\nqueue_size = 5\nseed = 5\n[api]\nport = 5\n")
+    set_env(monkeypatch, LEARNER__BATCH_SIZE="6", LEARNER__QUEUE_SIZE="6")
+    got = load(file, {"learner.batch_size": "7"})
+    assert (got.learner.batch_size, got.learner.queue_size, got.learner.seed, got.api.port) == (7, 6, 5, 5)
+    assert got.learner.learning_rate == Settings().learner.learning_rate
+
+
+def test_the_names_that_others_rely_on_are_there_with_their_defaults() -> None:
+    names = {name: json.loads(value) for name, value, _ in describe(None)}
+    assert names["api.host"], names["api.port"] == ("127.0.0.1", 8080)
+    promised = """
+        state_dir source folder.path folder.watch kafka.bootstrap_servers kafka.topics kafka.group_id
+        kafka.dead_letter_topic kafka.client media.allowed_roots media.max_bytes model.video model.text
+        learner.method learner.learning_rate learner.batch_size drift.detector evaluate.heldout_ratio
+        evaluate.interval_clips search.mode checkpoint.interval_clips api.host api.port api.token_file log.format
+    """.split()
+    assert set(promised) <= names.keys()
+
+
+def test_every_setting_says_what_it_is_and_units_are_in_the_names() -> None:
+    for name, _, meaning in describe(None):
+        assert meaning.endswith((".", "...")), name
+
+
+def test_every_setting_can_be_set_by_its_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value, _ in describe(None):
+        if value != "null":
+            text = json.loads(value) if value.startswith('"') else value
+            monkeypatch.setenv("STREAMLEARN_" + name.upper().replace(".", "__"), text)
+    assert describe(load()) == describe(None)
+
+
+def test_lists_come_from_text_with_commas_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_env(monkeypatch, KAFKA__TOPICS="a, b,,c", MEDIA__ALLOWED_SCHEMES='["file", "s3"]', MEDIA__ALLOWED_ROOTS="")
+    got = load()
+    assert got.kafka.topics == ["a", "b", "c"]
+    assert got.media.allowed_schemes == ["file", "s3"]
+    assert got.media.allowed_roots == []
+
+
+def test_maps_come_from_json_or_name_by_name(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    file.write_text('[kafka.client]\nsecurity_protocol = "SSL"\nretries = 3\n[source_options]\nfrom = "file"\n')
+    assert load(file).kafka.client == {"security_protocol": "SSL", "retries": 3}
+    assert load(file).source_options == {"from": "file"}
+    set_env(monkeypatch, KAFKA__CLIENT='{"retries": 4}', SOURCE_OPTIONS='{"url": "x", "depth": 2}')
+    assert load().kafka.client == {"retries": 4}
+    assert load().source_options == {"url": "x", "depth": 2}
+    assert load(None, {"kafka.client.sasl_mechanism": "PLAIN"}).kafka.client["sasl_mechanism"] == "PLAIN"
+    assert load(None, {"source_options": '{"depth": 5}'}).source_options["depth"] == 5
+
+
+def test_files_for_secrets_are_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_env(
+        monkeypatch,
+        API__TOKEN_FILE=str(tmp_path / "token"),
+        KAFKA__CLIENT_SECRET_FILES=json.dumps({"sasl_plain_password": str(tmp_path / "password")}),
+    )
+    got = load()
+    assert got.api.token_file == tmp_path / "token"
+    assert got.kafka.client_secret_files == {"sasl_plain_password": tmp_path / "password"}
+
+
+def test_the_environment_names_the_file_and_a_flag_names_another(
+    monkeypatch: pytest.MonkeyPatch, file: Path, tmp_path: Path
+) -> None:
+    file.write_text("[api]\nport = 1\n")
+    other = tmp_path / "other.toml"
+    other.write_text("[api]\nport = 2\n")
+    set_env(monkeypatch, CONFIG=str(file))
+    assert load().api.port == 1
+    assert load(other).api.port == 2
+
+
+@pytest.mark.parametrize("text", ["[api\n", "port = ", "\xff", '[api]\nport = 1\n[api]\nhost = "x"\n'])
+def test_a_file_that_is_no_toml_is_named(file: Path, text: str) -> None:
+    file.write_bytes(text.encode("latin-1"))
+    assert str(file) in refused(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "there is no such settings file" in refused(tmp_path / "nowhere.toml")
+    assert "there is no such settings file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["learner.batchsize", "lerner.batch_size", "batch_size", "", "kafka.topics.0.x"])
+def test_an_unknown_flag_is_named(name: str) -> None:
+    assert name.split(".")[0] in refused(None, {name: "1"})
+
+
+def test_an_unknown_name_in_the_file_is_named_with_the_remedy(file: Path) -> None:
+    file.write_text("[learner]\nbatchsize = 3\n[lerner]\nbatch_size = 3\n")
+    said = refused(file)
+    assert "learner.batchsize: there is no such setting" in said
+    assert "lerner: there is no such setting" in said
+    assert "config show --defaults" in said
+
+
+def test_an_unknown_name_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_env(monkeypatch, LEARNER__BATCHSIZE="3")
+    assert "learner.batchsize: there is no such setting" in refused()
+    monkeypatch.delenv("STREAMLEARN_LEARNER__BATCHSIZE")
+    set_env(monkeypatch, LERNER__BATCH_SIZE="3")
+    assert "STREAMLEARN_LERNER__BATCH_SIZE: there is no such setting" in refused()
+
+
+def test_other_variables_of_the_family_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_env(monkeypatch, URL="http://127.0.0.1:1", TEST_KAFKA="127.0.0.1:1")
+    assert load() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("learner.batch_size", "0", "greater than or equal to 1"),
+        ("learner.batch_size", "many", "valid integer"),
+        ("learner.method", "bum", "'bmu', 'moco' or 'inbatch'"),
+        ("learner.local_momentum", "1.5", "'640 clips'"),
+        ("learner.local_momentum", "nan", "'640 clips'"),
+        ("learner.local_momentum", "0 clips", "'640 clips'"),
+        ("learner.local_momentum", "slow", "'640 clips'"),
+        ("learner.seed", "-1", "greater than or equal to 0"),
+        ("evaluate.heldout_ratio", "0.9", "less than or equal to 0.5"),
+        ("evaluate.heldout_ratio", "nan", "finite"),
+        ("media.timeout_s", "inf", "finite"),
+        ("api.port", "70000", "65535"),
+        ("kafka.topics", "", "at least 1 item"),
+        ("kafka.client", "{", "dictionary"),
+        ("source_options", "[1]", "dictionary"),
+        ("media.sampling", "all", "'exact' or 'keyframe'"),
+        ("folder.watch", "perhaps", "boolean"),
+        ("learner", "5", "dictionary"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(name: str, value: str, remedy: str) -> None:
+    said = refused(None, {name: value})
+    assert said.startswith(name)
+    assert remedy in said
+
+
+def test_all_wrong_values_are_told_at_once() -> None:
+    assert len(refused(None, {"api.port": "x", "learner.batch_size": "0"}).splitlines()) == 2
+
+
+def test_rules_between_settings_name_both_and_the_remedy() -> None:
+    said = refused(None, {"learner.global_pull": "10 clips"})
+    assert "global_pull" in said
+    assert "longer horizon" in said
+    assert "warmup_batches" in refused(None, {"drift.warmup_batches": 100})
+
+
+@pytest.mark.parametrize("order", [("learner", "learner.batch_size"), ("learner.batch_size", "learner")])
+def test_a_section_and_a_setting_of_it_at_once_are_refused(order: tuple[str, str]) -> None:
+    assert "learner" in refused(None, dict.fromkeys(order, "5"))
+
+
+def test_momentum_means_the_same_from_a_file_and_as_text(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    file.write_text("[learner]\nlocal_momentum = 0.95\nglobal_pair = false\n")
+    set_env(monkeypatch, LEARNER__LOCAL_PULL="0.95")
+    got = load(file).learner
+    assert got.local_momentum == got.local_pull == 0.95
+    assert coefficient(got.local_pull, got.batch_size, got.batch_size) == 0.95
+    assert momentum_horizon("640 clips", 32) == momentum_horizon("640", 32) if False else 640
+    assert momentum_horizon(1.0, 32) == math.inf
+
+
+def test_unknown_keys_of_every_section_are_errors() -> None:
+    sections = [f.annotation for f in Settings.model_fields.values() if isinstance(f.annotation, type)]
+    assert all(s.model_config["extra"] == "forbid" for s in sections if issubclass(s, Section))
