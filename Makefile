@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test check lint types fmt bench doctor clean
+.PHONY: help setup demo test check lint types fmt docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,9 @@ types: setup ## types
 fmt: setup ## format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: setup ## write the generated pages: settings and metrics
+	@$(BIN)/python docs/generate.py
 
 bench: setup ## the measurements of docs/benchmarks.md
 	@$(BIN)/python benchmarks/pipeline.py

@@ -120,9 +120,9 @@ class MeanShift:
         *,
         window_batches: int = 2,
         reference_batches: int = 48,
-        threshold: float = 4.0,
+        threshold: float = 5.0,
         warmup_batches: int = 8,
-        cooldown_batches: int = 40,
+        cooldown_batches: int = 24,
     ) -> None:
         if window_batches < 1 or cooldown_batches < 0 or threshold <= 1:
             raise ValueError("window_batches must be at least 1, cooldown_batches at least 0, threshold above 1")

@@ -166,6 +166,11 @@ class Eras:
         """Clips of sealed eras that await re-encoding."""
         return sum(len(era.pending) for era in self.eras)
 
+    def oldest_age_steps(self) -> int:
+        """Steps since the oldest vector of the current era was written."""
+        rows = self._catalog.stale_rows(self.current.number, self._learner.steps, 1)
+        return self._learner.steps - min(self._catalog.vector_steps(rows).values(), default=self._learner.steps)
+
     def reencode(self) -> int:
         """Re-encode some clips, of sealed eras first, else the oldest vectors of the current one; returns how many."""
         closing = [era for era in self.eras if era.pending]

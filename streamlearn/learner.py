@@ -108,7 +108,7 @@ class Learner:
     def _dropout(self) -> Iterator[None]:
         """Pretrained towers drop out at random: by the step, so that a resumed run draws as an uninterrupted one."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed((self.settings.seed << 40) + self.steps)
+            torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.steps)).generate_state(1)[0]))
             yield
 
     def _momentum(self, clips: int) -> None:

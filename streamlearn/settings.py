@@ -21,11 +21,13 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from streamlearn.errors import SettingsError
 
+_UNKNOWN = ": there is no such setting; `streamlearn config show --defaults` lists them all"
+
 
 class Section(BaseModel):
     """A part of the tree; unknown keys are errors, so that a typing slip is not silently a default."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -184,13 +186,17 @@ class LearnerSettings(Section):
     max_wait_s: float = Field(
         2.0, gt=0, description="A batch that is not full is learned after the source was silent for this long."
     )
-    seed: int = Field(0, description="Of everything random.")
+    seed: int = Field(0, ge=0, description="Of everything random.")
 
     @field_validator("local_momentum", "local_pull", "global_momentum", "global_pull")
     @classmethod
     def _momentum(cls, value: Momentum) -> Momentum:
         try:
-            ok = float(value.removesuffix("clips").strip()) > 0 if isinstance(value, str) else 0 < value <= 1
+            if isinstance(value, str) and value.endswith("clips"):
+                ok = 0 < float(value.removesuffix("clips"))
+            else:
+                value = float(value)  # a flag or a variable is text, and means what the number means in a file
+                ok = 0 < value <= 1
         except ValueError:
             ok = False
         if not ok:
@@ -220,7 +226,7 @@ class DriftSettings(Section):
     warmup_batches: int = Field(
         8, ge=2, description="Batches before a boundary can be found, at the start and after each."
     )
-    cooldown_batches: int = Field(40, ge=0, description="Batches after a boundary in which none is found.")
+    cooldown_batches: int = Field(24, ge=0, description="Batches after a boundary in which none is found.")
 
     @model_validator(mode="after")
     def _fillable(self) -> DriftSettings:
@@ -323,6 +329,11 @@ class Settings(BaseSettings):
     api: ApiSettings = ApiSettings()
     log: LogSettings = LogSettings()
 
+    @field_validator("source_options", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return _parse(dict[str, Any], value)
+
 
 def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read the tree.
@@ -357,19 +368,31 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
         node = flags
         for section in sections:
             node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise SettingsError(f"{name}: {section} was given a value of its own; give one or the other")
         node[leaf] = value
+    _refuse_unknown_sections()
     try:
         return Sources(**flags)
     except ValidationError as error:
         raise SettingsError("\n".join(_sentence(e) for e in error.errors())) from error
-    except (SettingsSourceError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (SettingsSourceError, tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SettingsError(f"{config or 'environment'}: {error}") from error
+
+
+def _refuse_unknown_sections() -> None:
+    """pydantic-settings refuses STREAMLEARN_LEARNER__SIZE and passes over STREAMLEARN_LERNER__BATCH_SIZE."""
+    for name in os.environ:
+        section, nested, _ = name.upper().partition("__")
+        own = section.removeprefix("STREAMLEARN_").lower()
+        if nested and own != section.lower() and own not in Settings.model_fields:
+            raise SettingsError(f"{name}{_UNKNOWN}")
 
 
 def _sentence(error: ErrorDetails) -> str:
     field = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
-        return f"{field}: there is no such setting; `streamlearn config show --defaults` lists them all"
+        return f"{field}{_UNKNOWN}"
     return f"{field} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
 
 

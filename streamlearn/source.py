@@ -5,7 +5,10 @@ them to `start`. A source must then deliver every record at or after those offse
 partition, and none before them. `commit` is called after a checkpoint is durable and is advisory: it exists for
 the source's own lag tools, never for correctness.
 
-All methods but `close` are called from one thread. `close` comes after the last of them.
+`start` comes first. Everything after it but `close` is called from one thread, which may be another. `close` is last.
+
+Optional: `connected` (bool), for a source that can be away without failing a poll; `dead_letters() -> DeadLetters`, for
+one that has a place for rejected records; others' go to a file in the state directory.
 """
 
 from __future__ import annotations

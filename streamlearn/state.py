@@ -155,7 +155,7 @@ class State:
         m = self.metrics
         m.index_clips.set(len(snapshot))
         m.index_stale_clips.set(self.eras.stale)
-        m.index_oldest_vector_age_steps.set(self.learner.steps - self.eras.current.opened_step)
+        m.index_oldest_vector_age_steps.set(self.eras.oldest_age_steps())
         if self.staleness_ratio is not None:
             m.index_staleness_ratio.set(self.staleness_ratio)
         return snapshot

@@ -216,7 +216,7 @@ class FakeService:
 
     def generations(self) -> list[dict[str, Any]]:
         """One."""
-        return [{"generation": 3, "clips_seen": len(self.clips)}]
+        return [{"number": 3, "created": "2026-01-01T00:00:00+00:00", "clips": len(self.clips)}]
 
     def status(self) -> dict[str, Any]:
         """A daemon that learns."""

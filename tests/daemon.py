@@ -101,7 +101,7 @@ class DaemonProcess:
         return self.wait_for(lambda s: s["state"] in ("finished", "idle") and s["searchable"], "the stream is finished")
 
     def kill(self) -> None:
-        """kill -9 of the daemon and all that it started."""
+        """End it with kill -9, the daemon and all that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

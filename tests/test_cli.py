@@ -1,0 +1,244 @@
+"""The verbs as a person or a script uses them: what they print, and one sentence with exit code 2 when they cannot."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import jsonschema
+import pytest
+
+from streamlearn import __version__, cli
+from streamlearn.checkpoint import Generations
+from streamlearn.testing import ListSource
+from tests.test_daemon import Stream, daemon, settled
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """`streamlearn` with arguments, in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["streamlearn", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A daemon with clips in two tasks, one with a caption that looks like markup."""
+    stream = Stream()
+    records = stream.clips("studio", 24) + stream.clips("night", 8, task="night [/bold]")
+    first = json.loads(records[0].value or b"")
+    records[0] = stream.raw(
+        b"odd", json.dumps({**first, "video_id": "odd", "captions": ["[/b] [red]x[/red]"]}).encode()
+    )
+    with daemon(tmp_path_factory.mktemp("cli"), ListSource(records)) as one:
+        settled(one)
+        yield one.url
+
+
+# --- settings
+
+
+def test_right_settings_are_said_to_be_valid(say: Callable[..., Said], tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text("[learner]\nbatch_size = 16\n")
+    assert say("config", "check", "-c", file) == (0, "the settings are valid\n", "")
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("learner.batch_size=0", "streamlearn: learner.batch_size = '0': Input should be greater than or equal to 1\n"),
+        ("lerner.batch_size=1", "streamlearn: lerner: there is no such setting;"),
+    ],
+)
+def test_wrong_settings_end_with_their_sentence_and_2(say: Callable[..., Said], flag: str, sentence: str) -> None:
+    code, out, err = say("config", "check", "--set", flag)
+    assert (code, out) == (2, "")
+    assert err.startswith(sentence)
+    assert err.count("\n") == 1
+
+
+def test_a_flag_without_a_value_is_refused_with_its_form(say: Callable[..., Said]) -> None:
+    code, _, err = say("config", "check", "--set", "learner.batch_size")
+    assert code == 2
+    assert "NAME=VALUE" in err
+
+
+def test_config_show_prints_what_is_in_force_and_every_meaning(say: Callable[..., Said], tmp_path: Path) -> None:
+    flags = ("--set", "learner.batch_size=7", "--set", f"state_dir={tmp_path}")
+    shown = say("config", "show", *flags).out.splitlines()
+    assert "learner.batch_size = 7" in shown
+    assert f'state_dir = "{tmp_path}"' in shown
+    assert json.loads(say("config", "show", "--json", *flags).out)["learner"]["batch_size"] == 7
+    defaults = say("config", "show", "--defaults").out.splitlines()
+    assert "learner.batch_size = 32   # Clips per step." in defaults
+    assert len(defaults) == len(shown)
+
+
+def test_schema_prints_a_json_schema_that_takes_a_clip_message(say: Callable[..., Said]) -> None:
+    schema = json.loads(say("schema", "clip").out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate({"video_id": "a", "caption": "b", "uri": "file:///c.mp4"}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"video_id": "a"}, schema)
+    assert say("schema", "event").code == 2
+
+
+# --- a running daemon
+
+
+def test_search_prints_a_table_and_for_a_script_the_answer(say: Callable[..., Said], running: str) -> None:
+    code, out, _ = say("search", "a red star", "--limit", "3", "--url", running)
+    assert code == 0
+    assert out.count("studio-") + out.count("night-") + out.count("odd") >= 3
+    answer = json.loads(say("search", "a red star", "--limit", "3", "--json", "--url", running).out)
+    assert [hit["rank"] for hit in answer["results"]] == [1, 2, 3]
+
+
+def test_captions_and_tasks_are_printed_as_they_are(say: Callable[..., Said], running: str) -> None:
+    code, out, _ = say("search", "x", "--limit", "100", "--url", running)
+    assert code == 0
+    assert "[/b] [red]x[/red]" in out
+    assert "night [/bold]" in out
+    assert "night [/bold]" in say("tasks", "--url", running).out
+    assert "night [/bold]" in say("status", "--url", running).out
+
+
+def test_status_and_tasks_tell_what_the_daemon_does(say: Callable[..., Said], running: str) -> None:
+    status = say("status", "--url", running).out
+    assert f"version  {__version__}" in status
+    assert "searchable  32" in status
+    assert json.loads(say("status", "--json", "--url", running).out)["searchable"] == 32
+    assert [task["name"] for task in json.loads(say("tasks", "--json", "--url", running).out)] == [
+        "t1",
+        "night [/bold]",
+    ]
+
+
+def test_what_the_daemon_refuses_is_told_in_its_words(say: Callable[..., Said], running: str) -> None:
+    code, _, err = say("search", "a", "--limit", "201", "--url", running)
+    assert code == 2
+    assert "422: limit is 201, at most 200 (search.max_limit)" in err
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:8080", "nonsense", "http://", "http://a b/", "file:///etc/passwd"])  # fmt: skip
+@pytest.mark.parametrize("verb", [("search", "a"), ("status",), ("tasks",)])
+def test_no_daemon_there_is_a_sentence(say: Callable[..., Said], verb: tuple[str, ...], url: str) -> None:
+    code, out, err = say(*verb, "--url", url)
+    assert (code, out) == (2, "")
+    assert err.startswith("streamlearn: no daemon answers at ")
+    assert err.count("\n") == 1
+
+
+@contextmanager
+def somebody_else(status: int, body: bytes) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, b"<html>"), (502, b"<html>Bad gateway"), (404, b"[]"), (500, b""), (200, b"\xff")]
+)
+def test_another_server_there_is_a_sentence(say: Callable[..., Said], status: int, body: bytes) -> None:
+    with somebody_else(status, body) as url:
+        code, _, err = say("status", "--url", url)
+    assert code == 2
+    assert err.startswith("streamlearn: ")
+    assert url in err
+    assert err.count("\n") == 1
+
+
+# --- generations
+
+
+def test_generations_are_listed_newest_first_and_shown(say: Callable[..., Said], tmp_path: Path) -> None:
+    with daemon(tmp_path, ListSource(Stream().clips("studio", 40)), checkpoint__interval_clips=16) as one:
+        settled(one)
+    numbers = Generations(tmp_path / "state", 3).numbers()
+    where = ("--set", f"state_dir={tmp_path / 'state'}")
+    listed = json.loads(say("generations", "ls", "--json", *where).out)
+    assert [row["number"] for row in listed] == numbers[::-1]
+    assert listed[0]["clips"] == 40
+    assert str(numbers[-1]) in say("generations", "ls", *where).out
+    manifest = json.loads(say("generations", "show", str(numbers[-1]), *where).out)
+    assert manifest["number"] == numbers[-1]
+    assert "online.safetensors" in manifest["sha256"]
+    code, _, err = say("generations", "show", "999", *where)
+    assert code == 2
+    assert "there is no generation 999" in err
+
+
+def test_listing_the_generations_of_no_state_prints_none_and_makes_nothing(
+    say: Callable[..., Said], tmp_path: Path
+) -> None:
+    where = ("--set", f"state_dir={tmp_path / 'typo'}")
+    assert json.loads(say("generations", "ls", "--json", *where).out) == []
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_damaged_manifest_is_a_sentence(say: Callable[..., Said], tmp_path: Path) -> None:
+    with daemon(tmp_path, ListSource(Stream().clips("studio", 8))) as one:
+        settled(one)
+    (tmp_path / "state" / "current" / "manifest.json").write_text("{")
+    for verb in (("ls",), ("show", "1")):
+        code, _, err = say("generations", *verb, "--set", f"state_dir={tmp_path / 'state'}")
+        assert code == 2
+        assert err.startswith("streamlearn: the manifest of generation 1 cannot be read")
+
+
+# --- the program
+
+
+def test_run_with_a_wrong_setting_ends_with_a_sentence_and_2(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streamlearn", "run", "--set", "model.device=tpu", "--set", f"state_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "streamlearn: model.device = 'tpu' is not usable here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_verbs_that_need_no_model_import_none() -> None:
+    script = "import sys, streamlearn.cli; assert not {'torch', 'faiss', 'transformers'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
