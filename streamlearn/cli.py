@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from streamlearn import __version__
 from streamlearn.errors import StreamlearnError
@@ -85,7 +87,8 @@ def search(
         return
     table = Table("rank", "score", "video", "task", "caption")
     for hit in answer["results"]:
-        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", hit["video_id"], hit["task"], hit["captions"][0])
+        facts = (str(hit["rank"]), f"{hit['score']:.3f}", hit["video_id"], hit["task"], hit["captions"][0])
+        table.add_row(*map(Text, facts))  # or a caption with brackets would be read as markup
     out.print(table)
     out.print(f"{answer['took_ms']:.1f} ms, model {answer['model_version']}", style="dim", highlight=False)
 
@@ -98,7 +101,7 @@ def status(url: Url = _URL, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(answer))
         return
     for name, value in answer.items():
-        out.print(f"[dim]{name:>16}[/]  {value}", highlight=False)
+        out.print(Text.assemble((f"{name:>16}", "dim"), f"  {value}"))
 
 
 @app.command()
@@ -112,8 +115,8 @@ def tasks(url: Url = _URL, as_json: AsJson = False) -> None:
     for task in answer:
         recall, forgetting = task["recall"], task["forgetting"]["served"]
         table.add_row(
-            task["name"], task["cause"], str(task["started_clips"]), str(task["ended_clips"] or ""), str(task["clips"]),
-            *(_percent(recall[view].get("5")) for view in ("served", "learner")), _percent(forgetting),
+            Text(task["name"]), task["cause"], str(task["started_clips"]), str(task["ended_clips"] or ""),
+            str(task["clips"]), *(_percent(recall[view].get("5")) for view in ("served", "learner")), _percent(forgetting),
         )  # fmt: skip
     out.print(table)
 
@@ -263,19 +266,28 @@ def _settings(config: Path | None, override: list[str] | None) -> Settings:
 
 
 def _call(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    request = urllib.request.Request(
-        url.rstrip("/") + path,
-        None if body is None else json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
+    if not url.startswith(("http://", "https://")):
+        raise StreamlearnError(f"no daemon answers at {url}: write http://HOST:PORT")
     try:
+        request = urllib.request.Request(
+            url.rstrip("/") + path,
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
-        detail = json.loads(error.read() or b"{}").get("detail", error.reason)
-        raise StreamlearnError(f"{url}{path}: {error.code}: {detail}") from error
-    except OSError as error:
+        raise StreamlearnError(f"{url}{path}: {error.code}: {_detail(error)}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise StreamlearnError(f"no daemon answers at {url}: {error}; start one with `streamlearn run`") from error
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    """What a problem document says; the status line's words where another server answered."""
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return error.reason
 
 
 def _percent(value: float | None) -> str:

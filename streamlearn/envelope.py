@@ -161,7 +161,7 @@ def _message_error(error: ErrorDetails) -> MessageError:
         }.get(field, "give it")
         return MessageError("missing_field", f"{field}: is missing; {remedy}")
     if error["type"] == "string_unicode":
-        return MessageError("invalid_utf8", f"{field}: holds a lone surrogate; send valid Unicode")
+        return MessageError("invalid_field", f"{field}: holds a lone surrogate; send valid Unicode")
     if error["loc"][:1] == ("meta",) and len(error["loc"]) > 2 and error["type"].endswith("_type"):
         return MessageError("invalid_field", f"{field}: must be a string, a number, a boolean or null")
     return MessageError("invalid_field", f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}")

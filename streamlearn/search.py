@@ -1,7 +1,8 @@
 """The read side: answers from the last published snapshot, from any thread, while learning goes on.
 
-Each era is asked with its own encoder. Its scores are cosines plus how familiar the query's words are to the era, and
-are merged as they are. The evaluation asks through the same `ask`, so recall reported is recall served.
+Each era is asked with its own encoder. A score is the weighted mean of the clip's cosine and of how familiar the
+query's words are to the era; scores of all eras are merged as they are. The evaluation asks through the same `ask`,
+so recall reported is recall served.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Searcher:
             encoded = time.perf_counter()
             found, at = era.partition.search(queries, min(limit, len(era.partition)), allowed)
             if not single:
-                found += self._settings.familiarity_weight * era.familiarity(queries)[:, None]
+                weight = self._settings.familiarity_weight
+                found = (found + weight * era.familiarity(queries)[:, None]) / (1 + weight)
             scores.append(found)
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))

@@ -145,7 +145,9 @@ def test_what_the_daemon_refuses_is_told_in_its_words(say: Callable[..., Said], 
     assert "422: limit is 201, at most 200 (search.max_limit)" in err
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:8080", "nonsense", "http://", "http://a b/", "file:///etc/passwd"])  # fmt: skip
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "127.0.0.1:8080", "nonsense", "http://", "http://a b/", "file:///etc/passwd"]
+)
 @pytest.mark.parametrize("verb", [("search", "a"), ("status",), ("tasks",)])
 def test_no_daemon_there_is_a_sentence(say: Callable[..., Said], verb: tuple[str, ...], url: str) -> None:
     code, out, err = say(*verb, "--url", url)
@@ -169,9 +171,11 @@ def somebody_else(status: int, body: bytes) -> Iterator[str]:
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -189,6 +193,7 @@ def test_another_server_there_is_a_sentence(say: Callable[..., Said], status: in
 # --- generations
 
 
+@pytest.mark.slow
 def test_generations_are_listed_newest_first_and_shown(say: Callable[..., Said], tmp_path: Path) -> None:
     with daemon(tmp_path, ListSource(Stream().clips("studio", 40)), checkpoint__interval_clips=16) as one:
         settled(one)
@@ -214,6 +219,7 @@ def test_listing_the_generations_of_no_state_prints_none_and_makes_nothing(
     assert not (tmp_path / "typo").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_manifest_is_a_sentence(say: Callable[..., Said], tmp_path: Path) -> None:
     with daemon(tmp_path, ListSource(Stream().clips("studio", 8))) as one:
         settled(one)
@@ -227,6 +233,7 @@ def test_a_damaged_manifest_is_a_sentence(say: Callable[..., Said], tmp_path: Pa
 # --- the program
 
 
+@pytest.mark.slow
 def test_run_with_a_wrong_setting_ends_with_a_sentence_and_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "streamlearn", "run", "--set", "model.device=tpu", "--set", f"state_dir={tmp_path}"],

@@ -1,0 +1,318 @@
+"""From a source to batches, with a decoder whose futures the test completes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from streamlearn.errors import SourceError
+from streamlearn.feed import Feed
+from streamlearn.metrics import Metrics
+from streamlearn.records import Clip, Event, Offsets, Partition, Position, Record, Rejected, Tombstone
+from streamlearn.testing import ListSource
+
+WAIT_S = 20.0
+FRAMES = np.zeros((1, 2, 2, 3), np.uint8)
+
+
+def records(n: int, first: int = 0) -> list[Record]:
+    return [Record(b"%d" % i, b"media", Position("list", "0", i)) for i in range(first, first + n)]
+
+
+def clip(record: Record, task: str | None = None) -> Clip:
+    return Clip(str(record.position.offset), FRAMES, ("a caption",), record.position, task=task)
+
+
+class FakeDecoder:
+    """Keeps what is submitted; `now` completes it at once."""
+
+    def __init__(self, *, now: bool = False) -> None:
+        self._now = now
+        self._changed = threading.Condition()
+        self.jobs: list[tuple[Record, Future[Event]]] = []
+
+    def submit(self, record: Record) -> Future[Event]:
+        future: Future[Event] = Future()
+        if self._now:
+            future.set_result(clip(record))
+        with self._changed:
+            self.jobs.append((record, future))
+            self._changed.notify_all()
+        return future
+
+    def wait_for(self, n: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.jobs) >= n, WAIT_S), f"{len(self.jobs)} records, not {n}"
+
+    def finish(self, *which: int, task: str | None = None) -> None:
+        for i in which:
+            record, future = self.jobs[i]
+            future.set_result(clip(record, task))
+
+
+class Watched(ListSource):
+    """Tells what is done to it, and by which thread."""
+
+    def __init__(self, records: Sequence[Record] = (), *, ends: bool = True, batch: int = 16) -> None:
+        super().__init__(records, ends=ends, batch=batch)
+        self.was_paused, self.was_committed = threading.Event(), threading.Event()
+        self.commits: list[tuple[str, Offsets]] = []
+        self.failures: list[BaseException] = []
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        if self.failures:
+            raise self.failures.pop()
+        return super().poll(timeout_s)
+
+    def pause(self) -> None:
+        super().pause()
+        self.was_paused.set()
+
+    def commit(self, offsets: Offsets) -> None:
+        super().commit(offsets)
+        self.commits.append((threading.current_thread().name, offsets))
+        self.was_committed.set()
+        if self.failures:
+            raise self.failures.pop()
+
+
+@contextmanager
+def feeding(
+    source: ListSource, decoder: FakeDecoder, *, batch_size: int = 4, max_wait_s: float = WAIT_S, offsets: Offsets = {}
+) -> Iterator[Feed]:
+    feed = Feed(
+        source,
+        decoder,
+        batch_size=batch_size,
+        max_wait_s=max_wait_s,
+        metrics=Metrics.create(CollectorRegistry()),
+    )
+    try:
+        feed.start(offsets)
+        yield feed
+    finally:
+        feed.close()
+
+
+def offsets_of(batch: Sequence[Event] | None) -> list[int]:
+    assert batch is not None
+    return [event.position.offset for event in batch]
+
+
+def test_batches_are_full_and_in_the_sources_order_whatever_is_decoded_first() -> None:
+    decoder = FakeDecoder()
+    with feeding(ListSource(records(8)), decoder) as feed:
+        decoder.wait_for(8)
+        decoder.finish(7, 3, 5, 1, 6, 2, 4, 0)
+        assert offsets_of(feed.next()) == [0, 1, 2, 3]
+        assert offsets_of(feed.next()) == [4, 5, 6, 7]
+        assert feed.next() is None
+        assert feed.next() is None
+
+
+def test_a_clip_being_decoded_is_waited_for_and_not_overtaken() -> None:
+    decoder = FakeDecoder()
+    with feeding(ListSource(records(4)), decoder, max_wait_s=0.01) as feed:
+        decoder.wait_for(4)
+        decoder.finish(1, 2, 3)
+        threading.Timer(0.3, decoder.finish, [0]).start()  # far longer than max_wait_s: decoding is no silence
+        assert offsets_of(feed.next()) == [0, 1, 2, 3]
+
+
+def test_the_rest_is_handed_over_at_the_end_and_then_none() -> None:
+    with feeding(ListSource(records(6)), FakeDecoder(now=True)) as feed:
+        assert [offsets_of(feed.next()), offsets_of(feed.next())] == [[0, 1, 2, 3], [4, 5]]
+        assert feed.next() is None
+
+
+def test_an_empty_stream_ends_at_once() -> None:
+    with feeding(ListSource(), FakeDecoder()) as feed:
+        assert feed.next() is None
+
+
+def test_silence_hands_over_what_there_is_and_then_nothing() -> None:
+    source = ListSource(records(2), ends=False)
+    with feeding(source, FakeDecoder(now=True), max_wait_s=0.05) as feed:
+        assert offsets_of(feed.next()) == [0, 1]
+        assert feed.next() == []
+        source.add(*records(1, first=2), end=True)
+        assert offsets_of(feed.next()) == [2]
+        assert feed.next() is None
+
+
+def test_tombstones_and_rejected_records_keep_their_place_and_fill_no_batch() -> None:
+    decoder = FakeDecoder()
+    with feeding(ListSource(records(6)), decoder) as feed:
+        decoder.wait_for(6)
+        decoder.finish(0, 3, 4, 5)
+        (_, dead), (bad, rejected) = decoder.jobs[1], decoder.jobs[2]
+        dead.set_result(Tombstone("gone", Position("list", "0", 1)))
+        rejected.set_result(Rejected(bad, "no_frames", "decode", "none"))
+        batch = feed.next()
+        assert offsets_of(batch) == [0, 1, 2, 3, 4, 5]
+        assert [type(event) for event in batch or ()] == [Clip, Tombstone, Rejected, Clip, Clip, Clip]
+
+
+def test_a_flood_of_rejected_records_is_handed_over_without_waiting_for_clips() -> None:
+    class Refusing(FakeDecoder):
+        def submit(self, record: Record) -> Future[Event]:
+            future: Future[Event] = Future()
+            future.set_result(Rejected(record, "no_frames", "decode", "none"))
+            return future
+
+    with feeding(ListSource(records(1300), ends=False), Refusing()) as feed:
+        assert [len(feed.next() or ()) for _ in range(2)] == [512, 512]
+
+
+def test_an_operators_task_never_begins_within_a_batch() -> None:
+    decoder = FakeDecoder()
+    with feeding(ListSource(records(9)), decoder) as feed:
+        decoder.wait_for(9)
+        for i, task in enumerate([None, None, "a", "a", "b", "b", "b", "b", None]):
+            decoder.finish(i, task=task)
+        assert [offsets_of(feed.next()) for _ in range(4)] == [[0, 1], [2, 3], [4, 5, 6, 7], [8]]
+        assert feed.next() is None
+
+
+def test_reading_begins_at_the_offsets_of_the_checkpoint() -> None:
+    with feeding(ListSource(records(6)), FakeDecoder(now=True), offsets={Partition("list", "0"): 4}) as feed:
+        assert offsets_of(feed.next()) == [4, 5]
+
+
+def test_a_slow_reader_pauses_the_source_and_loses_nothing() -> None:
+    source, decoder = Watched(records(100), batch=3), FakeDecoder(now=True)
+    with feeding(source, decoder) as feed:
+        assert source.was_paused.wait(WAIT_S)
+        ahead = len(decoder.jobs)
+        assert 16 <= ahead < 16 + 3  # four batches, and what one poll brings beyond them
+        assert source.lag() == {Partition("list", "0"): 100 - ahead}
+        got: list[int] = []
+        most = 0
+        while (batch := feed.next()) is not None:
+            most = max(most, len(decoder.jobs) - len(got))
+            got += offsets_of(batch)
+    assert got == list(range(100))
+    assert most < 16 + 3
+    assert not source.paused
+
+
+@pytest.mark.slow
+def test_a_source_that_is_away_is_told_and_comes_back() -> None:
+    source = Watched(records(2))
+    source.failures = [SourceError("the broker is away")]
+    told: list[str | None] = []
+    metrics: list[float | None] = []
+    registry = CollectorRegistry()
+    feed = Feed(source, FakeDecoder(now=True), batch_size=2, max_wait_s=0.1, metrics=Metrics.create(registry))
+    try:
+        feed.start({})
+        while not (batch := feed.next()):
+            assert batch is not None
+            told.append(feed.error)
+            metrics.append(registry.get_sample_value("streamlearn_source_connected"))
+        assert offsets_of(batch) == [0, 1]
+        assert "the broker is away" in told
+        assert 0.0 in metrics
+        assert feed.error is None
+        assert registry.get_sample_value("streamlearn_source_connected") == 1
+    finally:
+        feed.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["pause", "resume", "lag"])
+def test_a_source_that_is_away_when_paused_resumed_or_asked_for_its_lag_comes_back_too(call: str) -> None:
+    class Away(ListSource):
+        failures = 1
+
+    def fail_once(self: Away) -> object:
+        if self.failures:
+            self.failures -= 1
+            raise SourceError("away")
+        return getattr(ListSource, call)(self)
+
+    setattr(Away, call, fail_once)
+    source = Away(records(40), batch=4)
+    with feeding(source, FakeDecoder(now=True)) as feed:
+        got: list[int] = []
+        while (batch := feed.next()) is not None:
+            got += offsets_of(batch)
+    assert got == list(range(40))
+    assert source.failures == 0
+
+
+def test_any_other_failure_of_the_source_reaches_the_reader() -> None:
+    source = Watched(records(2))
+    source.failures = [ZeroDivisionError("a bug in the source")]
+    with feeding(source, FakeDecoder(now=True)) as feed, pytest.raises(ZeroDivisionError, match="a bug"):
+        feed.next()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_commit_reaches_the_source_from_its_own_thread(ends: bool) -> None:
+    source = Watched(records(1), ends=ends)
+    with feeding(source, FakeDecoder(now=True), max_wait_s=0.05) as feed:
+        feed.next()
+        feed.commit({Partition("list", "0"): 1})
+        assert source.was_committed.wait(WAIT_S)
+    assert source.commits == [("feed", {Partition("list", "0"): 1})]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_commit_of_the_last_checkpoint_is_not_lost_by_closing(ends: bool) -> None:
+    source = Watched(records(1), ends=ends)
+    with feeding(source, FakeDecoder(now=True), max_wait_s=0.05) as feed:
+        feed.next()
+        feed.commit({Partition("list", "0"): 1})
+    assert source.committed == {Partition("list", "0"): 1}
+
+
+def test_a_commit_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    source = Watched(records(1), ends=False)
+    with feeding(source, FakeDecoder(now=True), max_wait_s=0.05) as feed:
+        assert len(feed.next() or ()) == 1
+        source.was_committed.clear()
+        source.failures = []
+
+        class Refusing(Exception):
+            pass
+
+        original = source.commit
+
+        def commit(offsets: Offsets) -> None:
+            original(offsets)
+            raise SourceError("not now")
+
+        source.commit = commit  # type: ignore[method-assign]
+        feed.commit({Partition("list", "0"): 1})
+        assert source.was_committed.wait(WAIT_S)
+        source.add(*records(1, first=1), end=True)
+        assert offsets_of(feed.next()) == [1]
+    assert "not now" in caplog.text
+
+
+@pytest.mark.parametrize("submitted", [0, 1])
+def test_closing_ends_a_reader_that_waits(submitted: int) -> None:
+    decoder = FakeDecoder()
+    handed: list[object] = []
+    feed = Feed(
+        ListSource(records(submitted), ends=False),
+        decoder,
+        batch_size=4,
+        max_wait_s=WAIT_S,
+        metrics=Metrics.create(CollectorRegistry()),
+    )
+    feed.start({})
+    decoder.wait_for(submitted)
+    reader = threading.Thread(target=lambda: handed.append(feed.next()))
+    reader.start()
+    feed.close()
+    reader.join(WAIT_S)
+    assert handed == [[]]
+    feed.close()
