@@ -73,7 +73,7 @@ def main() -> None:
             status, tasks = daemon.service.status(), daemon.service.tasks()
     print(f"{status['clips']}, {time.monotonic() - begin:.0f} s")
     print("streams begin at clip: " + ", ".join(f"{name} {at}" for name, at in starts))
-    print("| task | from clip | onset | score | clips | held out | served R@1/5/10 | learner R@1/5/10 | forgotten R@5 |")
+    print("| task | from clip | onset | score | clips | held out | served R@1/5/10 | learner R@1/5/10 | lost R@5 |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for t in tasks:
         recall = {

@@ -116,7 +116,8 @@ def tasks(url: Url = _URL, as_json: AsJson = False) -> None:
         recall, forgetting = task["recall"], task["forgetting"]["served"]
         table.add_row(
             Text(task["name"]), task["cause"], str(task["started_clips"]), str(task["ended_clips"] or ""),
-            str(task["clips"]), *(_percent(recall[view].get("5")) for view in ("served", "learner")), _percent(forgetting),
+            str(task["clips"]), *(_percent(recall[view].get("5")) for view in ("served", "learner")),
+            _percent(forgetting),
         )  # fmt: skip
     out.print(table)
 

@@ -148,18 +148,22 @@ class Feed:
             with self._changed:
                 self._changed.wait(_TICK_S)
             self._commit_pending()
+        self._commit_pending()  # that of the last checkpoint, which is written just before closing
 
     def _read(self) -> None:
         paused, lag_at, delay_s = False, 0.0, 1.0
         while not self._closing.is_set():
             self._commit_pending()
             full = self._full()
-            if full != paused:
-                (self._source.pause if full else self._source.resume)()
-                paused = full
-            start = time.perf_counter()
             try:
-                records = self._source.poll(_TICK_S)
+                if full != paused:
+                    (self._source.pause if full else self._source.resume)()
+                    paused = full
+                if time.monotonic() - lag_at > _LAG_INTERVAL_S:
+                    lag_at = time.monotonic()
+                    self._report_lag()
+                start = time.perf_counter()
+                records = self._source.poll(0.0 if paused else _TICK_S)
             except EndOfStream:
                 with self._changed:
                     self._ended = True
@@ -177,13 +181,13 @@ class Feed:
                 self._metrics.stage_seconds.labels("poll").observe(time.perf_counter() - start)
             for record in records:
                 self._submit(record)
-            if time.monotonic() - lag_at > _LAG_INTERVAL_S:
-                lag_at = time.monotonic()
-                for (topic, partition), lag in self._source.lag().items():
-                    self._metrics.source_lag_records.labels(topic, partition).set(lag)
             if paused and not records:
                 with self._changed:
-                    self._changed.wait(0.01)
+                    self._changed.wait(_TICK_S)  # the reader ends it as soon as there is room
+
+    def _report_lag(self) -> None:
+        for (topic, partition), lag in self._source.lag().items():
+            self._metrics.source_lag_records.labels(topic, partition).set(lag)
 
     def _submit(self, record: Record) -> None:
         size = len(record.value or b"")

@@ -88,8 +88,8 @@ class Searcher:
             encoded = time.perf_counter()
             found, at = era.partition.search(queries, min(limit, len(era.partition)), allowed)
             if not single:
-                weight = self._settings.familiarity_weight
-                found = (found + weight * era.familiarity(queries)[:, None]) / (1 + weight)
+                share = np.float32(1 / (1 + self._settings.familiarity_weight))  # of the clip's cosine
+                found = share * found + (1 - share) * era.familiarity(queries)[:, None]
             scores.append(found)
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))
