@@ -166,6 +166,8 @@ def soak(minutes: float) -> dict[str, Any]:
             start = time.monotonic()
             while (now := time.monotonic() - start) < 60 * minutes:
                 time.sleep(5)
+                if producer.poll() is not None:
+                    raise RuntimeError("the clips ended, or could not be made")
                 family = [psutil.Process(), *psutil.Process().children(recursive=True)]
                 own = [p for p in family if p.pid != producer.pid]
                 sizes.append((now, sum(p.memory_info().rss for p in own) / 2**20))

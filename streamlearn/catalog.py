@@ -303,10 +303,12 @@ class Catalog:
         wanted = json.dumps([int(row) for row in rows])
         return dict(self._file.fetch(f"SELECT row, step FROM vectors WHERE died IS NULL AND {_OF_ROWS}", wanted))
 
-    def stale_rows(self, era: int, before_step: int, limit: int) -> list[int]:
-        """Rows whose vector in this era was made before a step of the encoder, oldest first."""
-        query = "SELECT row FROM vectors WHERE died IS NULL AND era = ? AND step < ? ORDER BY step, id LIMIT ?"
-        return [row for (row,) in self._file.fetch(query, era, before_step, limit)]
+    def stale_rows(self, era: int, before_step: int, limit: int, *, since_row: int = 0) -> list[int]:
+        """Rows from a row on whose vector in this era was made before a step of the encoder, oldest first."""
+        query = (
+            "SELECT row FROM vectors WHERE died IS NULL AND era = ? AND step < ? AND row >= ? ORDER BY step, id LIMIT ?"
+        )
+        return [row for (row,) in self._file.fetch(query, era, before_step, since_row, limit)]
 
     def scores(self, task: str | None = None) -> list[Score]:
         """The matrix, oldest first; of one task where one is named."""

@@ -114,6 +114,8 @@ class Generations:
             return int(os.readlink(self.state_dir / "current").rpartition("/")[2])
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            raise StateError(f"{self.state_dir / 'current'} must be a link to a generation: {error}") from error
 
     def newest_good(self) -> Generation | None:
         """The newest published generation that verifies; None in a new state directory.
@@ -123,6 +125,12 @@ class Generations:
             StateError: there are generations, and none verifies.
         """
         numbers = self.numbers()
+        if not numbers and any(int(path.name) > 1 for path in self.folder.glob("[0-9]*")):
+            # Only the very first generation can be there before anything was published.
+            raise StateError(
+                f"{self.state_dir} has generations and no link `current`, as a copy without links has: make it again with"
+                " `ln -s generations/NUMBER current`"
+            )
         for number in reversed(numbers):
             try:
                 return self.read(number)

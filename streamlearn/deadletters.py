@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 from streamlearn.errors import SourceError
 from streamlearn.records import Position, Record, Rejected
 
+_MAX_WAITING_BYTES = 16 * 2**20  # before a flush that nobody asked for
+
 
 class FileDeadLetters:
     """Appends to a file, and to disk at `flush`."""
@@ -29,10 +31,18 @@ class FileDeadLetters:
         self._path = path
         self._file: BinaryIO | None = None
         self._unwritten: list[bytes] = []
+        self._waiting_bytes = 0
 
     def write(self, rejected: Rejected) -> None:
-        """Take one rejected record."""
+        """Take one rejected record.
+
+        Raises:
+            SourceError: many are waiting, and cannot be written; this one is kept, too.
+        """
         self._unwritten.append(json.dumps(_to_json(rejected)).encode() + b"\n")
+        self._waiting_bytes += len(self._unwritten[-1])
+        if self._waiting_bytes > _MAX_WAITING_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Return when everything written is on disk.
@@ -48,12 +58,15 @@ class FileDeadLetters:
                 self._file = self._path.open("ab", buffering=0)
                 _sync_folder(self._path.parent)
             _cut_torn_line(self._path)
-            self._file.write(b"".join(self._unwritten))
+            data = memoryview(b"".join(self._unwritten))
+            while data:  # a write to a nearly full disk is short before it fails
+                data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             self.close()
             raise SourceError(f"dead letters cannot be written to {self._path}: {error.strerror or error}") from error
         self._unwritten.clear()
+        self._waiting_bytes = 0
 
     def close(self) -> None:
         """Close the file; call `flush` first."""

@@ -14,6 +14,7 @@ from streamlearn.records import Frames, Vectors
 
 _CACHED_TEXTS = 4096
 _NEAREST_CAPTIONS = 5
+_BATCH = 256  # texts encoded at once
 
 
 class QueryEncoder:
@@ -26,10 +27,13 @@ class QueryEncoder:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Shape: n -> (n, d) unit rows."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        found = {text: self._texts[text] for text in texts if text in self._texts}
+        known = self._texts  # once: another thread may replace it
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        found = {text: known[text] for text in texts if text in known}
         if new:
-            found |= dict(zip(new, self._towers.encode_text(new).float().cpu().numpy(), strict=True))
+            for start in range(0, len(new), _BATCH):
+                batch = new[start : start + _BATCH]
+                found |= dict(zip(batch, self._towers.encode_text(batch).float().cpu().numpy(), strict=True))
             if len(self._texts) + len(new) > _CACHED_TEXTS:
                 self._texts = {}  # a new dict: other threads may be reading the old one
             self._texts.update({text: found[text] for text in new})

@@ -76,6 +76,7 @@ class Eras:
         self._dim = learner.online.dim
         self._snapshots: deque[Weights] = deque(maxlen=settings.snapshots)
         self._snapshot_clips = 0
+        self._kept_from = 0  # the lowest row that may have frames
         self._readers = ThreadPoolExecutor(2, "frames")  # decoding a JPEG holds no lock
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
@@ -116,8 +117,10 @@ class Eras:
         """
         era = self.current
         before = [snapshot for snapshot in self._snapshots if snapshot.step <= since_step]
-        # An operator's boundary is known beforehand: then now is before.
-        snapshot = before[-1] if before and since_step < self._learner.steps else self._snapshot()
+        if since_step >= self._learner.steps or not self._snapshots:
+            snapshot = self._snapshot()  # an operator's boundary is known beforehand: now is before
+        else:
+            snapshot = before[-1] if before else self._snapshots[0]
         following = self._open(era.number + 1, task)
         rows = self._catalog.move(
             from_era=era.number, since_step=since_step + 1, to_era=following.number, to_task=task
@@ -129,6 +132,9 @@ class Eras:
         era.sealed_step = snapshot.step
         self._freeze(era, self._better(era.task, snapshot))
         era.pending = deque(era.partition.view().rows.tolist())
+        # The latest captions came with the clips that moved; without any, the new era would seem familiar to all.
+        learned = sum(clip.split == "train" for clip in self._catalog.clips(rows).values())
+        following.captions = era.captions[len(era.captions) - min(learned, len(era.captions)) :]
         era.captions = self._captions(era)
         self.eras.append(following)
         self._snapshots.clear()
@@ -137,7 +143,7 @@ class Eras:
         """Of learned clips, spread over the era: captions of held-out ones are questions, and stay out."""
         assert era.encoder is not None
         rows = era.partition.view().rows
-        spread = self._catalog.clips(rows[:: max(1, len(rows) // _CAPTIONS)].tolist()).values()
+        spread = self._catalog.clips(rows[:: max(1, -(-len(rows) // _CAPTIONS))].tolist()).values()
         texts = [clip.captions[0] for clip in spread if clip.split == "train"][:_CAPTIONS]
         return era.encoder.texts(texts) if texts else era.captions
 
@@ -187,8 +193,12 @@ class Eras:
     def _refresh(self) -> int:
         """The current era's vectors were written by encoders that knew less: bring some up to date."""
         era, step = self.current, self._learner.steps
-        rows = self._catalog.stale_rows(era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips)
+        rows = self._catalog.stale_rows(
+            era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips, since_row=self._kept_from
+        )
         fresh = self._encode(rows, QueryEncoder(self._learner.local))
+        # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.
+        self._kept_from = max([self._kept_from, *(row + 1 for row in rows if row not in fresh)])
         self._store(era, fresh, step)
         return len(fresh)
 
@@ -220,11 +230,11 @@ class Eras:
             era.partition.upsert(np.asarray(rows, np.int64), stacked)
 
     def views(self) -> tuple[EraView, ...]:
-        """Every era that has clips, immutable."""
+        """Every era that has clips, and the current one, whose encoder is today's; immutable."""
         out = []
         for era in self.eras:
             partition = era.partition.view()
-            if len(partition) == 0:
+            if len(partition) == 0 and era is not self.current:
                 continue
             encoder = era.encoder or QueryEncoder(self._learner.local.frozen_copy())
             out.append(EraView(era.number, era.task, encoder, partition, era.captions))
@@ -233,7 +243,13 @@ class Eras:
     def state(self) -> list[dict[str, Any]]:
         """JSON-able facts; the vectors are in the catalog, the weights in `tensors`."""
         return [
-            {"number": e.number, "task": e.task, "opened_step": e.opened_step, "sealed_step": e.sealed_step}
+            {
+                "number": e.number,
+                "task": e.task,
+                "opened_step": e.opened_step,
+                "sealed_step": e.sealed_step,
+                "reencoded": not e.pending,
+            }
             for e in self.eras
         ]
 
@@ -252,11 +268,11 @@ class Eras:
             era.sealed_step = facts["sealed_step"]
             if era.sealed_step is not None:
                 self._freeze(era, tensors[f"eras/{era.number:04d}"])
-            rows, vectors, steps = self._catalog.era_vectors(era.number)
+            rows, vectors, _ = self._catalog.era_vectors(era.number)
             if len(rows):
                 era.partition.upsert(rows, vectors)
-            if era.sealed_step is not None:
-                era.pending = deque(rows[steps != era.sealed_step].tolist())
+            if not facts["reencoded"]:
+                era.pending = deque(rows.tolist())
             self.eras.append(era)
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
@@ -270,4 +286,5 @@ class Eras:
 
 
 def _half(towers: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().half().cpu() for name, tensor in towers.state_dict().items()}
+    state = towers.state_dict().items()
+    return {name: (t.half() if t.is_floating_point() else t).detach().cpu() for name, t in state}

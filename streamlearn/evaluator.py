@@ -65,7 +65,9 @@ class Evaluator:
         """
         sets = {task: self._catalog.heldout(task, self._settings.heldout_max_per_task) for task in tasks}
         sets = {task: clips for task, clips in sets.items() if len(clips) >= self._settings.min_pairs}
-        self._metrics.eval_pairs.clear()
+        wanted = {clip.row for clips in sets.values() for clip in clips}
+        self._decoded = {row: frames for row, frames in self._decoded.items() if row in wanted}
+        self._decoded_bytes = sum(frames.nbytes for frames in self._decoded.values())
         if not sets:
             return None
         found = {
@@ -132,6 +134,7 @@ class Evaluator:
     def _record(self, found: Mapping[tuple[str, str], Mapping[str, np.ndarray]], clips_seen: int) -> None:
         now, step, scores = datetime.now(UTC).isoformat(timespec="seconds"), self._learner.steps, []
         m = self._metrics
+        m.eval_pairs.clear()
         for (direction, view), by_task in found.items():
             for task, rank in by_task.items():
                 m.eval_pairs.labels(task).set(len(rank))

@@ -174,7 +174,7 @@ class Feed:
                 self._closing.wait(delay_s)
                 delay_s = min(2 * delay_s, 30.0)
                 continue
-            if records or getattr(self._source, "connected", False):
+            if records or getattr(self._source, "connected", True):
                 self._back()
                 delay_s = 1.0
             if records:

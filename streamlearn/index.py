@@ -62,22 +62,27 @@ class _Block:
         return scores, np.where(scores > -np.inf, self.rows[at], -1)
 
     def _nearest(self, queries: Vectors, k: int, chosen: Bits | None) -> tuple[Vectors, Rows]:
-        # Decoders want the other cores. OpenMP keeps this number per thread, so it is set where it is used.
-        faiss.omp_set_num_threads(1)
         scores = np.empty((len(queries), k), np.float32)
         at = np.empty((len(queries), k), np.int64)
         selection = None if chosen is None else faiss.IDSelectorBitmap(len(chosen), faiss.swig_ptr(chosen))
-        faiss.knn_inner_product(
-            faiss.swig_ptr(queries),
-            faiss.swig_ptr(self.vectors),
-            self.vectors.shape[1],
-            len(queries),
-            len(self.rows),
-            k,
-            faiss.swig_ptr(scores),
-            faiss.swig_ptr(at),
-            selection,
-        )
+        # Decoders want the other cores. OpenMP keeps this number per thread and shares it with torch: the thread that
+        # learns searches too, and must not go on with one core.
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)
+        try:
+            faiss.knn_inner_product(
+                faiss.swig_ptr(queries),
+                faiss.swig_ptr(self.vectors),
+                self.vectors.shape[1],
+                len(queries),
+                len(self.rows),
+                k,
+                faiss.swig_ptr(scores),
+                faiss.swig_ptr(at),
+                selection,
+            )
+        finally:
+            faiss.omp_set_num_threads(threads)
         scores[at < 0] = -np.inf
         return scores, at
 
@@ -213,7 +218,8 @@ class Partition:
     def remove(self, rows: Sequence[int] | Rows) -> int:
         """Take rows out; those that are not there are passed over. Returns how many were."""
         killed = self._kill(np.asarray(rows, np.int64))
-        self._compact_where_dead()
+        if killed:
+            self._compact_where_dead()
         return killed
 
     def replace_all(self, rows: Sequence[int] | Rows, vectors: Vectors) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,8 @@ from streamlearn.metrics import OUTCOMES, Metrics
 from streamlearn.records import Clip, Event, Rejected, Vectors
 from streamlearn.source import DeadLetters
 from streamlearn.tasks import split_of
+
+log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -45,27 +48,32 @@ class Ledger:
 
     def splits(self, clips: Sequence[Clip], task: str) -> list[str]:
         """What each clip is for: "train", "heldout", or "extra" where the task has enough held-out clips."""
-        out = []
-        held = self._heldout.setdefault(task, len(self._catalog.heldout(task, self._max)))
+        out: list[str] = []
+        earlier: dict[str, str] = {}  # in this batch
+        if task not in self._heldout:
+            self._heldout[task] = len(self._catalog.heldout(task, self._max))
+        held = self._heldout[task]
         for clip in clips:
             split: str = split_of(clip.split, clip.video_id, self._ratio)
             if split == "heldout":
                 known = self._catalog.clip(clip.video_id)
-                if known is not None and known.split == "train":
-                    split = "extra"  # it was learned from under this id: a question on it would prove nothing
-                elif held >= self._max and (known is None or known.split != "heldout"):
-                    split = "extra"
-                else:
+                before = earlier.get(clip.video_id) or (known.split if known else None)
+                if before is None and held < self._max:
                     held += 1
+                elif before != "heldout":
+                    # Too many, or perhaps learned from under this id: a question on it would prove nothing.
+                    split = "extra"
+            earlier[clip.video_id] = split
             out.append(split)
         self._heldout[task] = held
         return out
 
     def settle(self) -> None:
         """Wait for the frames that are being written; before anything else changes the frame store."""
-        for write in self._writes:
-            write.result()
-        self._writes.clear()
+        writes, self._writes = self._writes, []
+        failed = [error for write in writes if (error := write.exception()) is not None]
+        if failed:  # the store is a cache: what it lost has no thumbnail, and is not re-encoded
+            log.warning("frames of %d clips could not be kept: %s", len(failed), failed[0])
 
     def recount(self) -> None:
         """A boundary moved clips to another task, or a tombstone took some: count the held-out ones anew."""

@@ -109,12 +109,12 @@ class Pipeline:
                 batch, splits, vectors, task=self.state.task, step=self.learner.steps
             )  # fmt: skip
             self.state.advance(batch, len(clips))
+            if changed or self.state.due("publish", self.settings.search.publish_interval_clips):
+                self.state.publish()  # at once: a replaced clip is not in the snapshot before
             if stats is not None:
                 self._look_for_boundary(stats, explicit)
             self.state.eras.remember()
             self.state.eras.reencode()
-            if changed or self.state.due("publish", self.settings.search.publish_interval_clips):
-                self.state.publish()
         if self.state.due("checkpoint", self.settings.checkpoint.interval_clips):
             self.checkpoint()
 
@@ -131,21 +131,31 @@ class Pipeline:
     def evaluate(self) -> None:
         """Measure recall and forgetting on what is served now."""
         with self.metrics.stage_seconds.labels("evaluate").time():
+            self.ledger.settle()  # or the newest held-out clips would count as clips without frames
             snapshot = self.state.publish()
             self.state.staleness_ratio = self.evaluator.run(snapshot, self.state.tasks.names(), self.state.clips)
             self.state.done("evaluate")
 
     def checkpoint(self) -> None:
-        """Make everything so far durable; the source is told afterwards."""
+        """Make everything so far durable; the source is told afterwards.
+
+        While dead letters cannot be delivered this waits: the source is paused instead of memory filled, and searches
+        are answered. Told to stop, it gives up after one more try, and the next run reads on from the checkpoint before.
+        """
+        progress, delay_s = self.state.progress, 1.0
         with self.metrics.stage_seconds.labels("checkpoint").time():
-            try:
-                self.state.checkpoint()
-            except SourceError as error:
-                # Nothing is lost: offsets stay where they are, and so does the previous generation.
-                log.error("no checkpoint, because dead letters could not be delivered: %s", error)
-                self.state.done("checkpoint")
-                return
-            self.feed.commit(self.state.offsets)
+            while True:
+                try:
+                    self.state.checkpoint()
+                    break
+                except SourceError as error:
+                    log.error("no checkpoint, and no further learning, until dead letters can be delivered: %s", error)
+                    progress.detail = str(error)
+                if self._stopping.wait(delay_s):
+                    return
+                delay_s = min(2 * delay_s, 30.0)
+        progress.detail = None
+        self.feed.commit(self.state.offsets)
 
     def _learn(self, clips: dict[int, Clip], train: Sequence[int]) -> StepStats | None:
         if not train:

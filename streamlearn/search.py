@@ -24,6 +24,8 @@ from streamlearn.records import Offsets, Vectors
 from streamlearn.schemas import AsOf, SearchAnswer, SearchRequest, SearchResult, Staleness, thumbnail_url
 from streamlearn.settings import SearchSettings
 
+_MOST_PARTITIONS = 64  # told one by one in an answer
+
 Rows = npt.NDArray[np.int64]
 #: Encodes the queries for one era: (q, d).
 Encode = Callable[[EraView], Vectors]
@@ -120,15 +122,7 @@ class Searcher:
             raise SearchError(f"limit is {request.limit}, at most {self._settings.max_limit} (search.max_limit)")
         offset = _offset(request.page_token)
         allowed = self._catalog.rows_where(request.filter) if request.filter else None
-        # A few more than asked: clips deleted since the snapshot are left out below.
-        wanted = offset + request.limit + 8
-        scores, rows, _ = self.ask(snapshot, self._encoder(request, snapshot), wanted, allowed)
-        clips = self._catalog.clips(rows.ravel().tolist())  # of one query; -1 is no row
-        live = [
-            (score, clips[row])
-            for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True)
-            if row in clips
-        ]
+        live = self._live(snapshot, self._encoder(request, snapshot), offset + request.limit + 1, allowed)
         page = live[offset : offset + request.limit]
         steps = self._catalog.vector_steps([clip.row for _, clip in page])
         return SearchAnswer(
@@ -144,6 +138,23 @@ class Searcher:
             next_page_token=_token(offset + len(page)) if len(live) > offset + request.limit else None,
         )
 
+    def _live(
+        self, snapshot: Snapshot, encode: Encode, wanted: int, allowed: Rows | None
+    ) -> list[tuple[float, ClipRow]]:
+        """The best clips of one query, at least `wanted` where there are; without those deleted since the snapshot."""
+        limit = wanted + 8
+        while True:
+            scores, rows, _ = self.ask(snapshot, encode, limit, allowed)
+            clips = self._catalog.clips(rows.ravel().tolist())  # -1 is no row
+            live = [
+                (score, clips[row])
+                for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True)
+                if row in clips
+            ]
+            if len(live) >= wanted or rows.size < limit or (rows < 0).any():
+                return live
+            limit *= 2
+
     def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
         query = request.query
         if query.text is not None:
@@ -154,7 +165,7 @@ class Searcher:
             frames = self._frames.get(clip.row) if clip else None
             if frames is None:
                 raise SearchError(f"no frames of video {query.video_id!r} are kept here", status=404)
-            batch = frames[None]
+            batch = np.stack([frames])
             return lambda era: era.encoder.clips(batch)
         raise SearchError("query by uri or vector is not offered by this version; use text or video_id", status=422)
 
@@ -186,11 +197,11 @@ class Searcher:
 
 
 def nested(offsets: Offsets) -> dict[str, dict[str, int]]:
-    """Offsets by topic, then partition."""
+    """Offsets by topic, then partition; of a topic with very many (a folder of files), their number under "*"."""
     out: dict[str, dict[str, int]] = {}
     for (topic, partition), offset in offsets.items():
         out.setdefault(topic, {})[partition] = offset
-    return out
+    return {topic: p if len(p) <= _MOST_PARTITIONS else {"*": len(p)} for topic, p in out.items()}
 
 
 def _token(offset: int) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamlearn import __version__
+from streamlearn.errors import StateError
 from streamlearn.feed import Feed
 from streamlearn.metrics import KS
 from streamlearn.schemas import SearchAnswer, SearchRequest
@@ -65,7 +66,10 @@ class DaemonService:
         """The checkpoints kept, newest first."""
         out = []
         for number in reversed(self._generations.numbers()):
-            manifest = self._generations.manifest(number)
+            try:
+                manifest = self._generations.manifest(number)
+            except (StateError, OSError):
+                continue  # being pruned
             state = manifest["state"]
             out.append({"number": number, "created": manifest["created"], "clips": state["clips"]})
         return out
@@ -107,5 +111,5 @@ class DaemonService:
         snapshot = self._searcher.snapshot
         if snapshot is None:
             return []
-        rows = [int(era.partition.rows[-1]) for era in snapshot.eras][-_EXAMPLES:]
+        rows = [int(era.partition.rows[-1]) for era in snapshot.eras if len(era.partition)][-_EXAMPLES:]
         return [clip.captions[0] for clip in self._catalog.clips(rows).values()]

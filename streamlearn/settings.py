@@ -122,6 +122,12 @@ class MediaSettings(Section):
     workers: int = Field(1, ge=1, description="Decoder processes. A clip that crashes one costs that clip alone.")
     store_max_bytes: int = Field(10 * 2**30, ge=0, description="Size of the frame store; the oldest frames go first.")
 
+    @model_validator(mode="after")
+    def _storable(self) -> MediaSettings:
+        if self.frames * self.size_px > 65_500:
+            raise ValueError("frames x size_px may not exceed 65500, the height of a JPEG that holds a clip's frames")
+        return self
+
 
 class ModelSettings(Section):
     """The two towers."""

@@ -131,6 +131,7 @@ class State:
         if before is None:
             self.eras.current.task = task.name
         else:
+            self.ledger.settle()  # the era is judged by held-out clips, and its clips are encoded anew
             self.eras.start(task.name, since_step)
             self.learner.start_task()
             self.book.close_task(before.name)

@@ -1,0 +1,271 @@
+"""Recall as reported is recall as served: the gauges against an independent count, and what may never be learned."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamlearn.app import Daemon
+from streamlearn.evaluate import ScoreBook
+from streamlearn.evaluator import Evaluator
+from streamlearn.learner import Learner
+from streamlearn.records import Frames, Position, Record, StepStats
+from streamlearn.settings import EvaluateSettings, ModelSettings, load
+from streamlearn.tasks import is_heldout
+from streamlearn.testing import ListSource
+from streamlearn.warmup import build_towers
+from tests.parts import Parts
+from tests.test_daemon import Stream, settled
+
+KS = (1, 5, 10)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    """Two tasks with 12 and 9 held-out clips, of towers that know something."""
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), seed=0))
+    parts.learn(8)
+    parts.learn(12, split="heldout")
+    parts.learn(5, split="extra")
+    parts.boundary("t2")
+    parts.learn(8, "night")
+    parts.learn(9, "night", split="heldout")
+    parts.eras.reencode()
+    return parts
+
+
+def evaluator(parts: Parts, **settings: Any) -> Evaluator:
+    return Evaluator(
+        parts.learner,
+        parts.catalog,
+        parts.frames,
+        parts.searcher,
+        ScoreBook(),
+        EvaluateSettings(**settings),
+        parts.metrics,
+    )
+
+
+def gauge(parts: Parts, name: str, **labels: str) -> float | None:
+    return parts.registry.get_sample_value(f"streamlearn_{name}", labels)
+
+
+def recalls(parts: Parts, direction: str, view: str) -> dict[tuple[str, int], float | None]:
+    return {
+        (task, k): gauge(parts, "recall_ratio", task=task, direction=direction, k=str(k), view=view)
+        for task in ("t1", "t2")
+        for k in KS
+    }
+
+
+def counted(rank: dict[str, list[int]]) -> dict[tuple[str, int], float]:
+    return {(task, k): sum(r <= k for r in of) / len(of) for task, of in rank.items() for k in KS}
+
+
+def test_served_recall_is_what_a_user_who_asks_with_the_caption_gets(parts: Parts) -> None:
+    snapshot = parts.publish()
+    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    rank: dict[str, list[int]] = {"t1": [], "t2": []}
+    for task, of in rank.items():
+        for clip in parts.catalog.heldout(task, 100):
+            found = [hit.video_id for hit in parts.ask(clip.captions[0], limit=200).results]
+            of.append(found.index(clip.video_id) + 1)
+    assert recalls(parts, "t2v", "served") == pytest.approx(counted(rank))
+    assert any(0 < value < 1 for value in counted(rank).values())  # or a constant would be equal to it
+    for task, of in rank.items():
+        assert gauge(parts, "median_rank", task=task, direction="t2v", view="served") == np.median(of)
+    assert gauge(parts, "eval_pairs", task="t1") == 12
+    assert gauge(parts, "eval_pairs", task="t2") == 9
+
+
+def test_served_video_to_text_asks_the_stored_vectors_for_all_held_out_captions(parts: Parts) -> None:
+    snapshot = parts.publish()
+    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    clips = {task: parts.catalog.heldout(task, 100) for task in ("t1", "t2")}
+    captions = [clip.captions[0] for task in clips for clip in clips[task]]
+    rank = {}
+    for (task, of), era, first in zip(clips.items(), snapshot.eras, (0, 12), strict=True):
+        vectors = era.partition.vectors([clip.row for clip in of])
+        scores = vectors @ era.encoder.texts(captions).T
+        rank[task] = [1 + int((row > row[first + i]).sum()) for i, row in enumerate(scores)]
+    assert recalls(parts, "v2t", "served") == pytest.approx(counted(rank))
+
+
+@pytest.mark.parametrize("direction", ["t2v", "v2t"])
+def test_learner_recall_ranks_each_tasks_own_clips_by_todays_encoders(parts: Parts, direction: str) -> None:
+    evaluator(parts).run(parts.publish(), ["t1", "t2"], 42)
+    rank = {}
+    for task in ("t1", "t2"):
+        clips = parts.catalog.heldout(task, 100)
+        texts = parts.learner.encode_text([clip.captions[0] for clip in clips])
+        films = parts.learner.encode_video(parts.stored([clip.row for clip in clips]))
+        scores = texts @ films.T if direction == "t2v" else films @ texts.T
+        rank[task] = [1 + int((row > row[i]).sum()) for i, row in enumerate(scores)]
+    assert recalls(parts, direction, "learner") == pytest.approx(counted(rank))
+
+
+def test_scores_are_kept_with_the_clips_and_step_they_were_measured_at(parts: Parts) -> None:
+    evaluator(parts).run(parts.publish(), ["t1", "t2"], 42)
+    scores = parts.catalog.scores()
+    assert Counter((s.task, s.direction, s.view) for s in scores) == Counter(
+        {(t, d, v): 3 for t in ("t1", "t2") for d in ("t2v", "v2t") for v in ("served", "learner")}
+    )
+    assert {(s.clips_seen, s.step, s.pairs) for s in scores if s.task == "t1"} == {(42, parts.learner.steps, 12)}
+    for s in scores:
+        labels = {"task": s.task, "direction": s.direction, "k": str(s.k), "view": s.view}
+        assert gauge(parts, "recall_ratio", **labels) == s.value
+
+
+def test_forgetting_is_measured_against_the_best_so_far(parts: Parts) -> None:
+    judge = evaluator(parts)
+    judge.run(parts.publish(), ["t1", "t2"], 42)
+    before = recalls(parts, "t2v", "learner")["t1", 5]
+    assert before
+    with_noise = {name: t + 0.5 * t.std() if t.ndim > 1 else t for name, t in parts.learner.local.state_dict().items()}
+    parts.learner.local.load_state_dict(with_noise)  # a pair that has lost its way
+    judge.run(parts.publish(), ["t1", "t2"], 43)
+    after = recalls(parts, "t2v", "learner")["t1", 5]
+    assert after is not None
+    assert after < before
+    labels = {"task": "t1", "direction": "t2v", "k": "5", "view": "learner"}
+    assert gauge(parts, "forgetting_ratio", **labels) == pytest.approx((before - after) / before)
+
+
+def test_a_task_with_too_few_pairs_has_no_gauges_and_one_with_too_many_uses_the_first(parts: Parts) -> None:
+    evaluator(parts, min_pairs=10, heldout_max_per_task=11).run(parts.publish(), ["t1", "t2"], 42)
+    assert gauge(parts, "eval_pairs", task="t1") == 11
+    assert gauge(parts, "eval_pairs", task="t2") is None
+    assert recalls(parts, "t2v", "served")["t2", 5] is None
+
+
+def test_a_held_out_clip_without_frames_or_not_yet_served_counts_as_not_found(parts: Parts) -> None:
+    snapshot = parts.publish()
+    late = parts.learn(3, "night", split="heldout")
+    gone = [clip.row for clip in parts.catalog.heldout("t1", 100)]
+    parts.frames.delete(gone)
+    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    # Vectors of zeros tie with all others: in the middle of twelve, as chance has it.
+    assert gauge(parts, "median_rank", task="t1", direction="t2v", view="learner") == 7
+    assert gauge(parts, "eval_pairs", task="t2") == 9 + len(late)
+    worst = gauge(parts, "recall_ratio", task="t2", direction="t2v", k="10", view="served")
+    assert worst is not None
+    assert worst <= 9 / 12
+
+
+def test_staleness_is_zero_for_vectors_of_today_and_grows_as_the_pair_moves(parts: Parts) -> None:
+    judge = evaluator(parts)
+    fresh = judge.run(parts.publish(), ["t1", "t2"], 42)
+    for _ in range(10):
+        parts.learn(8, "night")
+    stale = judge.run(parts.publish(), ["t1", "t2"], 43)
+    assert fresh is not None
+    assert stale is not None
+    assert -1e-3 < fresh < 0.01  # JPEG
+    assert stale > fresh + 1e-3
+
+
+def test_nothing_held_out_is_nothing_to_measure(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    assert evaluator(parts).run(parts.publish(), [], 0) is None
+    parts.learn(8)
+    assert evaluator(parts).run(parts.publish(), ["t1"], 8) is None
+    assert parts.catalog.scores() == []
+
+
+# --- what may never be learned, in the whole daemon
+
+
+class WatchedLearner(Learner):
+    """Remembers which clips it has learned from."""
+
+    seen: Counter[str]
+
+    @classmethod
+    def watch(cls, learner: Learner) -> Counter[str]:
+        learner.__class__ = cls
+        assert isinstance(learner, WatchedLearner)
+        learner.seen = Counter()
+        return learner.seen
+
+    def step(self, frames: Frames, captions: Sequence[Sequence[str]], video_ids: Sequence[str]) -> StepStats:
+        self.seen.update(video_ids)
+        return super().step(frames, captions, video_ids)
+
+
+@contextmanager
+def watched(folder: Path, records: Sequence[Record], **changes: Any) -> Iterator[tuple[Daemon, Counter[str]]]:
+    overrides = {
+        "state_dir": folder / "state", "api.port": 0, "model.threads": 1, "learner.batch_size": 8,
+        "learner.max_wait_s": 0.3, "media.size_px": 32, "evaluate.heldout_ratio": 0.3, "evaluate.interval_clips": 16,
+        "checkpoint.interval_clips": 16, "drift.detector": "none", **changes,
+    }  # fmt: skip
+    records = [replace(record, position=Position("clips", "0", i)) for i, record in enumerate(records)]
+    running = Daemon(load(None, overrides), ListSource(records))
+    seen = WatchedLearner.watch(running.pipeline.learner)
+    with running:
+        settled(running)
+        yield running, seen
+
+
+def as_split(record: Record, split: str) -> Record:
+    return replace(record, value=json.dumps({**json.loads(record.value or b""), "split": split}).encode())
+
+
+def heldout_ids(running: Daemon) -> set[str]:
+    return {clip.video_id for task in running.state.tasks.names() for clip in running.state.catalog.heldout(task, 999)}
+
+
+@pytest.mark.slow
+def test_clips_held_out_by_their_id_are_never_learned_however_often_they_come(tmp_path: Path) -> None:
+    records = Stream().clips("studio", 24)
+    held = {r.key.decode() for r in records if r.key and is_heldout(r.key.decode(), 0.3)}
+    assert 3 < len(held) < 16
+    again = records + records[:12]
+    with watched(tmp_path, again) as (running, first):
+        assert heldout_ids(running) == held
+        steps = running.state.learner.steps
+    with watched(tmp_path, again + records) as (running, second):  # a restart, and all of them once more
+        assert heldout_ids(running) == held
+        assert running.state.learner.steps > steps
+    assert not held & (first + second).keys()
+    assert (first + second).keys() == {r.key.decode() for r in records if r.key} - held
+
+
+@pytest.mark.slow
+def test_a_clip_that_was_learned_is_never_a_question_whatever_is_said_later(tmp_path: Path) -> None:
+    a, b, c, *rest = (as_split(record, "train") for record in Stream().clips("studio", 16))
+    turned = [as_split(record, "heldout") for record in (a, b, c)]
+    # a turns within its batch; b turns later, twice; c turns after a restart.
+    first = [a, b, c, turned[0], *rest[:8], turned[1], *rest[8:], turned[1], turned[1]]
+    with watched(tmp_path, first) as (running, seen):
+        learned = set(seen)
+        assert {r.key.decode() for r in (a, b, c) if r.key} <= learned
+        assert not heldout_ids(running) & learned
+    with watched(tmp_path, [*first, turned[2], turned[0], turned[2]]) as (running, seen):
+        assert not heldout_ids(running) & (learned | set(seen))
+
+
+@pytest.mark.slow
+def test_more_held_out_clips_than_a_task_is_evaluated_with_are_not_learned_either(tmp_path: Path) -> None:
+    records = [as_split(record, "heldout") for record in Stream().clips("studio", 20)]
+    with watched(tmp_path, records, **{"evaluate.heldout_max_per_task": 6}) as (running, seen):
+        assert len(heldout_ids(running)) == 6
+        assert running.state.catalog.count() == 20
+    assert not seen
+
+
+@pytest.mark.slow
+def test_a_larger_ratio_after_a_restart_asks_nothing_that_was_learned(tmp_path: Path) -> None:
+    records = Stream().clips("studio", 24)
+    with watched(tmp_path, records, **{"evaluate.heldout_ratio": 0.1}) as (_, seen):
+        learned = set(seen)
+    with watched(tmp_path, records + records, **{"evaluate.heldout_ratio": 0.5}) as (running, seen):
+        assert not heldout_ids(running) & (learned | set(seen))
