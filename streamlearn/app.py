@@ -90,6 +90,7 @@ class Daemon:
             self.loader,
             batch_size=settings.learner.batch_size,
             max_wait_s=settings.learner.max_wait_s,
+            max_age_s=settings.learner.max_batch_age_s,
             metrics=self.metrics,
         )
         opened.callback(self.feed.close)

@@ -128,8 +128,8 @@ class Generations:
         if not numbers and any(int(path.name) > 1 for path in self.folder.glob("[0-9]*")):
             # Only the very first generation can be there before anything was published.
             raise StateError(
-                f"{self.state_dir} has generations and no link `current`, as a copy without links has: make it again with"
-                " `ln -s generations/NUMBER current`"
+                f"{self.state_dir} has generations and no link `current`, as a copy without links has: make it again"
+                " with `ln -s generations/NUMBER current`"
             )
         for number in reversed(numbers):
             try:

@@ -68,6 +68,7 @@ class Evaluator:
         wanted = {clip.row for clips in sets.values() for clip in clips}
         self._decoded = {row: frames for row, frames in self._decoded.items() if row in wanted}
         self._decoded_bytes = sum(frames.nbytes for frames in self._decoded.values())
+        self._last = time.monotonic()
         if not sets:
             return None
         found = {
@@ -81,7 +82,6 @@ class Evaluator:
                 task: ranks(queries[task] @ gallery[task].T, np.arange(len(clips))) for task, clips in sets.items()
             }
         self._record(found, clips_seen)
-        self._last = time.monotonic()
         return _staleness(snapshot, sets, video)
 
     def _served_t2v(self, snapshot: Snapshot, sets: Mapping[str, Sequence[ClipRow]]) -> dict[str, np.ndarray]:

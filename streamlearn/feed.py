@@ -43,14 +43,15 @@ class Feed:
         loader: decodes ahead.
         batch_size: clips of a batch.
         max_wait_s: a batch that is not full is handed over after the source was silent for this long.
+        max_age_s: or when its first event has waited for this long.
         metrics: poll and decode times, lag, connection.
     """
 
     def __init__(
-        self, source: Source, loader: Decoder, *, batch_size: int, max_wait_s: float, metrics: Metrics
+        self, source: Source, loader: Decoder, *, batch_size: int, max_wait_s: float, max_age_s: float, metrics: Metrics
     ) -> None:
         self._source, self._loader, self._metrics = source, loader, metrics
-        self._batch_size, self._max_wait_s = batch_size, max_wait_s
+        self._batch_size, self._max_wait_s, self._max_age_s = batch_size, max_wait_s, max_age_s
         self._capacity = 4 * batch_size
         self._flight: deque[tuple[int, Future[Event]]] = deque()  # (bytes, event), in the source's order
         self._bytes = 0
@@ -60,6 +61,8 @@ class Feed:
         self._failure: BaseException | None = None
         self._commit: Offsets | None = None
         self._partial: list[Event] = []
+        self._partial_since = 0.0
+        self._interrupted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.error: str | None = None  # why the source is away
 
@@ -75,8 +78,13 @@ class Feed:
         None means that the stream has ended and everything was handed over.
         """
         silent_since = time.monotonic()
-        while not self._closing.is_set():
+        while not self._interrupted.is_set():
             event = self._pop(_TICK_S)
+            if self._partial and time.monotonic() - self._partial_since >= self._max_age_s:
+                batch = self._hand_over()  # clips that trickle in are not kept waiting for a full batch
+                if event is not None:
+                    self._keep(event)
+                return batch
             if event is None:
                 if self._failure is not None:
                     raise self._failure
@@ -87,9 +95,9 @@ class Feed:
             task = _explicit_task(self._partial)
             if isinstance(event, Clip) and task is not None and event.task != task[0]:
                 batch = self._hand_over()  # an operator's boundary lies between two clips, never within a batch
-                self._partial.append(event)
+                self._keep(event)
                 return batch
-            self._partial.append(event)
+            self._keep(event)
             if sum(isinstance(e, Clip) for e in self._partial) == self._batch_size or len(self._partial) == _MAX_EVENTS:
                 return self._hand_over()
         return []
@@ -106,12 +114,24 @@ class Feed:
 
     def close(self) -> None:
         """Stop reading; what was read and not handed over is read again by the next run."""
+        self._interrupted.set()
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
         self._source.close()
+
+    def interrupt(self) -> None:
+        """Let `next` return at once, now and from now on; what it had collected is read again by the next run."""
+        self._interrupted.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _keep(self, event: Event) -> None:
+        if not self._partial:
+            self._partial_since = time.monotonic()
+        self._partial.append(event)
 
     def _hand_over(self) -> list[Event]:
         batch, self._partial = self._partial, []
@@ -129,7 +149,7 @@ class Feed:
                 return None
             size, future = self._flight[0]
         while not future.done():  # being decoded is not silence; a stuck decoder is ended by its own timeout
-            if self._closing.is_set():
+            if self._interrupted.is_set():
                 return None
             wait([future], timeout_s)
         event = future.result()

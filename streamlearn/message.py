@@ -105,7 +105,7 @@ class ClipMessage(BaseModel):
         None, description="Event time, RFC 3339.", json_schema_extra={"format": "date-time"}
     )
     split: Literal["auto", "train", "heldout"] = Field("auto", description="Whether the clip may be learned from.")
-    task: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_no_control)] | None = Field(
+    task: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_no_control)] | None = Field(
         None, description="Explicit task name: an operator's boundary."
     )
 

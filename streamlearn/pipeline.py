@@ -65,6 +65,8 @@ class Pipeline:
             while not self._stopping.is_set():
                 start = time.perf_counter()
                 batch = self.feed.next()
+                if self._stopping.is_set():
+                    break
                 if batch:
                     progress.state = "learning"
                     self.metrics.stage_seconds.labels("wait").observe(time.perf_counter() - start)
@@ -86,6 +88,7 @@ class Pipeline:
     def stop(self) -> None:
         """End after the current batch, with a checkpoint; returns at once."""
         self._stopping.set()
+        self.feed.interrupt()
 
     def process(self, batch: Sequence[Event]) -> None:
         """One batch, from evaluation to checkpoint."""
@@ -140,7 +143,7 @@ class Pipeline:
         """Make everything so far durable; the source is told afterwards.
 
         While dead letters cannot be delivered this waits: the source is paused instead of memory filled, and searches
-        are answered. Told to stop, it gives up after one more try, and the next run reads on from the checkpoint before.
+        are answered. Told to stop, it gives up after one more try; the next run reads on from the checkpoint before.
         """
         progress, delay_s = self.state.progress, 1.0
         with self.metrics.stage_seconds.labels("checkpoint").time():

@@ -192,6 +192,9 @@ class LearnerSettings(Section):
     max_wait_s: float = Field(
         2.0, gt=0, description="A batch that is not full is learned after the source was silent for this long."
     )
+    max_batch_age_s: float = Field(
+        10.0, gt=0, description="Or after its first clip has waited for this long, as when clips trickle in."
+    )
     seed: int = Field(0, ge=0, description="Of everything random.")
 
     @field_validator("local_momentum", "local_pull", "global_momentum", "global_pull")
@@ -386,12 +389,16 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
         raise SettingsError(f"{config or 'environment'}: {error}") from error
 
 
+_NO_SETTINGS = ("config", "url")  # which file to read; which daemon to ask
+
+
 def _refuse_unknown_sections() -> None:
-    """pydantic-settings refuses STREAMLEARN_LEARNER__SIZE and passes over STREAMLEARN_LERNER__BATCH_SIZE."""
+    """pydantic-settings refuses STREAMLEARN_LEARNER__X and passes over STREAMLEARN_LERNER__X and STREAMLEARN_X."""
     for name in os.environ:
-        section, nested, _ = name.upper().partition("__")
+        section = name.upper().partition("__")[0]
         own = section.removeprefix("STREAMLEARN_").lower()
-        if nested and own != section.lower() and own not in Settings.model_fields:
+        known = own in Settings.model_fields or own in _NO_SETTINGS or own.startswith(("test_", "require_"))
+        if own != section.lower() and not known:
             raise SettingsError(f"{name}{_UNKNOWN}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -178,6 +178,8 @@ class State:
         self.catalog.begin(number + 1)
         self.frames.delete(self.catalog.prune(self.generations.prune()))
         self.done("checkpoint")
+        if self.searcher.snapshot is not None:
+            self.searcher.publish(replace(self.searcher.snapshot, generation=number))
         self.metrics.generation.set(number)
         self.metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()
 
@@ -192,8 +194,8 @@ class State:
         number = 0 if generation is None else generation.number
         if generation is not None and generation.state["fingerprint"] != self.learner.online.fingerprint:
             raise StateError(
-                f"{self.generations.state_dir} was written with model.video = {generation.state['model']['video']!r},"
-                f" model.text = {generation.state['model']['text']!r}: use these again, or another state_dir"
+                f"{self.generations.state_dir} was written with the model {generation.state['model']}, and this is"
+                f" {self._model()}: use the same again, or another state_dir"
             )
         if number not in (0, self.generations.current()):
             self.generations.publish(number)
@@ -201,17 +203,25 @@ class State:
         self.frames.delete(self.catalog.rewind(number))
         self.frames.keep_only(self.catalog.kept_rows())
         if generation is not None:
-            self._load(generation)
+            try:
+                self._load(generation)
+            except (KeyError, TypeError, ValueError) as error:
+                raise StateError(f"generation {number} lacks what this version needs: {error!r}") from error
+            written = datetime.fromisoformat(generation.created).timestamp()
+            self.metrics.checkpoint_last_success_timestamp_seconds.set(written)
             log.info("restored generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
         self.publish()
         self.metrics.generation.set(number)
         self.metrics.learner_ok.set(1)
 
+    def _model(self) -> dict[str, Any]:
+        return {**self.learner.online.names, "dim": self.learner.online.dim}
+
     def _facts(self) -> dict[str, Any]:
         return {
             "lineage": self.lineage,
             "fingerprint": self.learner.online.fingerprint,
-            "model": self.learner.online.names,
+            "model": self._model(),
             "learner": self.learner.describe(),
             "clips": self.clips,
             "counts": dict(self.ledger.counts),

@@ -197,3 +197,11 @@ def test_going_back_to_an_older_generation_is_one_publication(generations: Gener
     assert generations.numbers() == [1]
     generations.drop_unpublished()
     assert [path.name for path in generations.folder.iterdir()] == ["000001"]
+
+
+def test_generations_without_the_link_that_names_the_current_one_are_refused_and_kept(generations: Generations) -> None:
+    checkpoint(generations, 1, 2, 3)
+    (generations.state_dir / "current").unlink()
+    with pytest.raises(StateError, match="ln -s generations/NUMBER current"):
+        generations.newest_good()
+    assert folder(generations, 3).is_dir()

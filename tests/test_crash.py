@@ -33,6 +33,7 @@ SETTINGS = {
     "media.size_px": 32,
     "media.frames": 8,
     "learner.max_wait_s": 1,
+    "learner.max_batch_age_s": 60,
     "evaluate.heldout_ratio": 0.2,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import pytest
 from streamlearn.app import Daemon
 from streamlearn.connectors.synthetic import encode, render, sample
 from streamlearn.deadletters import read_dead_letters
-from streamlearn.errors import SettingsError, StateError
-from streamlearn.records import Position, Record
+from streamlearn.errors import SettingsError, SourceError, StateError
+from streamlearn.records import Position, Record, Rejected
 from streamlearn.settings import load
 from streamlearn.testing import ListSource
 from tests.daemon import ask, until
@@ -270,3 +270,51 @@ def test_a_damaged_generation_is_passed_over_for_the_one_before_and_the_log_is_r
         settled(running)
         assert len(everything(running)) == 40
         assert "streamlearn_generations_rejected_total 1.0" in httpx.get(f"{running.url}/metrics").text
+
+
+class RefusedOnce:
+    """Dead letters that cannot be delivered until `allowed`."""
+
+    def __init__(self) -> None:
+        self.allowed = threading.Event()
+        self.asked = threading.Event()
+        self.letters: list[Rejected] = []
+        self.delivered: list[Rejected] = []
+
+    def write(self, rejected: Rejected) -> None:
+        self.letters.append(rejected)
+
+    def flush(self) -> None:
+        self.asked.set()
+        if self.letters and not self.allowed.is_set():
+            raise SourceError("the dead-letter topic is away")
+        self.delivered, self.letters = self.delivered + self.letters, []
+
+    def close(self) -> None:
+        pass
+
+
+class SourceWithRefusedLetters(ListSource):
+    def __init__(self, records: Sequence[Record], letters: RefusedOnce) -> None:
+        super().__init__(records)
+        self._letters = letters
+
+    def dead_letters(self) -> RefusedOnce:
+        return self._letters
+
+
+def test_no_offset_passes_a_dead_letter_that_is_not_delivered_and_search_goes_on(
+    tmp_path: Path, stream: Stream
+) -> None:
+    letters = RefusedOnce()
+    source = SourceWithRefusedLetters([*stream.clips("studio", 4), stream.raw(b"bad", b"{")], letters)
+    with daemon(tmp_path, source) as running:
+        assert letters.asked.wait(60)
+        until(lambda: len(everything(running)) == 4, "clips are found all the while")
+        assert running.service.status()["detail"] == "the dead-letter topic is away"
+        assert running.state.generations.current() is None
+        letters.allowed.set()
+        until(lambda: running.state.generations.current() is not None, "the checkpoint was made up for")
+        assert running.service.status()["detail"] is None
+        until(lambda: source.committed, "the source was told")
+    assert [letter.code for letter in letters.delivered] == ["invalid_json"]

@@ -1,4 +1,5 @@
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,21 @@ def test_letters_that_cannot_be_written_are_kept_for_the_next_flush(tmp_path: Pa
     dead.flush()
     dead.close()
     assert [letter.position.offset for letter in read_dead_letters(path)] == [1, 2]
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_flush_loses_no_letter(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    letters = [rejected(n, value=b"x" * 1000) for n in range(5)]
+    dead = FileDeadLetters(path)
+    for letter in letters:
+        dead.write(letter)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, hard))  # a write that passes it is short, the next one fails
+    try:
+        with pytest.raises(SourceError, match="cannot be written"):
+            dead.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    dead.flush()
+    dead.close()
+    assert {letter.position.offset for letter in read_dead_letters(path)} == set(range(5))

@@ -85,13 +85,19 @@ class Watched(ListSource):
 
 @contextmanager
 def feeding(
-    source: ListSource, decoder: FakeDecoder, *, max_wait_s: float = WAIT_S, offsets: Offsets | None = None
+    source: ListSource,
+    decoder: FakeDecoder,
+    *,
+    max_wait_s: float = WAIT_S,
+    max_age_s: float = WAIT_S,
+    offsets: Offsets | None = None,
 ) -> Iterator[Feed]:
     feed = Feed(
         source,
         decoder,
         batch_size=4,
         max_wait_s=max_wait_s,
+        max_age_s=max_age_s,
         metrics=Metrics.create(CollectorRegistry()),
     )
     try:
@@ -209,7 +215,9 @@ def test_a_source_that_is_away_is_told_and_comes_back() -> None:
     told: list[str | None] = []
     metrics: list[float | None] = []
     registry = CollectorRegistry()
-    feed = Feed(source, FakeDecoder(now=True), batch_size=2, max_wait_s=0.1, metrics=Metrics.create(registry))
+    feed = Feed(
+        source, FakeDecoder(now=True), batch_size=2, max_wait_s=0.1, max_age_s=WAIT_S, metrics=Metrics.create(registry)
+    )
     try:
         feed.start({})
         while not (batch := feed.next()):
@@ -294,6 +302,7 @@ def test_closing_ends_a_reader_that_waits(submitted: int) -> None:
         decoder,
         batch_size=4,
         max_wait_s=WAIT_S,
+        max_age_s=WAIT_S,
         metrics=Metrics.create(CollectorRegistry()),
     )
     feed.start({})
@@ -304,3 +313,23 @@ def test_closing_ends_a_reader_that_waits(submitted: int) -> None:
     reader.join(WAIT_S)
     assert handed == [[]]
     feed.close()
+
+
+def test_a_batch_that_fills_too_slowly_is_handed_over_by_its_age() -> None:
+    decoder = FakeDecoder(now=True)
+    source = ListSource(records(1), ends=False)
+    with feeding(source, decoder, max_age_s=0.3) as feed:
+        assert offsets_of(feed.next()) == [0]  # long before the silence of WAIT_S
+
+
+def test_an_interrupted_reader_returns_at_once_and_what_it_had_is_not_handed_over() -> None:
+    decoder = FakeDecoder(now=True)
+    handed: list[object] = []
+    with feeding(ListSource(records(2), ends=False), decoder) as feed:
+        reader = threading.Thread(target=lambda: handed.append(feed.next()))
+        reader.start()
+        decoder.wait_for(2)
+        feed.interrupt()
+        reader.join(10)
+        assert not reader.is_alive()
+    assert handed == [[]]

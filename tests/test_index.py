@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -201,3 +202,15 @@ def test_readers_get_exact_answers_from_old_and_new_views_while_the_writer_goes_
     for thread in readers:
         thread.join()
     assert not failures, failures[0]
+
+
+def test_a_search_leaves_the_threads_of_torch_as_they_were() -> None:
+    partition = Partition(4)
+    partition.upsert([1], np.ones((1, 4), np.float32))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        partition.view().search(np.ones((1, 4), np.float32), 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
