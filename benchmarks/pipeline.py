@@ -157,7 +157,7 @@ def soak(minutes: float) -> dict[str, Any]:
             "streamlearn.connectors.synthetic",
             str(folder),
             "--clips-per-domain",
-            "100000",
+            "50000",
         ]
         with (
             subprocess.Popen(command) as producer,
