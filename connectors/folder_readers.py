@@ -48,14 +48,14 @@ class ManifestReader:
         size = self._path.stat().st_size
         if size < self._next:
             _log.warning(
-                "%s has %d bytes, fewer than the %d already read: it was cut or replaced; going on from its end,"
-                " earlier rows are not read",
+                "%s has %d bytes, fewer than the %d already read: it was cut or replaced; reading it from its beginning,"
+                " clips that are known are replaced by themselves",
                 self._path,
                 size,
                 self._next,
             )
-            self._next, self._aligned = size, size == 0
-            self._counted, self._ahead = size, 0
+            self._next, self._aligned = 0, True
+            self._counted, self._ahead = 0, 0
         with self._path.open("rb") as file:
             if not self._align(file):
                 return []

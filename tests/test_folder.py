@@ -254,13 +254,13 @@ def test_manifest_that_appears_later_is_followed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("watch", [True, False])
-def test_manifest_that_became_shorter_is_followed_from_its_end_with_a_warning(
+def test_manifest_that_became_shorter_was_replaced_and_is_read_from_its_beginning_with_a_warning(
     folder: Path, watch: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     append(folder, ROWS[0])
     source = opened(folder, {Partition("wild clips", "manifest.jsonl"): 10_000}, watch=watch)
     with caplog.at_level(logging.WARNING):
-        assert (source.poll(0) if watch else everything(source)) == []
+        assert ids(list(source.poll(0)) if watch else everything(source)) == ["a"]
         assert "fewer than the 10000 already read" in caplog.text
     if watch:
         append(folder, ROWS[1])
