@@ -48,7 +48,7 @@ class ManifestReader:
         size = self._path.stat().st_size
         if size < self._next:
             _log.warning(
-                "%s has %d bytes, fewer than the %d already read: it was cut or replaced; reading it from its beginning,"
+                "%s has %d bytes, fewer than the %d already read: it was cut or replaced; it is read again,"
                 " clips that are known are replaced by themselves",
                 self._path,
                 size,

@@ -53,6 +53,13 @@ class KafkaSource:
         return self._reader is not None and self._reader.connected
 
     @property
+    def waiting(self) -> str | None:
+        """Why nothing comes although the broker answers; None where nothing is wrong."""
+        if self._reader is None or not self._reader.connected or self._reader.has_partitions:
+            return None
+        return "the group has given this member no partitions yet; after a crash that takes up to session_timeout_ms"
+
+    @property
     def restarts(self) -> int:
         """How often the watchdog replaced a consumer that got nothing although there was something."""
         return self._reader.restarts if self._reader else 0

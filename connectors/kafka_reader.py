@@ -43,12 +43,14 @@ class Reader:
     Attributes:
         connected: whether the broker answered when it was last asked.
         restarts: how often a consumer was replaced that got nothing although there was something.
+        has_partitions: whether the group has given this member any.
         ends: where the log of each assigned partition ends, as of the last look.
     """
 
     def __init__(self, options: KafkaOptions, connect: Callable[[], KafkaConsumer], handover: Handover) -> None:
         self.connected = False
         self.restarts = 0
+        self.has_partitions = False
         self.ends: Mapping[Partition, int] = {}
         self._options = options
         self._connect = connect
@@ -111,6 +113,7 @@ class Reader:
                     self._open_or_shut(consumer)
                     self._fetch(consumer)
                     assigned = consumer.assignment()
+                    self.has_partitions = bool(assigned)
                     if time.monotonic() - probed[0] > _PROBE_S or assigned != probed[1]:
                         self._probe(consumer, assigned)
                         probed = (time.monotonic(), assigned)

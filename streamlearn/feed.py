@@ -108,6 +108,11 @@ class Feed:
             self._commit = dict(offsets)
             self._changed.notify_all()
 
+    @property
+    def detail(self) -> str | None:
+        """Why nothing comes, where the source knows."""
+        return self.error or getattr(self._source, "waiting", None)
+
     def lag(self) -> Mapping[Partition, int]:
         """Records that the source has not yet delivered."""
         return self._source.lag()

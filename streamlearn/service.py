@@ -82,7 +82,7 @@ class DaemonService:
         return {
             "version": __version__,
             "state": progress.state,
-            "detail": progress.detail or self._feed.error,
+            "detail": progress.detail or self._feed.detail,
             "source": self._source,
             "clips": dict(state.ledger.counts),
             "clips_per_s": round(progress.clips_per_s, 1) if progress.state == "learning" else 0.0,

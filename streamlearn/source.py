@@ -7,8 +7,9 @@ the source's own lag tools, never for correctness.
 
 `start` comes first. Everything after it but `close` is called from one thread, which may be another. `close` is last.
 
-Optional: `connected` (bool), for a source that can be away without failing a poll; `dead_letters() -> DeadLetters`, for
-one that has a place for rejected records; others' go to a file in the state directory.
+Optional: `connected` (bool) and `waiting` (a sentence or None), for a source that can be away or kept waiting without
+failing a poll; `dead_letters() -> DeadLetters`, for one that has a place for rejected records; others' go to a file in
+the state directory.
 """
 
 from __future__ import annotations

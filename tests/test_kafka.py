@@ -517,3 +517,16 @@ def test_a_consumer_that_gets_nothing_although_there_is_something_is_replaced_an
     assert reader.connected
     reader.close()
     assert made[-1].closed.is_set()
+
+
+def test_a_member_that_waits_for_the_partitions_of_one_that_crashed_says_so(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic()
+    holder = open_source(options(kafka, topic))
+    send(kafka, topic, numbers(1))
+    collect(holder, 1)
+    second = open_source(options(kafka, topic))  # one partition, and it is taken
+    until(lambda: second.waiting is not None)
+    assert "session_timeout_ms" in str(second.waiting)
+    assert holder.waiting is None
