@@ -83,7 +83,7 @@ def run_demo(
 def _screen(daemon: Daemon, status: dict[str, object], total: int, elapsed_s: float) -> Group:
     seen = daemon.state.clips
     head = Text(
-        f"{seen:>6} of {total} clips   {status['clips_per_s']:>5} clips/s   {status['searchable']} searchable"
+        f"{seen} of {total} clips   {status['clips_per_s']:>5} clips/s   {status['searchable']} searchable"
         f"   step {status['step']}   generation {status['generation']}   {elapsed_s:.0f} s   {status['state']}"
     )
     table = Table(box=None, pad_edge=False)
@@ -102,7 +102,9 @@ def _screen(daemon: Daemon, status: dict[str, object], total: int, elapsed_s: fl
             *(_percent(recall[view].get("5")) for view in ("served", "learner")),
             *(_percent(forgetting[view]) for view in ("served", "learner")),
         )
-    return Group(ProgressBar(total=total, completed=min(seen, total), width=60), head, table)
+    bar = Table.grid()  # a bar alone ends no line
+    bar.add_row(ProgressBar(total=total, completed=min(seen, total), width=60))
+    return Group(head, bar, table)
 
 
 def _percent(value: float | None) -> str:
