@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: help setup demo test check lint types fmt docs bench clean
 .DEFAULT_GOAL := help
