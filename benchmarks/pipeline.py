@@ -186,8 +186,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="measure memory for so long instead")
     parser.add_argument("--json", type=Path, help="append the result to this file, too")
     arguments = parser.parse_args()
-    result = soak(arguments.minutes) if arguments.minutes else compare(arguments.clips, arguments.rounds)
+    # Before the run: commits may come while it goes on, and are not what it measures.
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    result = soak(arguments.minutes) if arguments.minutes else compare(arguments.clips, arguments.rounds)
     row = {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit.stdout.strip(),
