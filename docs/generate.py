@@ -3,7 +3,7 @@
     python docs/generate.py
 
 `tests/test_docs.py` fails where the files and the code differ. What a setting or a series means is written once, beside
-it, in `streamlearn/settings.py` and `streamlearn/metrics.py`; only the labels are explained here.
+it, in `streamlearn/settings*.py` and `streamlearn/metrics.py`; only the labels are explained here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 SETTINGS_HEAD = """# Settings
 
-Made from `streamlearn/settings.py` by `docs/generate.py`; do not edit. `streamlearn config show` prints what is in
+Made from `streamlearn/settings*.py` by `docs/generate.py`; do not edit. `streamlearn config show` prints what is in
 force.
 
 Later ones win: the defaults below, a TOML file (`--config FILE` or `STREAMLEARN_CONFIG`), the environment, flags

@@ -1,0 +1,125 @@
+"""Settings of the model, the learner and the detector of boundaries."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from streamlearn.settings_base import Section
+
+
+class ModelSettings(Section):
+    """The two towers."""
+
+    video: str = Field("tiny", description="tiny, or a Hugging Face ViT, CLIP or SigLIP by name or folder.")
+    text: str = Field(
+        "tiny", description="tiny, or a Hugging Face BERT-like, CLIP or SigLIP text model by name or folder."
+    )
+    dim: int = Field(128, ge=8, le=4096, description="Length of an embedding.")
+    warm_start: str = Field(
+        "builtin",
+        description="builtin (tiny towers only), none, or a .safetensors file written by `streamlearn warmup`.",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int = Field(0, ge=0, description="CPU threads of the learner; 0: as many as there are cores.")
+
+
+Momentum = float | str
+
+
+def momentum_horizon(value: Momentum, batch_size: int) -> float:
+    """Clips after which a momentum copy has closed 1 - 1/e of a gap; infinite for a frozen one.
+
+    `value` is a horizon such as "640 clips", or the coefficient m of one batch of `batch_size`.
+    """
+    if isinstance(value, str):
+        return float(value.removesuffix("clips").strip())
+    return math.inf if value >= 1.0 else batch_size / -math.log(value)
+
+
+class LearnerSettings(Section):
+    """BMU-MoCo and its rivals. Horizons are in clips, so that they survive a change of batch size."""
+
+    method: Literal["bmu", "moco", "inbatch"] = Field(
+        "bmu",
+        description="bmu: bidirectional momentum update; moco: the same without the way back; inbatch: no queue.",
+    )
+    learning_rate: float = Field(3e-4, gt=0, description="AdamW's.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's.")
+    batch_size: int = Field(32, ge=1, description="Clips per step.")
+    temperature: float = Field(0.07, gt=0, description="Of InfoNCE.")
+    queue_size: int = Field(
+        128, ge=1, description="Keys per modality. Keep it near 4 batches: older keys poison the contrast."
+    )
+    queue_at_boundary: Literal["keep", "clear"] = Field(
+        "clear", description="What happens to the queues when a task starts."
+    )
+    local_momentum: Momentum = Field(
+        "640 clips", description="How slowly the local momentum encoders follow: m, or a horizon such as '640 clips'."
+    )
+    local_pull: Momentum = Field(
+        "640 clips",
+        description="How slowly the encoders are pulled back to the local ones (the paper's reverse momentum).",
+    )
+    global_pair: bool = Field(True, description="Keep a second momentum pair that is never restarted.")
+    global_momentum: Momentum = Field("6400 clips", description="As local_momentum, for the global pair.")
+    global_pull: Momentum = Field(
+        "32000 clips",
+        description="As local_pull; may not pull harder than the global pair follows, or learning stalls.",
+    )
+    grad_clip: float = Field(10.0, gt=0, description="Largest gradient norm.")
+    max_wait_s: float = Field(
+        2.0, gt=0, description="A batch that is not full is learned after the source was silent for this long."
+    )
+    max_batch_age_s: float = Field(
+        10.0, gt=0, description="Or after its first clip has waited for this long, as when clips trickle in."
+    )
+    seed: int = Field(0, ge=0, description="Of everything random.")
+
+    @field_validator("local_momentum", "local_pull", "global_momentum", "global_pull")
+    @classmethod
+    def _momentum(cls, value: Momentum) -> Momentum:
+        try:
+            if isinstance(value, str) and value.endswith("clips"):
+                ok = 0 < float(value.removesuffix("clips"))
+            else:
+                value = float(value)  # a flag or a variable is text, and means what the number means in a file
+                ok = 0 < value <= 1
+        except ValueError:
+            ok = False
+        if not ok:
+            raise ValueError("write a coefficient in (0, 1], or a horizon such as '640 clips'")
+        return value
+
+    @model_validator(mode="after")
+    def _not_stalled(self) -> LearnerSettings:
+        follow = momentum_horizon(self.global_momentum, self.batch_size)
+        pull = momentum_horizon(self.global_pull, self.batch_size)
+        if self.global_pair and self.method == "bmu" and pull < follow * (1 - 1e-9):
+            raise ValueError(
+                f"global_pull ({self.global_pull}) pulls the encoders back harder than global_momentum"
+                f" ({self.global_momentum}) lets the global pair follow: learning would stall;"
+                " give global_pull the longer horizon"
+            )
+        return self
+
+
+class DriftSettings(Section):
+    """The detector of task boundaries: a normalised mean shift of the batch embeddings."""
+
+    detector: Literal["mean_shift", "none"] = Field("mean_shift", description="none: boundaries only by the operator.")
+    threshold: float = Field(5.0, gt=1, description="Of the statistic, whose mean is 1 where nothing drifts.")
+    window_batches: int = Field(2, ge=1, description="Batches that are compared with the reference.")
+    reference_batches: int = Field(48, ge=8, description="Batches the window is compared with at most.")
+    warmup_batches: int = Field(
+        8, ge=2, description="Batches before a boundary can be found, at the start and after each."
+    )
+    cooldown_batches: int = Field(24, ge=0, description="Batches after a boundary in which none is found.")
+
+    @model_validator(mode="after")
+    def _fillable(self) -> DriftSettings:
+        if self.warmup_batches > self.reference_batches:
+            raise ValueError("warmup_batches may not exceed reference_batches, which would never hold them")
+        return self

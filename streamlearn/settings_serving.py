@@ -1,0 +1,74 @@
+"""Settings of evaluation, search, checkpoints, HTTP and logging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from streamlearn.settings_base import Section
+
+
+class EvaluateSettings(Section):
+    """Held-out clips and what is measured on them."""
+
+    heldout_ratio: float = Field(
+        0.05, ge=0, le=0.5, description="Share of clips, by a stable hash of the id, that is never learned from."
+    )
+    heldout_max_per_task: int = Field(
+        200,
+        ge=1,
+        description="Held-out pairs evaluated per task; further ones are searchable and not learned from.",
+    )
+    interval_clips: int = Field(1_000, ge=1, description="Clips between evaluations.")
+    min_pairs: int = Field(5, ge=1, description="A task with fewer held-out pairs has no gauges.")
+
+
+class SearchSettings(Section):
+    """The read side."""
+
+    mode: Literal["eras", "single"] = Field(
+        "eras", description="eras: each era is asked with its own text encoder; single: all with today's."
+    )
+    max_limit: int = Field(200, ge=1, description="Largest `limit` of a query.")
+    publish_interval_clips: int = Field(
+        128, ge=1, description="Clips between published snapshots; a silent source publishes at once."
+    )
+    familiarity_weight: float = Field(
+        1.0, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."
+    )
+    snapshot_interval_clips: int = Field(
+        256, ge=1, description="Clips between the momentum snapshots from which an era is closed."
+    )
+    snapshots: int = Field(4, ge=1, description="Momentum snapshots kept for that.")
+    reencode_batch_clips: int = Field(64, ge=1, description="Clips of a sealed era re-encoded after each step.")
+    refresh_batch_clips: int = Field(
+        16, ge=0, description="Oldest vectors of the current era refreshed after each step; 0: as written on arrival."
+    )
+
+
+class CheckpointSettings(Section):
+    """Generations."""
+
+    interval_clips: int = Field(1_000, ge=1, description="Clips between checkpoints.")
+    keep: int = Field(3, ge=1, description="Generations kept.")
+
+
+class ApiSettings(Section):
+    """HTTP."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port; 0: any free one.")
+    token_file: Path | None = Field(
+        None, description="File with the bearer token that every request but health and metrics must carry."
+    )
+    max_body_bytes: int = Field(1 * 2**20, ge=1, description="Largest request.")
+    max_concurrent_searches: int = Field(16, ge=1, description="More than these wait not, they get 429.")
+
+
+class LogSettings(Section):
+    """Logging."""
+
+    format: Literal["text", "json"] = Field("text", description="json: one object a line.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity.")

@@ -1,0 +1,86 @@
+"""Settings of where clips come from and how they are decoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from streamlearn.settings_base import Section
+
+
+class FolderSettings(Section):
+    """The folder source."""
+
+    path: Path = Field(
+        Path("clips"), description="Folder with manifest.jsonl, or with video files that have .txt or .json sidecars."
+    )
+    watch: bool = Field(True, description="Follow new rows and files; false: end with the last one and go on serving.")
+    poll_interval_s: float = Field(0.5, gt=0, description="How often a watched folder is looked at.")
+
+
+class KafkaSettings(Section):
+    """The Kafka source."""
+
+    bootstrap_servers: list[str] = Field(
+        ["localhost:9092"], min_length=1, description="host:port of brokers to begin with."
+    )
+    topics: list[str] = Field(["clips"], min_length=1, description="Topics to read.")
+    group_id: str = Field("streamlearn", min_length=1, description="Consumer group.")
+    group_instance_id: str | None = Field(
+        None, description="Static membership: a name that survives a restart of this process."
+    )
+    auto_offset_reset: Literal["earliest", "latest"] = Field(
+        "earliest", description="Where to begin when neither checkpoint nor broker knows."
+    )
+    dead_letter_topic: str = Field("clips.dlq", min_length=1, description="Where rejected records go.")
+    session_timeout_ms: int = Field(
+        45_000, ge=1_000, description="A member not heard of for this long leaves the group."
+    )
+    max_poll_records: int = Field(64, ge=1, description="Records handed over by one poll.")
+    request_timeout_ms: int = Field(30_000, ge=1_000, description="Longest wait for a broker's answer.")
+    client: dict[str, Any] = Field(
+        {}, description="Passed through to the client (kafka-python names): security_protocol, sasl_mechanism ..."
+    )
+    client_secret_files: dict[str, Path] = Field(
+        {}, description="As `client`, each value read from a file: sasl_plain_password ..."
+    )
+
+
+class MediaSettings(Section):
+    """Fetching and decoding."""
+
+    allowed_roots: list[Path] = Field(
+        [], description="file:// URIs are read only below these folders; empty: none. The folder source adds its own."
+    )
+    allowed_schemes: list[str] = Field(
+        ["file"],
+        description="URI schemes that may be fetched: file, https, s3, gs ... (with the fsspec extra installed).",
+    )
+    allowed_hosts: list[str] = Field([], description="Hosts that http(s) URIs may name; empty: none.")
+    max_bytes: int = Field(64 * 2**20, ge=1, description="Largest media, and largest message.")
+    max_pixels: int = Field(3840 * 2160 * 2, ge=1, description="Largest frame, in pixels, before scaling.")
+    max_caption_chars: int = Field(10_000, ge=1, description="Longest caption.")
+    timeout_s: float = Field(30.0, gt=0, description="Longest time for one clip to be fetched and decoded.")
+    frames: int = Field(8, ge=1, le=256, description="Frames sampled per clip.")
+    size_px: int = Field(
+        64,
+        ge=16,
+        le=1024,
+        description="Frames are stored and shown at this height and width; encoders scale down from it.",
+    )
+    sampling: Literal["exact", "keyframe"] = Field(
+        "exact", description="exact: evenly spaced frames; keyframe: 5-30 times faster, the nearest keyframes."
+    )
+    decoder: Literal["pyav", "decord"] = Field(
+        "pyav", description="decord must be installed (extra `decord`); it reads fewer formats."
+    )
+    workers: int = Field(1, ge=1, description="Decoder processes. A clip that crashes one costs that clip alone.")
+    store_max_bytes: int = Field(10 * 2**30, ge=0, description="Size of the frame store; the oldest frames go first.")
+
+    @model_validator(mode="after")
+    def _storable(self) -> MediaSettings:
+        if self.frames * self.size_px > 65_500:
+            raise ValueError("frames x size_px may not exceed 65500, the height of a JPEG that holds a clip's frames")
+        return self
