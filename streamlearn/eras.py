@@ -204,8 +204,10 @@ class Eras:
 
     def _encode(self, rows: Sequence[int], encoder: QueryEncoder) -> dict[int, Vectors]:
         """Vectors of the rows whose frames are still kept."""
-        loaded = zip(rows, self._readers.map(self._frames.get, rows), strict=True)
-        frames = {row: stored for row, stored in loaded if stored is not None}
+        frames = {row: recent for row in rows if (recent := self._frames.recent.get(row)) is not None}
+        older = [row for row in rows if row not in frames]
+        loaded = zip(older, self._readers.map(self._frames.get, older), strict=True)
+        frames |= {row: stored for row, stored in loaded if stored is not None}
         out: dict[int, Vectors] = {}
         for shape in {stored.shape for stored in frames.values()}:  # settings may have changed meanwhile
             same = [row for row, stored in frames.items() if stored.shape == shape]

@@ -72,7 +72,7 @@ class Learner:
         Returns:
             Keys of the batch, as the local momentum pair saw it before this step, and what was measured.
         """
-        x = torch.from_numpy(frames).to(self.device)
+        x = self.online.prepare(torch.from_numpy(frames)).to(self.device)
         texts = [options[self.steps % len(options)] for options in captions]
         ids = torch.tensor([id_hash(v) for v in video_ids], device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

@@ -23,7 +23,7 @@ class ModelSettings(Section):
         description="builtin (tiny towers only), none, or a .safetensors file written by `streamlearn warmup`.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    threads: int = Field(0, ge=0, description="CPU threads of the learner; 0: as many as there are cores.")
+    threads: int = Field(0, ge=0, description="CPU threads of the learner; 0: the cores that media.workers leave.")
 
 
 Momentum = float | str
