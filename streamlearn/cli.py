@@ -6,6 +6,7 @@ import dataclasses
 import http.client
 import json
 import logging
+import os
 import sys
 import urllib.error
 import urllib.parse
@@ -269,11 +270,12 @@ def _settings(config: Path | None, override: list[str] | None) -> Settings:
 def _call(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     if not url.startswith(("http://", "https://")):
         raise StreamlearnError(f"no daemon answers at {url}: write http://HOST:PORT")
+    headers: dict[str, Any] = {"Content-Type": "application/json"}
+    if token := os.environ.get("STREAMLEARN_TOKEN", "").strip():
+        headers["Authorization"] = b"Bearer " + token.encode()
     try:
         request = urllib.request.Request(
-            url.rstrip("/") + path,
-            None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            url.rstrip("/") + path, None if body is None else json.dumps(body).encode(), headers
         )
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.load(response)
