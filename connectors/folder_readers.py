@@ -1,8 +1,8 @@
 """The two ways of reading a folder: the lines of a growing manifest, and video files beside their sidecars.
 
 Each knows its records by what they are, not by where the folder lies: a folder that was moved goes on, another one of
-the same name begins. Both give clip messages whose media is a `file://` URI. What cannot be understood is passed on as it is, so that it
-becomes a dead letter and is never silently dropped. Neither waits, nor opens a video.
+the same name begins. Both give clip messages whose media is a `file://` URI. What cannot be understood is passed on as
+it is, so that it becomes a dead letter and is never silently dropped. Neither waits, nor opens a video.
 """
 
 from __future__ import annotations
