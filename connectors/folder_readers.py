@@ -230,9 +230,16 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _record_of(row: dict[str, Any], folder: Path, position: Position) -> Record:
-    """A row as a clip message: `id`, `path` and the usual names of splits are put into the contract's terms."""
+    """A row as a clip message: `id`, `path` and the usual names of splits are put into the contract's terms.
+
+    `"deleted": true` makes it a tombstone.
+    """
     if "id" in row and "video_id" not in row:
         row["video_id"] = row.pop("id")
+    video_id = row.get("video_id")
+    key = video_id.encode("utf-8", "backslashreplace") if isinstance(video_id, str) else None
+    if row.get("deleted") is True:
+        return Record(key, None, position)
     if row.get("split") in _HELDOUT_SPLITS:
         row["split"] = "heldout"
     timestamp_ms = None
@@ -244,9 +251,12 @@ def _record_of(row: dict[str, Any], folder: Path, position: Position) -> Record:
             timestamp_ms = path.stat().st_mtime_ns // 1_000_000
         except (OSError, ValueError, RuntimeError):
             pass  # no file, or no possible path: whoever validates or fetches has the words for it
-    video_id = row.get("video_id")
-    key = video_id.encode("utf-8", "backslashreplace") if isinstance(video_id, str) else None
     return Record(key, json.dumps(row).encode(), position, timestamp_ms=timestamp_ms)
+
+
+def known_name(partition: str) -> str:
+    """What a partition is called without that by which it is told from others of the name."""
+    return partition.rpartition("#")[0] or partition
 
 
 def _printable(path: str) -> str:

@@ -124,6 +124,14 @@ def test_timestamp_is_the_time_of_change_of_the_video(folder: Path) -> None:
     assert record.timestamp_ms == 5_000
 
 
+def test_a_row_may_say_that_the_clip_is_deleted(folder: Path) -> None:
+    append(folder, {"id": "ü", "deleted": True}, ROWS[0] | {"deleted": False}, {"deleted": True})
+    gone, kept, nobody = everything(opened(folder))
+    assert (gone.key, gone.value) == ("ü".encode(), None)
+    assert message(kept)["deleted"] is False
+    assert (nobody.key, nobody.value) == (None, None)
+
+
 def test_id_is_accepted_for_video_id(folder: Path) -> None:
     append(folder, {"id": "x", "path": "x.mp4", "caption": "y"})
     (record,) = everything(opened(folder))
