@@ -129,7 +129,7 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
         raise SettingsError(f"{config or 'environment'}: {error}") from error
 
 
-_NO_SETTINGS = ("config", "url")  # which file to read; which daemon to ask
+_NO_SETTINGS = ("config", "url", "token")  # which file to read; which daemon to ask, and with what right
 
 
 def _refuse_unknown_sections() -> None:

@@ -63,6 +63,11 @@ class ApiSettings(Section):
     token_file: Path | None = Field(
         None, description="File with the bearer token that every request but health and metrics must carry."
     )
+    admin_token_file: Path | None = Field(
+        None,
+        description="File with the bearer token that changes need; that of token_file may then only read. Without any"
+        " token, changes are accepted only where host is this machine alone.",
+    )
     max_body_bytes: int = Field(1 * 2**20, ge=1, description="Largest request.")
     max_concurrent_searches: int = Field(16, ge=1, description="More than these wait not, they get 429.")
 

@@ -26,15 +26,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
     ("catalog_rows", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
-    ("catalog", "learner", "api", "publish", "connectors.kafka_reader"),
+    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_range"),
+    ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("eras", "search", "warmup", "connectors.kafka"),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
     ("pipeline", "service"),
     ("app",),
-    ("demo",),
+    ("demo", "replay"),
+    ("cli_streams",),
     ("cli",),
     ("__main__",),
 )
