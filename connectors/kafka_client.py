@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol, TypeVar
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from streamlearn.connectors.kafka_auth import LoginOptions, given_options
 from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
@@ -27,7 +29,9 @@ _REFUSED = (
     kafka_errors.SaslAuthenticationFailedError,
     kafka_errors.UnsupportedSaslMechanismError,
     kafka_errors.IllegalSaslStateError,
+    kafka_errors.KafkaConfigurationError,
 )
+_TLS = "[SSL: "  # as Python's ssl module begins
 
 
 class KafkaOptions(LoginOptions, Protocol):
@@ -82,10 +86,12 @@ def open_client(client: Callable[..., Client], config: Mapping[str, Any]) -> Cli
     parts: list[KafkaNetClient] = []
 
     def build(**network: Any) -> KafkaNetClient:
-        part = KafkaNetClient(**network)
-        # kafka-python 3.0 (seen in 3.0.12) loses this on the way: a topic that was deleted would come back, empty.
-        part.cluster.config["allow_auto_create_topics"] = network.get("allow_auto_create_topics", True)
+        net = NetworkSelector(**network)
+        connections = _Connections(net, **network)
+        part = KafkaNetClient(net, connections, **network)
         parts.append(part)
+        # kafka-python 3.0 (seen in 3.0.12) loses this on the way: a topic that was deleted would come back, empty.
+        connections.cluster.config["allow_auto_create_topics"] = network.get("allow_auto_create_topics", True)
         return part
 
     if (provider := config.get("sasl_oauth_token_provider")) is not None:
@@ -96,6 +102,24 @@ def open_client(client: Callable[..., Client], config: Mapping[str, Any]) -> Cli
         for part in parts:
             part.close()
         raise
+
+
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """Ends the first contact when it is refused; the client tries on, and says in the end that time is up."""
+
+    refusal: BaseException | None = None
+
+    def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the client asks for it, again and again."""
+        if self.refusal is not None and self.cluster.is_bootstrap(node_id):
+            raise self.refusal
+        connection = super().get_connection(node_id, *args, **kwargs)
+        connection.init_future.add_errback(self._look_at)
+        return connection
+
+    def _look_at(self, error: BaseException) -> None:
+        if isinstance(error, _REFUSED) or _TLS in str(error):
+            self.refusal = error
 
 
 def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
@@ -111,6 +135,11 @@ def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
         case kafka_errors.GroupAuthorizationFailedError():
             return SourceRefusedError(
                 f"Kafka at {at} does not let us join the group {options.group_id!r}: grant Read on the group"
+            )
+        case _ if _TLS in str(error):
+            return SourceRefusedError(
+                f"Kafka at {at} and we do not come to terms over TLS ({error}): see ssl_cafile, ssl_certfile and"
+                " ssl_keyfile of kafka.client"
             )
         case _ if isinstance(error, _REFUSED):
             return SourceRefusedError(

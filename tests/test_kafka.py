@@ -300,7 +300,7 @@ def test_a_topic_that_does_not_exist_is_one_sentence_and_read_once_it_does(
 
 def sasl(broker: KafkaBroker, password: str) -> dict[str, Any]:
     return {
-        "bootstrap_servers": [broker.bootstrap_sasl],
+        "bootstrap_servers": [broker.secure["SASL"]],
         "client": {
             "security_protocol": "SASL_PLAINTEXT",
             "sasl_mechanism": "PLAIN",
