@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from streamlearn.errors import SourceError, TaskError
+from streamlearn.errors import SourceError, SourceLostError, TaskError
 from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
@@ -64,7 +64,11 @@ class Pipeline:
         try:
             while not self._stopping.is_set():
                 start = time.perf_counter()
-                batch = self.feed.next()
+                try:
+                    batch = self.feed.next()
+                except SourceLostError:
+                    self.settle()  # what was learned before it is kept
+                    raise
                 if self._stopping.is_set():
                     break
                 if batch:
