@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
-    ("settings_base", "recent", "page", "assets"),
+    ("settings_base", "allocator", "recent", "page", "assets"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index", "room"),
