@@ -26,10 +26,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
     ("catalog_rows", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_range"),
-    ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("connectors.folder_inbox", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_range"),
+    (
+        "connectors.folder",
+        "connectors.kafka_letters",
+        "connectors.kafka_replay",
+        "connectors.kafka_publisher",
+        "cli_common",
+    ),
+    ("routes_clips",),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
-    ("eras", "search", "warmup", "connectors.kafka"),
+    ("eras", "search", "warmup", "clip_writer", "connectors.kafka"),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
