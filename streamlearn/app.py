@@ -20,6 +20,7 @@ from streamlearn import __version__, allocator
 from streamlearn.api import create_app
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
+from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
 from streamlearn.drift import Detector, MeanShift, NoDetector
 from streamlearn.eras import Eras
@@ -34,11 +35,12 @@ from streamlearn.ledger import Ledger
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
+from streamlearn.routes_clips import clip_routes
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
-from streamlearn.source import DeadLetters, Source, load_source_class
+from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries
 from streamlearn.warmup import build_towers, device_of
@@ -143,11 +145,28 @@ class Daemon:
             source=settings.source,
             heldout_max=settings.evaluate.heldout_max_per_task,
         )
-        app = create_app(self.service, settings=settings.api, metrics=self.metrics, registry=self.registry)
+        writer = ClipWriter(
+            self._publisher(source),
+            source=settings.source,
+            catalog=self.catalog,
+            max_bytes=settings.media.max_bytes,
+            max_caption_chars=settings.media.max_caption_chars,
+        )
+        app = create_app(
+            self.service,
+            settings=settings.api,
+            metrics=self.metrics,
+            registry=self.registry,
+            areas=[clip_routes(writer)],
+        )
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
         opened.callback(self.server.stop)
         self.metrics.build_info.info({"version": __version__, "model": self.state.model_version})
         self._thread = threading.Thread(target=self.pipeline.run, name="pipeline", daemon=True)
+
+    def _publisher(self, source: Source) -> Publisher | None:
+        own = getattr(source, "publisher", None)
+        return None if own is None else self._stack.enter_context(closing(own()))
 
     @property
     def url(self) -> str:

@@ -26,6 +26,7 @@ _NAMES = {
     403: "forbidden",
     404: "not-found",
     405: "method-not-allowed",
+    409: "conflict",
     413: "body-too-large",
     415: "not-json",
     422: "invalid-request",

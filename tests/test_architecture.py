@@ -26,12 +26,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
     ("catalog_rows", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_client"),
-    ("connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
-    ("connectors.kafka_range",),
-    ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("connectors.folder_inbox", "connectors.kafka_client"),
+    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
+    ("connectors.kafka_range", "connectors.kafka_publisher"),
+    ("connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("routes_clips",),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
-    ("eras", "search", "warmup", "connectors.kafka"),
+    ("eras", "search", "warmup", "clip_writer", "connectors.kafka"),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
