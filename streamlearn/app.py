@@ -22,6 +22,7 @@ from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.deadletters import FileDeadLetters
 from streamlearn.drift import Detector, MeanShift, NoDetector
+from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.errors import SettingsError
 from streamlearn.evaluate import ScoreBook
@@ -29,6 +30,7 @@ from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.index import configure_faiss
+from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.loader import Loader, LoadOptions
@@ -100,7 +102,9 @@ class Daemon:
         )
         opened.callback(self.feed.close)
         book = ScoreBook()
+        frozen = learner.online.frozen_copy() if settings.drift.frozen_judge else None  # before anything is learned
         eras = Eras(learner, self.catalog, self.frames, settings.search)
+        judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = _detector(settings.drift)
         evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
         ledger = Ledger(
@@ -117,6 +121,7 @@ class Daemon:
             eras=eras,
             ledger=ledger,
             detector=detector,
+            judge=judge,
             book=book,
             catalog=self.catalog,
             frames=self.frames,
@@ -247,13 +252,30 @@ def _dead_letters(source: Source, state_dir: Path) -> DeadLetters:
     return own() if own is not None else FileDeadLetters(state_dir / "dead_letters.jsonl")
 
 
+def _judge(frozen: Towers | None, catalog: Catalog, frames: FrameStore, eras: Eras, settings: Settings) -> Judge | None:
+    if frozen is None:
+        return None
+    return Judge(
+        frozen,
+        catalog,
+        frames,
+        eras,
+        batch_size=settings.learner.batch_size,
+        clips_per_false_boundary=settings.drift.clips_per_false_boundary,
+        revisits=settings.drift.revisits,
+    )
+
+
 def _detector(settings: DriftSettings) -> Detector:
     if settings.detector == "none":
         return NoDetector()
+    windows = [(settings.window_batches, settings.reference_batches)]
+    if settings.slow_window_batches and settings.frozen_judge:
+        windows.append((settings.slow_window_batches, settings.slow_reference_batches))
     return MeanShift(
-        window_batches=settings.window_batches,
-        reference_batches=settings.reference_batches,
+        windows=windows,
         threshold=settings.threshold,
+        rows_per_false_alarm=settings.clips_per_false_boundary,
         warmup_batches=settings.warmup_batches,
         cooldown_batches=settings.cooldown_batches,
     )

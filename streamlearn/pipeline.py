@@ -206,8 +206,20 @@ class Pipeline:
         boundary = self.boundaries.update(keys, explicit_task=explicit)
         self.metrics.drift_score.labels(self.settings.drift.detector).set(self.boundaries.score)
         self.state.progress.drift_score = self.boundaries.score
-        if boundary is not None:
+        if boundary is not None and (boundary := self._judged(boundary)) is not None:
             self._start_task(boundary, ())
+
+    def _judged(self, boundary: Boundary) -> Boundary | None:
+        """The detector's boundary as the frozen encoders see it; None where only the learner has moved."""
+        judge = self.state.judge
+        if judge is None:
+            return boundary
+        self.ledger.settle()  # the newest clips' frames
+        verdict = judge.judge(boundary, self.state.task, self.learner.steps)
+        if verdict.boundary is None:
+            self.boundaries.refuse()
+            log.info("no boundary: score %.2f, but a shift of %.2f only", boundary.score, verdict.shift)
+        return verdict.boundary
 
     def _start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
         self.state.start_task(boundary, batch)
