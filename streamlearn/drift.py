@@ -72,7 +72,7 @@ class NoDetector:
     """Finds nothing: boundaries are the operator's alone."""
 
     score = 1.0
-    threshold = math.inf
+    threshold = 0.0
     drift_detected = False
     onset_batches_ago = 0
 
@@ -280,9 +280,12 @@ class MeanShift:
         p = float(self._rows[-1]) / self._rows_per_alarm / len(self._windows)
         for i, ((window, reference), quiet) in enumerate(zip(self._windows, self._quiet, strict=True)):
             compared = min(len(self._rows) - window, reference)
-            if compared < self._warmup:
+            if compared < 2:
                 continue
             score = self._statistic(window, compared)
+            if compared < self._warmup:
+                self._score = score if i == 0 else self._score
+                continue
             # Long windows overlap: what one finds by chance, its neighbours find too, and it is one alarm.
             alike = min(0.1, p * max(1.0, window / 8) ** 0.5)
             limit = self._threshold or quiet.threshold(alike, self._spread.variance, self._spread.skewness)

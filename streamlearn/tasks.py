@@ -281,7 +281,7 @@ class Boundaries:
         self._detector.update(embeddings)
         if not self._detector.drift_detected or explicit_task is not None:
             return None
-        return Boundary("drift", self.score, self._detector.onset_batches_ago, threshold=self._detector.threshold)
+        return Boundary("drift", self.score, self._detector.onset_batches_ago, threshold=self._detector.threshold or None)
 
     def refuse(self) -> None:
         """The drift that was just reported is none: the detector goes on as if it had not."""
