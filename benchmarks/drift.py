@@ -12,10 +12,9 @@ those.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,13 @@ import torch
 
 from streamlearn.connectors.scenes import DOMAINS, WORLD, Scene, sample
 from streamlearn.connectors.synthetic import render
+from streamlearn.drift import MeanShift
+from streamlearn.judge import _AFTER, _BEFORE, _spread
 from streamlearn.learner import Learner
+from streamlearn.onset import onset_of
+from streamlearn.recognition import Statistics, TaskMemory
 from streamlearn.records import Frames, Vectors
-from streamlearn.settings import LearnerSettings, ModelSettings
+from streamlearn.settings import DriftSettings, LearnerSettings, ModelSettings
 from streamlearn.warmup import build_towers
 
 BATCH = 32
@@ -174,23 +177,193 @@ def frozen_rows(stream: Stream, pool: Pool) -> Vectors:
     return out.reshape(-1, BATCH, out.shape[1])
 
 
+class Replay:
+    """Detector and judge over kept embeddings, as `streamlearn.judge.Judge` works over stored clips."""
+
+    def __init__(self, settings: DriftSettings, frozen: Vectors) -> None:
+        windows = [(settings.window_batches, settings.reference_batches)]
+        if settings.slow_window_batches and settings.frozen_judge:
+            windows.append((settings.slow_window_batches, settings.slow_reference_batches))
+        self.detector = MeanShift(
+            windows=windows,
+            threshold=settings.threshold,
+            rows_per_false_alarm=settings.clips_per_false_boundary,
+            warmup_batches=settings.warmup_batches,
+            cooldown_batches=settings.cooldown_batches,
+        )
+        self._p = min(0.1, BATCH / settings.clips_per_false_boundary)
+        self._frozen, self._judged = frozen, settings.frozen_judge
+        self._rng, self.memory = np.random.default_rng(0), TaskMemory()
+        self._step = self._start = self.encoded = self.suspected = 0
+        self.task, self._tasks = "t1", 1
+        self._kept: set[int] = set()
+
+    def update(self, keys: Vectors) -> tuple[int, str] | None:
+        """The step that a boundary is dated to, and the task that begins there."""
+        self._step += 1
+        self.detector.update(keys)
+        if not self.detector.drift_detected:
+            return None
+        self.suspected += 1
+        since = max(self._step - self.detector.onset_batches_ago, self._start)
+        name = None
+        if self._judged:
+            before = self._before(since)
+            after = self._flat(since, self._step)[-_AFTER:]
+            self.encoded += len(after)
+            if len(before) >= 24:
+                known, mean = Statistics.of(before), after.mean(axis=0, dtype=np.float64)
+                if known.shift(mean, len(after)) <= known.limit(self._p):
+                    self.detector.refuse()
+                    return None
+                if self._step - since > 4:
+                    since = self._onset(mean - known.mean)
+                name, _ = self.memory.recognise(after, besides=self.task)
+            self.memory.learn(self.task, self._before(since))
+        self._tasks += name is None
+        self.task, self._start, self._kept = name or f"t{self._tasks}", since, set()
+        return since, self.task
+
+    def _flat(self, first: int, last: int) -> Vectors:
+        return self._frozen[first:last].reshape(-1, self._frozen.shape[2])
+
+    def _before(self, since: int) -> Vectors:
+        rows = np.arange(self._start * BATCH, since * BATCH)
+        chosen = _spread(rows, _BEFORE)
+        self.encoded += len(set(chosen) - self._kept)
+        self._kept = set(chosen)
+        return self._flat(0, self._step)[chosen]
+
+    def _onset(self, direction: Vectors) -> int:
+        first = max(self._start, self._step - 64)
+        some = self._frozen[first : self._step, :6]  # clips of a batch come in no order
+        self.encoded += some.shape[0] * some.shape[1]
+        along = (some @ direction).sum(axis=1, keepdims=True)
+        onset, _ = onset_of(along.astype(np.float64), np.full(len(along), 6.0), moving=False)
+        return self._step - onset
+
+
+@dataclass
+class Tally:
+    """What was found in the streams of a kind."""
+
+    clips: int = 0
+    true: int = 0
+    false: int = 0
+    again: int = 0
+    returns: int = 0
+    recognised: int = 0
+    mistaken: int = 0
+    suspected: int = 0
+    encoded: int = 0
+    delays: list[int] = field(default_factory=list)
+    errors: list[int] = field(default_factory=list)
+
+    def add(self, stream: Stream, settings: DriftSettings, keys: Vectors, frozen: Vectors) -> None:
+        replay = Replay(settings, frozen)
+        found = []  # (clip at which it was found, clip that it is dated to, task)
+        for step, x in enumerate(keys, 1):
+            if (boundary := replay.update(np.asarray(x, np.float32))) is not None:
+                found.append((step * BATCH, boundary[0] * BATCH, boundary[1]))
+        self.clips += len(keys) * BATCH
+        self.suspected += replay.suspected
+        self.encoded += replay.encoded
+        ends = [*stream.boundaries[1:], len(keys) * BATCH]
+        used: set[int] = set()
+        tasks = {stream.parts[0]: "t1"}
+        for part, at, end in zip(stream.parts[1:], stream.boundaries, ends, strict=True):
+            self.true += 1
+            # Found is found before the next change begins, and within 1.5 times the mixing.
+            mine = [i for i, f in enumerate(found) if at < f[0] <= min(end, at + max(1.5 * stream.mixing, 640))]
+            if mine:
+                used |= set(mine)
+                self.delays.append(found[mine[0]][0] - at)
+                self.errors.append(found[mine[0]][1] - at)
+                self.again += len(mine) - 1
+            name = found[mine[-1]][2] if mine else ""
+            if part in tasks:
+                self.returns += 1
+                self.recognised += name == tasks[part]
+            else:
+                self.mistaken += name in tasks.values()
+                tasks[part] = name
+        self.false += len(found) - len(used)
+
+    def __str__(self) -> str:
+        late, off = np.array(self.delays or [0]), np.abs(self.errors or [0])
+        return (
+            f"{self.clips} clips, {len(self.delays)}/{self.true} found, delay mean {late.mean():.0f}"
+            f" p90 {np.percentile(late, 90):.0f}, onset off by median {np.median(off):.0f} p90 {np.percentile(off, 90):.0f}"
+            f" max {off.max()}, found again {self.again}, false {self.false},"
+            f" returns {self.recognised}/{self.returns}, new taken for known {self.mistaken},"
+            f" suspected {self.suspected}, encoded {self.encoded}"
+        )
+
+
+def false_alarms(pool: Pool, settings: DriftSettings, clips: int) -> tuple[int, int]:
+    """False boundaries of detector alone in stationary streams that a frozen encoder sees, and their clips."""
+    rng, alarms = np.random.default_rng(7), 0
+    steps = clips // BATCH // len(DOMAINS)
+    for domain in DOMAINS:
+        x = pool.part(domain)[2]
+        detector = Replay(settings, x[None]).detector
+        for _ in range(steps):
+            detector.update(x[rng.integers(0, len(x), BATCH)])
+            alarms += detector.drift_detected
+    return alarms, steps * len(DOMAINS) * BATCH
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("verb")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("render", "replay", "rates", "cost"))
     parser.add_argument("cache", type=Path)
-    parser.add_argument("kinds", nargs="*")
-    a = parser.parse_args()
+    parser.add_argument("kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of DriftSettings")
+    parser.add_argument("--clips", type=int, default=1_000_000, help="of `rates`")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for kind in a.kinds:
-        pool = Pool(a.cache, tuning=kind.startswith("tuning"))
-        for s in streams(kind):
-            path = a.cache / f"{s.name}.npy"
-            if path.exists():
-                continue
-            t = time.time()
-            keys = learn(s, pool)
-            np.save(path, keys)
-            print(s.name, s.parts, sum(s.clips), s.boundaries, f"{time.time() - t:.0f} s", flush=True)
+    settings = DriftSettings(**dict(pair.split("=", 1) for pair in arguments.set))
+    if arguments.verb == "rates":
+        for clips in (10_000, 30_000, 100_000):
+            asked = settings.model_copy(update={"clips_per_false_boundary": clips})
+            alarms, seen = false_alarms(Pool(arguments.cache, tuning=False), asked, arguments.clips)
+            print(f"asked for one in {clips}: {alarms} in {seen}, one in {seen / max(alarms, 1):.0f}", flush=True)
+        return
+    if arguments.verb == "cost":
+        cost(Pool(arguments.cache, tuning=False))
+        return
+    for kind in arguments.kinds:
+        pool = Pool(arguments.cache, tuning=kind.startswith("tuning"))
+        tally = Tally()
+        for stream in streams(kind):
+            path = arguments.cache / f"{stream.name}.npy"
+            if arguments.verb == "render" and not path.exists():
+                start = time.monotonic()
+                keys = learn(stream, pool)
+                np.save(path, keys)
+                print(f"{stream.name}: {stream.parts}, {time.monotonic() - start:.0f} s", flush=True)
+            elif arguments.verb == "replay" and path.exists():
+                tally.add(stream, settings, np.load(path), frozen_rows(stream, pool))
+        if arguments.verb == "replay":
+            print(f"{kind}: {tally}", flush=True)
+
+
+def cost(pool: Pool, steps: int = 300) -> None:
+    """Time of the detector's update beside the learner's step, both in turn."""
+    stream = Stream("cost", 1, ("studio",), (steps * BATCH,))
+    rows = rows_of(stream)
+    frames, captions, _ = pool.part("studio")
+    learner, detector = Learner(build_towers(ModelSettings(), 0), LearnerSettings()), MeanShift()
+    spent = np.zeros((2, steps))
+    for step in range(steps):
+        chosen = rows[step * BATCH : (step + 1) * BATCH]
+        begin = time.perf_counter()
+        stats = learner.step(frames[chosen], [[captions[i]] for i in chosen], [str(i) for i in chosen])
+        middle = time.perf_counter()
+        detector.update(np.concatenate([stats.keys_video, stats.keys_text], axis=1))
+        spent[:, step] = middle - begin, time.perf_counter() - middle
+    step_ms, update_ms = 1000 * np.median(spent[:, 120:], axis=1)
+    print(f"step {step_ms:.1f} ms, update {update_ms:.2f} ms: {update_ms / step_ms:.2%}")
 
 
 if __name__ == "__main__":
