@@ -293,8 +293,8 @@ class Tally:
         late, off = np.array(self.delays or [0]), np.abs(self.errors or [0])
         return (
             f"{self.clips} clips, {len(self.delays)}/{self.true} found, delay mean {late.mean():.0f}"
-            f" p90 {np.percentile(late, 90):.0f}, onset off by median {np.median(off):.0f} p90 {np.percentile(off, 90):.0f}"
-            f" max {off.max()}, found again {self.again}, false {self.false},"
+            f" p90 {np.percentile(late, 90):.0f}, onset off by median {np.median(off):.0f}"
+            f" p90 {np.percentile(off, 90):.0f} max {off.max()}, found again {self.again}, false {self.false},"
             f" returns {self.recognised}/{self.returns}, new taken for known {self.mistaken},"
             f" suspected {self.suspected}, encoded {self.encoded}"
         )
@@ -319,6 +319,7 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of DriftSettings")
+    parser.add_argument("--frozen", action="store_true", help="`replay`: the detector, too, sees frozen encoders")
     parser.add_argument("--clips", type=int, default=1_000_000, help="of `rates`")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -342,8 +343,9 @@ def main() -> None:
                 keys = learn(stream, pool)
                 np.save(path, keys)
                 print(f"{stream.name}: {stream.parts}, {time.monotonic() - start:.0f} s", flush=True)
-            elif arguments.verb == "replay" and path.exists():
-                tally.add(stream, settings, np.load(path), frozen_rows(stream, pool))
+            elif arguments.verb == "replay" and (arguments.frozen or path.exists()):
+                frozen = frozen_rows(stream, pool)
+                tally.add(stream, settings, frozen if arguments.frozen else np.load(path), frozen)
         if arguments.verb == "replay":
             print(f"{kind}: {tally}", flush=True)
 

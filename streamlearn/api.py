@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -88,11 +88,19 @@ class Api(FastAPI):
         return problems.document(super().openapi())
 
 
-def create_app(service: Service, *, settings: ApiSettings, metrics: Metrics, registry: CollectorRegistry) -> FastAPI:
+def create_app(
+    service: Service,
+    *,
+    settings: ApiSettings,
+    metrics: Metrics,
+    registry: CollectorRegistry,
+    areas: Sequence[APIRouter] = (),
+) -> FastAPI:
     """Make the application.
 
     Args:
         service: what it serves.
+        areas: more routes, below /v1; modules `routes_*` make them.
         settings: limits and the tokens, which are read here, once.
         metrics: `search_seconds` is observed: "queue", and "total" of every search that was answered.
         registry: what `/metrics` shows.
@@ -118,6 +126,8 @@ def create_app(service: Service, *, settings: ApiSettings, metrics: Metrics, reg
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
     _add_search(v1, service, metrics, settings.max_concurrent_searches)
     _add_reads(v1, service, reads)
+    for area in areas:
+        v1.include_router(area)
     app.include_router(v1)
     _add_health(app, service)
     _add_metrics(app, registry, reads)

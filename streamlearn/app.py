@@ -36,9 +36,11 @@ from streamlearn.ledger import Ledger
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
+from streamlearn.routes_tasks import task_routes
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
+from streamlearn.service_tasks import TasksService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Source, load_source_class
 from streamlearn.state import State
@@ -147,7 +149,13 @@ class Daemon:
             source=settings.source,
             heldout_max=settings.evaluate.heldout_max_per_task,
         )
-        app = create_app(self.service, settings=settings.api, metrics=self.metrics, registry=self.registry)
+        app = create_app(
+            self.service,
+            settings=settings.api,
+            metrics=self.metrics,
+            registry=self.registry,
+            areas=[task_routes(TasksService(self.pipeline))],
+        )
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
         opened.callback(self.server.stop)
         self.metrics.build_info.info({"version": __version__, "model": self.state.model_version})

@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 State = dict[str, npt.NDArray[Any]]
 
 _PAUSE_BATCHES = 4  # after a refused alarm, before the next
+_STEP_BATCHES = 4
 
 
 class Detector(Protocol):
@@ -217,7 +218,8 @@ class MeanShift:
             return
         onset, is_ramp = onset_of(self._sums, self._rows)
         remembered = len(self._rows)
-        if cooling and (is_ramp or onset > remembered / 2):
+        coming = is_ramp and onset > _STEP_BATCHES  # a shorter ramp cannot be told from a step
+        if cooling and (coming or onset > remembered / 2):
             self._keep_newest(0)
         elif onset > WHOLE * remembered:
             self._keep_newest(onset)

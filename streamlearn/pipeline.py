@@ -18,11 +18,12 @@ from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
+from streamlearn.mailbox import Mailbox
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, StepStats, Vectors
 from streamlearn.settings import Settings
 from streamlearn.state import State
-from streamlearn.tasks import Boundaries, Boundary
+from streamlearn.tasks import Boundaries, Boundary, Task
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,14 @@ class Pipeline:
         self.feed, self.learner, self.ledger, self.boundaries = feed, learner, ledger, boundaries
         self.evaluator, self.state, self.settings, self.metrics = evaluator, state, settings, metrics
         self._stopping = threading.Event()
+        self.mailbox = Mailbox(feed.wake)
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
         progress = self.state.progress
         try:
             while not self._stopping.is_set():
+                self.mailbox.work()
                 start = time.perf_counter()
                 try:
                     batch = self.feed.next()
@@ -79,7 +82,7 @@ class Pipeline:
                     self.settle()
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
-                        self._stopping.wait()
+                        self.mailbox.wait()
             if self.state.due("checkpoint", 1):
                 self.checkpoint()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
@@ -88,10 +91,13 @@ class Pipeline:
             )
             progress.state, progress.detail = "stopped", f"{type(error).__name__}: {error}"
             self.metrics.learner_ok.set(0)
+        finally:
+            self.mailbox.close("learning has stopped; restart the daemon")
 
     def stop(self) -> None:
         """End after the current batch, with a checkpoint; returns at once."""
         self._stopping.set()
+        self.mailbox.nudge()
         self.feed.interrupt()
 
     def process(self, batch: Sequence[Event]) -> None:
@@ -142,6 +148,34 @@ class Pipeline:
             snapshot = self.state.publish()
             self.state.staleness_ratio = self.evaluator.run(snapshot, self.state.tasks.names(), self.state.clips)
             self.state.done("evaluate")
+
+    def mark(self, name: str | None) -> Task:
+        """A task begins with the next clip, because an operator says so. From the pipeline's thread.
+
+        Raises:
+            TaskError: the name cannot be used, or is the current task's, or nothing has been learned yet.
+        """
+        current = self.state.tasks.current
+        if current is None or name == current.name:
+            raise TaskError("no clip has come yet" if current is None else f"{name!r} is the current task already")
+        name = self.state.tasks.free_name() if name is None else self.state.tasks.check(name)
+        self.boundaries.restart()
+        self._start_task(Boundary("operator", self.boundaries.score, name=name), ())
+        self.state.publish()
+        self.checkpoint()
+        return self.state.tasks.tasks[-1]
+
+    def relabel(self, old: str, new: str, *, merge: bool) -> None:
+        """A task gets another name, or becomes part of another task. From the pipeline's thread.
+
+        Raises:
+            TaskError: there is no such task, or the new name cannot be used so.
+        """
+        self.ledger.settle()
+        self.state.relabel(old, new, merge=merge)
+        self.ledger.recount()
+        self.state.publish()
+        self.checkpoint()
 
     def checkpoint(self) -> None:
         """Make everything so far durable; the source is told afterwards.

@@ -144,6 +144,26 @@ class State:
         for name in self.tasks.names():
             self.metrics.task_info.labels(name).set(name == task.name)
 
+    def relabel(self, old: str, new: str, *, merge: bool) -> None:
+        """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, gauges.
+
+        Raises:
+            TaskError: there is no such task, or the new name cannot be used so.
+        """
+        self.tasks.rename(old, new, merge=merge)
+        with self.catalog.transaction():
+            for era in self.eras.eras:
+                if era.task == old:
+                    self.catalog.move(from_era=era.number, since_step=0, to_era=era.number, to_task=new)
+                    era.task = new
+        self.book.rename(old, new)
+        if self.judge is not None:
+            self.judge.memory.rename(old, new)
+        self.metrics.task_info.remove(old)
+        for name in self.tasks.names():
+            self.metrics.task_info.labels(name).set(name == self.task)
+        log.info("task %s is now %s%s", old, "part of " if merge else "", new)
+
     def _log_boundary(self, batch: Sequence[Event]) -> None:
         """With the first clip of the task, which is known now, and all that the detector said."""
         task = self.tasks.current

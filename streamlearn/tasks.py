@@ -194,6 +194,24 @@ class TaskLog:
         self._tasks[-1] = replace(self._tasks[-1], position=position, first_clip=video_id)
         return self._tasks[-1]
 
+    def rename(self, old: str, new: str, *, merge: bool) -> None:
+        """Give a task another name; with `merge` that of another task, of which it is a part from now on.
+
+        Raises:
+            TaskError: there is no such task, or the new name cannot be used so.
+        """
+        names = self.names()
+        for name in (old, new) if merge else (old,):
+            if name not in names:
+                raise TaskError(f"there is no task {name!r}")
+        if old == new or (not merge and new in names):
+            raise TaskError(
+                f"task {new!r} exists already" + ("" if merge else "; merge the two, or choose another name")
+            )
+        if not 1 <= len(new) <= 64 or not new.isprintable():
+            raise TaskError(f"task name {new[:64]!r}: must be 1 to 64 printable characters")
+        self._tasks = [replace(task, name=new) if task.name == old else task for task in self._tasks]
+
     def close(self, *, step: int, clips: int) -> Task | None:
         """End the current task, if there is one, and return it.
 
@@ -281,7 +299,9 @@ class Boundaries:
         self._detector.update(embeddings)
         if not self._detector.drift_detected or explicit_task is not None:
             return None
-        return Boundary("drift", self.score, self._detector.onset_batches_ago, threshold=self._detector.threshold or None)
+        return Boundary(
+            "drift", self.score, self._detector.onset_batches_ago, threshold=self._detector.threshold or None
+        )
 
     def refuse(self) -> None:
         """The drift that was just reported is none: the detector goes on as if it had not."""

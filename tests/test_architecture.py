@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
     ("settings_base", "recent", "page", "assets"),
-    ("onset", "tail"),
+    ("onset", "tail", "mailbox"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index"),
@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
     ("pipeline", "service"),
+    ("routes_tasks", "service_tasks", "cli_tasks"),
     ("app",),
     ("demo", "replay"),
     ("cli_streams",),
