@@ -2,6 +2,9 @@
 
     python benchmarks/drift.py render CACHE [KIND ...]     # half an hour of a core, once
     python benchmarks/drift.py replay CACHE [KIND ...]     # seconds, with any settings: --set threshold=5
+    python benchmarks/drift.py rates CACHE                 # false alarms asked for and had
+    python benchmarks/drift.py cost CACHE                  # of the detector, beside the learner's step
+    python benchmarks/drift.py real FOLDER NAME ...        # streams of real clips that return, FOLDER/NAME each
 
 `render` draws clips, lets a learner learn streams of them, and keeps what a detector sees: the keys of every step, and
 what the frozen encoders of the start make of each clip. `replay` gives both to detector and judge, as the daemon does.
@@ -12,6 +15,7 @@ those.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,6 +26,7 @@ import torch
 
 from streamlearn.connectors.scenes import DOMAINS, WORLD, Scene, sample
 from streamlearn.connectors.synthetic import render
+from streamlearn.decode import decode
 from streamlearn.drift import MeanShift
 from streamlearn.judge import _AFTER, _BEFORE, _spread
 from streamlearn.learner import Learner
@@ -315,7 +320,7 @@ def false_alarms(pool: Pool, settings: DriftSettings, clips: int) -> tuple[int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("render", "replay", "rates", "cost"))
+    parser.add_argument("verb", choices=("render", "replay", "rates", "cost", "real"))
     parser.add_argument("cache", type=Path)
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of DriftSettings")
@@ -323,6 +328,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1_000_000, help="of `rates`")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.verb == "real":
+        real([arguments.cache / kind for kind in arguments.kinds])
+        return
     settings = DriftSettings(**dict(pair.split("=", 1) for pair in arguments.set))
     if arguments.verb == "rates":
         for clips in (10_000, 30_000, 100_000):
@@ -348,6 +356,44 @@ def main() -> None:
                 tally.add(stream, settings, frozen if arguments.frozen else np.load(path), frozen)
         if arguments.verb == "replay":
             print(f"{kind}: {tally}", flush=True)
+
+
+def real(folders: list[Path], per_stream: int = 300, rounds: int = 20) -> None:
+    """Two visits to each of some streams of real clips, in random halves: is the second one recognised?"""
+    frozen, rng, embedded = build_towers(ModelSettings(), 0).frozen_copy(), np.random.default_rng(0), {}
+    for folder in folders:
+        rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+        some = [rows[i] for i in rng.permutation(len(rows))[:per_stream]]
+        films = [
+            decode((folder / row["path"]).read_bytes(), frames=8, size_px=64, sampling="exact", max_pixels=2**24)
+            for row in some
+        ]
+        vectors = []
+        for at in range(0, len(films), BATCH):
+            with torch.inference_mode():
+                video = frozen.encode_video(torch.from_numpy(np.stack(films[at : at + BATCH])))
+                text = frozen.encode_text([row["caption"] for row in some[at : at + BATCH]])
+            vectors.append(torch.cat([video, text], dim=1).numpy())
+        embedded[folder.name] = np.concatenate(vectors)
+    found = new = 0
+    shifts: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(rounds):
+        visits = {name: np.array_split(x[rng.permutation(len(x))], [_BEFORE]) for name, x in embedded.items()}
+        for name, (_, second) in visits.items():
+            everywhere, elsewhere = TaskMemory(), TaskMemory()
+            for other, (first, _) in visits.items():
+                everywhere.learn(other, first)
+                if other != name:
+                    elsewhere.learn(other, first)
+            recognised, shift = everywhere.recognise(second[:_AFTER], besides="")
+            found += recognised == name
+            shifts[True].append(shift)
+            recognised, shift = elsewhere.recognise(second[:_AFTER], besides="")
+            new += recognised is None
+            shifts[False].append(shift)
+    total = rounds * len(folders)
+    print(f"returns {found}/{total} (largest shift {max(shifts[True]):.1f}), new streams seen as new {new}/{total}")
+    print(f"(smallest shift {min(shifts[False]):.1f})")
 
 
 def cost(pool: Pool, steps: int = 300) -> None:

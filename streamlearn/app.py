@@ -21,7 +21,7 @@ from streamlearn.api import create_app
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.deadletters import FileDeadLetters
-from streamlearn.drift import Detector, MeanShift, NoDetector
+from streamlearn.drift import Detector, NoDetector
 from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.errors import SettingsError
@@ -45,6 +45,7 @@ from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries
+from streamlearn.tune import mean_shift
 from streamlearn.warmup import build_towers, device_of
 
 log = logging.getLogger(__name__)
@@ -275,15 +276,4 @@ def _judge(frozen: Towers | None, catalog: Catalog, frames: FrameStore, eras: Er
 
 
 def _detector(settings: DriftSettings) -> Detector:
-    if settings.detector == "none":
-        return NoDetector()
-    windows = [(settings.window_batches, settings.reference_batches)]
-    if settings.slow_window_batches and settings.frozen_judge:
-        windows.append((settings.slow_window_batches, settings.slow_reference_batches))
-    return MeanShift(
-        windows=windows,
-        threshold=settings.threshold,
-        rows_per_false_alarm=settings.clips_per_false_boundary,
-        warmup_batches=settings.warmup_batches,
-        cooldown_batches=settings.cooldown_batches,
-    )
+    return NoDetector() if settings.detector == "none" else mean_shift(settings)

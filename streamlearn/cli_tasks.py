@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn.cli_common import AsJson, Url, ask
+from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
+from streamlearn.errors import SettingsError
 
 out = Console()
 tasks = typer.Typer(invoke_without_command=True, help="Tasks: list them, begin, rename or merge one.")
@@ -61,6 +64,41 @@ def merge(task: _Name, into: Annotated[str, typer.Argument(help="The task that s
     """Make a task part of another: clips, held-out ones too, and eras."""
     ask(url, "/v1/tasks/merge", {"task": task, "to": into}, timeout_s=90)
     typer.echo(f"task {task} is now part of {into}")
+
+
+@tasks.command()
+def tune(
+    from_log: Annotated[bool, typer.Option("--from-log", help="Replay state_dir/drift.jsonl; there is no other way.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this file, too; needs matplotlib.")] = None,
+    config: ConfigFile = None,
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where other settings of `drift` would have suspected boundaries in the stream as it was. Needs no daemon.
+
+    Say which by --set drift.clips_per_false_boundary=10000, and so on. A suspicion that the frozen judge has not seen
+    is shown as "not judged".
+    """
+    from streamlearn import tune as tuning
+    from streamlearn.drift_log import read_log
+
+    settings = settings_of(config, override)
+    entries = read_log(settings.state_dir) if from_log else []
+    if not entries:
+        raise SettingsError(f"{settings.state_dir / 'drift.jsonl'} holds nothing: run the daemon with drift.log = true")
+    found, scores = tuning.replay(entries, settings.drift)
+    if plot is not None:
+        tuning.plot(entries, scores, found, plot)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(suspicion) for suspicion in found]))
+        return
+    table = Table("at clip", "began at", "score", "threshold", "when it was learned")
+    for s in found:
+        said = {"": "not judged", "drift": "a boundary", "refused": "refused"}[s.logged]
+        table.add_row(str(s.clips), str(s.onset_clips), f"{s.score:.1f}", f"{s.threshold:.1f}", said)
+    out.print(table)
+    drawn = [str(e.clips) for e in entries if e.outcome == "drift"]
+    out.print(f"{len(entries)} batches; boundaries drawn at clips {', '.join(drawn) or 'none'}", highlight=False)
 
 
 def _percent(value: float | None) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from streamlearn.onset import WHOLE, onset_of
 from streamlearn.records import Vectors
-from streamlearn.tail import Quiet, Spread
+from streamlearn.tail import Quiet, Spread, Summary
 
 Floats = npt.NDArray[np.float64]
 State = dict[str, npt.NDArray[Any]]
@@ -118,11 +118,9 @@ class MeanShift:
       too, as soon as the reference is warm.
 
     Example:
-        >>> rng = np.random.default_rng(0)
-        >>> detector = MeanShift()
+        >>> rng, detector = np.random.default_rng(0), MeanShift()
         >>> for batch in range(40):
-        ...     x = rng.normal(size=(32, 64)).astype(np.float32)
-        ...     detector.update(x + 0.5 if batch >= 30 else x)
+        ...     detector.update(rng.normal(0.5 * (batch >= 30), size=(32, 64)).astype(np.float32))
         ...     if detector.drift_detected:
         ...         print(batch, detector.onset_batches_ago)
         30 1
@@ -151,8 +149,7 @@ class MeanShift:
             raise ValueError("windows must be at least 1 long, cooldown_batches at least 0, threshold above 1, or 0")
         if not 2 <= warmup_batches <= min(r for _, r in windows) or rows_per_false_alarm < 1:
             raise ValueError(
-                f"warmup_batches = {warmup_batches} must be at least 2 and at most the shortest reference of"
-                f" {tuple(windows)}, rows_per_false_alarm at least 1"
+                f"warmup_batches = {warmup_batches} must be at least 2, at most the shortest reference of {windows}"
             )
         self._windows = tuple(windows)
         # Twice the longest is remembered: to see that a slow change has a beginning, one must see before it.
@@ -171,10 +168,7 @@ class MeanShift:
 
     @property
     def score(self) -> float:
-        """The short window's statistic after the last update, or that of the window which found a change.
-
-        1, its expectation, while there is too little to compare.
-        """
+        """The short window's statistic, or that of the window which found a change; 1 while there is too little."""
         return self._score
 
     @property
@@ -201,15 +195,17 @@ class MeanShift:
         Raises:
             ValueError: another width than before, or a value that is not finite.
         """
+        self.take(Summary.of(x))
+
+    def take(self, batch: Summary) -> None:
+        """As `update`."""
         self._onset, self._before_alarm = 0, None
-        if not len(x):
+        if not batch.rows:
             return
-        wide = x.astype(np.float64)
-        square = float(np.vdot(wide, wide))
-        if not math.isfinite(square):
+        if not math.isfinite(batch.square):
             raise ValueError("embeddings must be finite")
-        self._append(wide.sum(axis=0), square, len(x))
-        self._spread.update(wide)
+        self._append(batch.sums, batch.square, batch.rows)
+        self._spread.update(batch.traces)
         cooling = self._wait > 0
         self._wait -= cooling
         found = self._look()

@@ -94,6 +94,7 @@ class Judge:
         known = Statistics.of(before)
         shift, limit = known.shift(after.mean(axis=0, dtype=np.float64), len(after)), known.limit(self._p)
         if shift <= limit:
+            log.info("no boundary: score %.2f, but a shift of %.2f only", suspected.score, shift)
             return Verdict(None, shift, limit)
         onset = suspected.onset_steps_ago
         if onset > _SLOW_BATCHES:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from streamlearn.drift_log import DriftLog
 from streamlearn.errors import SourceError, SourceLostError, TaskError
 from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
@@ -23,7 +24,7 @@ from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, StepStats, Vectors
 from streamlearn.settings import Settings
 from streamlearn.state import State
-from streamlearn.tasks import Boundaries, Boundary, Task
+from streamlearn.tasks import Boundaries, Boundary
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Pipeline:
         self.evaluator, self.state, self.settings, self.metrics = evaluator, state, settings, metrics
         self._stopping = threading.Event()
         self.mailbox = Mailbox(feed.wake)
+        self.drift_log = DriftLog(settings.state_dir) if settings.drift.log else None
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
@@ -149,34 +151,6 @@ class Pipeline:
             self.state.staleness_ratio = self.evaluator.run(snapshot, self.state.tasks.names(), self.state.clips)
             self.state.done("evaluate")
 
-    def mark(self, name: str | None) -> Task:
-        """A task begins with the next clip, because an operator says so. From the pipeline's thread.
-
-        Raises:
-            TaskError: the name cannot be used, or is the current task's, or nothing has been learned yet.
-        """
-        current = self.state.tasks.current
-        if current is None or name == current.name:
-            raise TaskError("no clip has come yet" if current is None else f"{name!r} is the current task already")
-        name = self.state.tasks.free_name() if name is None else self.state.tasks.check(name)
-        self.boundaries.restart()
-        self._start_task(Boundary("operator", self.boundaries.score, name=name), ())
-        self.state.publish()
-        self.checkpoint()
-        return self.state.tasks.tasks[-1]
-
-    def relabel(self, old: str, new: str, *, merge: bool) -> None:
-        """A task gets another name, or becomes part of another task. From the pipeline's thread.
-
-        Raises:
-            TaskError: there is no such task, or the new name cannot be used so.
-        """
-        self.ledger.settle()
-        self.state.relabel(old, new, merge=merge)
-        self.ledger.recount()
-        self.state.publish()
-        self.checkpoint()
-
     def checkpoint(self) -> None:
         """Make everything so far durable; the source is told afterwards.
 
@@ -233,29 +207,27 @@ class Pipeline:
         current = self.state.tasks.current
         boundary = self.boundaries.announced(explicit, current=current.name if current else None)
         if boundary is not None:
-            self._start_task(boundary, batch)
+            self.start_task(boundary, batch)
 
     def _look_for_boundary(self, stats: StepStats, explicit: str | None) -> None:
         keys = np.concatenate([stats.keys_video, stats.keys_text], axis=1)  # (n, 2 d)
-        boundary = self.boundaries.update(keys, explicit_task=explicit)
-        self.metrics.drift_score.labels(self.settings.drift.detector).set(self.boundaries.score)
-        self.state.progress.drift_score = self.boundaries.score
-        if boundary is not None and (boundary := self._judged(boundary)) is not None:
-            self._start_task(boundary, ())
-
-    def _judged(self, boundary: Boundary) -> Boundary | None:
-        """The detector's boundary as the frozen encoders see it; None where only the learner has moved."""
-        judge = self.state.judge
-        if judge is None:
-            return boundary
-        self.ledger.settle()  # the newest clips' frames
-        verdict = judge.judge(boundary, self.state.task, self.learner.steps)
-        if verdict.boundary is None:
+        suspected = boundary = self.boundaries.update(keys, explicit_task=explicit)
+        score, threshold = self.boundaries.score, self.boundaries.threshold
+        self.metrics.drift_score.labels(self.settings.drift.detector).set(score)
+        self.state.progress.drift_score = score
+        if suspected is not None and self.state.judge is not None:
+            self.ledger.settle()  # the newest clips' frames
+            boundary = self.state.judge.judge(suspected, self.state.task, self.learner.steps).boundary
+        outcome = "drift" if boundary else "refused" if suspected else ""
+        if outcome == "refused":
             self.boundaries.refuse()
-            log.info("no boundary: score %.2f, but a shift of %.2f only", boundary.score, verdict.shift)
-        return verdict.boundary
+        if self.drift_log is not None:
+            self.drift_log.append(stats, keys, self.state.clips, (score, threshold, outcome))
+        if boundary is not None:
+            self.start_task(boundary, ())
 
-    def _start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
+    def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
+        """Act on a boundary; from the pipeline's thread."""
         self.state.start_task(boundary, batch)
         self.ledger.recount()
         self.metrics.task_boundaries_total.labels(boundary.cause).inc()

@@ -44,7 +44,7 @@ class Statistics:
         """Of embeddings, (n, d); n at least 2."""
         wide, spread = x.astype(np.float64), Spread()
         for start in range(0, len(wide), 64):
-            spread.update(wide[start : start + 64])
+            spread.update(Spread.traces(wide[start : start + 64]))
         trace = float(wide.var(axis=0, ddof=1).sum())
         return cls(len(wide), wide.mean(axis=0), max(trace, 1e-12), spread.variance, spread.skewness)
 

@@ -138,6 +138,11 @@ class DriftSettings(Section):
         description="A task that returns is continued under its name, in a new era. Needs frozen_judge.",
     )
 
+    log: bool = Field(
+        True,
+        description="Keep what the detector saw in state_dir/drift.jsonl (16 MiB at most) for `streamlearn tasks tune`.",
+    )
+
     @model_validator(mode="after")
     def _fillable(self) -> DriftSettings:
         if self.warmup_batches > self.reference_batches:

@@ -10,6 +10,7 @@ three moments (Pearson's type III) fits the tail within a few per cent down to 1
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -34,19 +35,25 @@ class Spread:
         self._traces: Floats = np.zeros(3)
         self._weight = 0.0
 
-    def update(self, x: Floats) -> None:
-        """Take a batch, (n, d); fewer than six rows say nothing."""
+    @staticmethod
+    def traces(x: Floats) -> Floats:
+        """Of one batch, (n, d): three numbers; NaN where fewer than six rows say nothing."""
         n = min(len(x), _ROWS) // 2
         if n < 3:
-            return
+            return np.full(3, np.nan)
         pairs = (x[:n] - x[n : 2 * n]) / math.sqrt(2)
         gram = pairs @ pairs.T
         first = float(np.trace(gram)) / n
         np.fill_diagonal(gram, 0)
         second = float(np.square(gram).sum()) / (n * (n - 1))
         third = float(np.einsum("ij,jk,ki->", gram, gram, gram, optimize=True)) / (n * (n - 1) * (n - 2))
-        self._weight = min(self._weight + 1, _HORIZON_BATCHES)
-        self._traces += (np.array([first, second, third]) - self._traces) / self._weight
+        return np.array([first, second, third])
+
+    def update(self, traces: Floats) -> None:
+        """Take the traces of a batch."""
+        if np.isfinite(traces).all():
+            self._weight = min(self._weight + 1, _HORIZON_BATCHES)
+            self._traces += (traces - self._traces) / self._weight
 
     @property
     def variance(self) -> float:
@@ -68,6 +75,29 @@ class Spread:
     def load(self, state: npt.NDArray[Any]) -> None:
         """Inverse of `state`."""
         self._traces, self._weight = np.array(state[:3], np.float64), float(state[3])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that a detector of shifts takes of a batch.
+
+    Attributes:
+        sums: (d,), of the rows.
+        square: of the rows' squared norms, the sum.
+        rows: how many.
+        traces: `Spread.traces` of them.
+    """
+
+    sums: Floats
+    square: float
+    rows: int
+    traces: Floats
+
+    @classmethod
+    def of(cls, x: npt.NDArray[np.float32]) -> Summary:
+        """Of a batch, (n, d)."""
+        wide = x.astype(np.float64)
+        return cls(wide.sum(axis=0), float(np.vdot(wide, wide)), len(x), Spread.traces(wide))
 
 
 def quantile(p: float, mean: float, variance: float, skewness: float) -> float:

@@ -274,6 +274,11 @@ class Boundaries:
         """The detector's statistic."""
         return self._detector.score
 
+    @property
+    def threshold(self) -> float:
+        """What it is compared with; 0 where there is too little to compare."""
+        return self._detector.threshold
+
     def announced(self, explicit_task: str | None, *, current: str | None) -> Boundary | None:
         """The boundary that is known before the batch is learned: the first of all, or an operator's.
 

@@ -23,7 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index"),
-    ("recognition",),
+    ("recognition", "drift_log"),
+    ("tune",),
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
@@ -47,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 230,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 250,  # shorter, in truth: the loop is what everybody reads
     "catalog": 340,  # one statement of SQL after the other
 }
 
