@@ -140,7 +140,7 @@ class DriftSettings(Section):
 
     log: bool = Field(
         True,
-        description="Keep what the detector saw in state_dir/drift.jsonl (16 MiB at most) for `streamlearn tasks tune`.",
+        description="Keep what the detector saw in state_dir/drift.jsonl, 16 MiB at most, for `tasks tune`.",
     )
 
     @model_validator(mode="after")
