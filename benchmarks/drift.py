@@ -145,7 +145,7 @@ def rows_of(stream: Stream) -> np.ndarray:
     schedule, rng = stream.schedule(), np.random.default_rng((stream.seed, 2))
     rows = np.empty(len(schedule), np.int64)
     names = np.array(stream.parts)[schedule]
-    for name in set(stream.parts):
+    for name in dict.fromkeys(stream.parts):
         at = np.flatnonzero(names == name)
         rows[at] = np.concatenate([rng.permutation(POOL) for _ in range(-(-len(at) // POOL))])[: len(at)]
     return rows
@@ -273,7 +273,7 @@ class Tally:
         self.clips += len(keys) * BATCH
         self.suspected += replay.suspected
         self.encoded += replay.encoded
-        ends = [*stream.boundaries[1:], len(keys) * BATCH]
+        ends = [*stream.boundaries, len(keys) * BATCH][1:]
         used: set[int] = set()
         tasks = {stream.parts[0]: "t1"}
         for part, at, end in zip(stream.parts[1:], stream.boundaries, ends, strict=True):
