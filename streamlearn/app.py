@@ -22,7 +22,8 @@ from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
-from streamlearn.drift import Detector, MeanShift, NoDetector
+from streamlearn.drift import Detector, NoDetector
+from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.errors import SettingsError
 from streamlearn.evaluate import ScoreBook
@@ -30,19 +31,23 @@ from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.index import configure_faiss
+from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
 from streamlearn.routes_clips import clip_routes
+from streamlearn.routes_tasks import task_routes
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
+from streamlearn.service_tasks import TasksService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries
+from streamlearn.tune import mean_shift
 from streamlearn.warmup import build_towers, device_of
 
 log = logging.getLogger(__name__)
@@ -103,7 +108,9 @@ class Daemon:
         )
         opened.callback(self.feed.close)
         book = ScoreBook()
+        frozen = learner.online.frozen_copy() if settings.drift.frozen_judge else None  # before anything is learned
         eras = Eras(learner, self.catalog, self.frames, settings.search)
+        judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = _detector(settings.drift)
         evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
         ledger = Ledger(
@@ -120,6 +127,7 @@ class Daemon:
             eras=eras,
             ledger=ledger,
             detector=detector,
+            judge=judge,
             book=book,
             catalog=self.catalog,
             frames=self.frames,
@@ -157,7 +165,7 @@ class Daemon:
             settings=settings.api,
             metrics=self.metrics,
             registry=self.registry,
-            areas=[clip_routes(writer)],
+            areas=[clip_routes(writer), task_routes(TasksService(self.pipeline))],
         )
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
         opened.callback(self.server.stop)
@@ -267,13 +275,19 @@ def _dead_letters(source: Source, state_dir: Path) -> DeadLetters:
     return own() if own is not None else FileDeadLetters(state_dir / "dead_letters.jsonl")
 
 
-def _detector(settings: DriftSettings) -> Detector:
-    if settings.detector == "none":
-        return NoDetector()
-    return MeanShift(
-        window_batches=settings.window_batches,
-        reference_batches=settings.reference_batches,
-        threshold=settings.threshold,
-        warmup_batches=settings.warmup_batches,
-        cooldown_batches=settings.cooldown_batches,
+def _judge(frozen: Towers | None, catalog: Catalog, frames: FrameStore, eras: Eras, settings: Settings) -> Judge | None:
+    if frozen is None:
+        return None
+    return Judge(
+        frozen,
+        catalog,
+        frames,
+        eras,
+        batch_size=settings.learner.batch_size,
+        clips_per_false_boundary=settings.drift.clips_per_false_boundary,
+        revisits=settings.drift.revisits,
     )
+
+
+def _detector(settings: DriftSettings) -> Detector:
+    return NoDetector() if settings.detector == "none" else mean_shift(settings)

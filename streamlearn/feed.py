@@ -62,7 +62,7 @@ class Feed:
         self._commit: Offsets | None = None
         self._partial: list[Event] = []
         self._partial_since = 0.0
-        self._interrupted = threading.Event()
+        self._interrupted, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.error: str | None = None  # why the source is away
 
@@ -82,6 +82,9 @@ class Feed:
         """
         silent_since = time.monotonic()
         while not self._interrupted.is_set():
+            if self._woken.is_set():
+                self._woken.clear()
+                return []
             event = self._pop(_TICK_S)
             if self._partial and time.monotonic() - self._partial_since >= self._max_age_s:
                 batch = self._hand_over()  # clips that trickle in are not kept waiting for a full batch
@@ -131,6 +134,12 @@ class Feed:
         if self._thread.is_alive():
             self._thread.join()
         self._source.close()
+
+    def wake(self) -> None:
+        """Let the next `next`, or the one that waits, return nothing, soon; what it has collected stays collected."""
+        self._woken.set()
+        with self._changed:
+            self._changed.notify_all()
 
     def interrupt(self) -> None:
         """Let `next` return at once, now and from now on; what it had collected is read again by the next run."""

@@ -16,11 +16,13 @@ import numpy as np
 from safetensors import SafetensorError
 
 from streamlearn import allocator
+from streamlearn.drift_log import DriftLog
 from streamlearn.errors import SourceError, SourceLostError, TaskError
 from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
+from streamlearn.mailbox import Mailbox
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, StepStats, Vectors
 from streamlearn.room import Room
@@ -65,12 +67,15 @@ class Pipeline:
         self.evaluator, self.state, self.settings, self.metrics = evaluator, state, settings, metrics
         self.room = Room(settings.state_dir, settings.checkpoint.min_free_bytes)
         self._stopping = threading.Event()
+        self.mailbox = Mailbox(feed.wake)
+        self.drift_log = DriftLog(settings.state_dir) if settings.drift.log else None
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
         progress = self.state.progress
         try:
             while not self._stopping.is_set():
+                self.mailbox.work()
                 start = time.perf_counter()
                 try:
                     batch = self.feed.next()
@@ -88,7 +93,7 @@ class Pipeline:
                     self.settle()
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
-                        self._stopping.wait()
+                        self.mailbox.wait()
             if self.state.due("checkpoint", 1):
                 self.checkpoint()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
@@ -97,10 +102,13 @@ class Pipeline:
             )
             progress.state, progress.detail = "stopped", f"{type(error).__name__}: {error}"
             self.metrics.learner_ok.set(0)
+        finally:
+            self.mailbox.close("learning has stopped; restart the daemon")
 
     def stop(self) -> None:
         """End after the current batch, with a checkpoint; returns at once."""
         self._stopping.set()
+        self.mailbox.nudge()
         self.feed.interrupt()
 
     def process(self, batch: Sequence[Event]) -> None:
@@ -224,17 +232,27 @@ class Pipeline:
         current = self.state.tasks.current
         boundary = self.boundaries.announced(explicit, current=current.name if current else None)
         if boundary is not None:
-            self._start_task(boundary, batch)
+            self.start_task(boundary, batch)
 
     def _look_for_boundary(self, stats: StepStats, explicit: str | None) -> None:
         keys = np.concatenate([stats.keys_video, stats.keys_text], axis=1)  # (n, 2 d)
-        boundary = self.boundaries.update(keys, explicit_task=explicit)
-        self.metrics.drift_score.labels(self.settings.drift.detector).set(self.boundaries.score)
-        self.state.progress.drift_score = self.boundaries.score
+        suspected = boundary = self.boundaries.update(keys, explicit_task=explicit)
+        score, threshold = self.boundaries.score, self.boundaries.threshold
+        self.metrics.drift_score.labels(self.settings.drift.detector).set(score)
+        self.state.progress.drift_score = score
+        if suspected is not None and self.state.judge is not None:
+            self.ledger.settle()  # the newest clips' frames
+            boundary = self.state.judge.judge(suspected, self.state.task, self.learner.steps).boundary
+        outcome = "drift" if boundary else "refused" if suspected else ""
+        if outcome == "refused":
+            self.boundaries.refuse()
+        if self.drift_log is not None:
+            self.drift_log.append(stats, keys, self.state.clips, (score, threshold, outcome))
         if boundary is not None:
-            self._start_task(boundary, ())
+            self.start_task(boundary, ())
 
-    def _start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
+    def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
+        """Act on a boundary; from the pipeline's thread."""
         self.state.start_task(boundary, batch)
         self.ledger.recount()
         self.metrics.task_boundaries_total.labels(boundary.cause).inc()

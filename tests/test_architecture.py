@@ -19,9 +19,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
     ("settings_base", "allocator", "recent", "page", "assets"),
+    ("onset", "tail", "mailbox"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index", "room"),
+    ("recognition", "drift_log"),
+    ("tune",),
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
@@ -33,10 +36,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("routes_clips",),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("eras", "search", "warmup", "clip_writer", "connectors.kafka"),
-    ("ledger", "evaluator"),
+    ("ledger", "evaluator", "judge"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
     ("pipeline", "service"),
+    ("routes_tasks", "service_tasks", "cli_tasks"),
     ("app",),
     ("demo", "replay"),
     ("cli_streams",),
@@ -47,7 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 245,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 260,  # shorter, in truth: the loop is what everybody reads
     "catalog": 340,  # one statement of SQL after the other
 }
 
