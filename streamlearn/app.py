@@ -16,7 +16,7 @@ import torch
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from pythonjsonlogger.json import JsonFormatter
 
-from streamlearn import __version__
+from streamlearn import __version__, allocator
 from streamlearn.api import create_app
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
@@ -76,6 +76,7 @@ class Daemon:
         settings, opened = self.settings, self._stack
         torch.set_num_threads(settings.model.threads or max(1, (os.cpu_count() or 1) - settings.media.workers))
         configure_faiss()
+        allocator.tune()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

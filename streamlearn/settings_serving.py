@@ -53,6 +53,11 @@ class CheckpointSettings(Section):
 
     interval_clips: int = Field(1_000, ge=1, description="Clips between checkpoints.")
     keep: int = Field(3, ge=1, description="Generations kept.")
+    min_free_bytes: int = Field(
+        512 * 2**20,
+        ge=0,
+        description="Learning waits, and searches are answered, while the disk of state_dir has less than this left.",
+    )
 
 
 class ApiSettings(Section):

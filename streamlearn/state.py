@@ -220,9 +220,10 @@ class State:
         tensors["detector"] = {name: torch.from_numpy(np.array(a)) for name, a in self.detector.state_dict().items()}
         if self.judge is not None:
             tensors["memory"] = {"means": torch.from_numpy(self.judge.memory.state_dict()["means"])}
-        self.generations.write(Generation(number, self.offsets, self._facts(), tensors))
-        self.catalog.sync()
-        self.generations.publish(number)  # the commit point
+        if self.generations.current() != number:  # else: published, but then the disk was full
+            self.generations.write(Generation(number, self.offsets, self._facts(), tensors))
+            self.catalog.sync()
+            self.generations.publish(number)  # the commit point
         self.catalog.begin(number + 1)
         self.frames.delete(self.catalog.prune(self.generations.prune()))
         self.done("checkpoint")

@@ -18,18 +18,20 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
-    ("settings_base", "recent", "page", "assets"),
+    ("settings_base", "allocator", "recent", "page", "assets"),
     ("onset", "tail", "mailbox"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
-    ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index"),
+    ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index", "room"),
     ("recognition", "drift_log"),
     ("tune",),
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
-    ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
+    ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
     ("catalog_rows", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_range"),
+    ("connectors.folder", "connectors.kafka_client"),
+    ("connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
+    ("connectors.kafka_range",),
     ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("eras", "search", "warmup", "connectors.kafka"),
@@ -48,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 250,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 265,  # shorter, in truth: the loop is what everybody reads
     "catalog": 340,  # one statement of SQL after the other
 }
 
