@@ -51,7 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 260,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 265,  # shorter, in truth: the loop is what everybody reads
     "catalog": 340,  # one statement of SQL after the other
 }
 
