@@ -111,7 +111,6 @@ class Daemon:
             self.dead_letters,
             self.metrics,
             heldout_ratio=settings.evaluate.heldout_ratio,
-            heldout_max=settings.evaluate.heldout_max_per_task,
         )
         self.state = State(
             learner=learner,

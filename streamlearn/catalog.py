@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog_file import CatalogFile
+from streamlearn.catalog_learned import Learned
 from streamlearn.catalog_rows import (
     CLIP_COLUMNS,
     INSERT_CLIP,
@@ -59,6 +60,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self._file = CatalogFile(path)
+        self.learned = Learned(self._file)
         stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
         stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
         self._generation: int = max(stamp for query in stamps for (stamp,) in self._file.fetch(query))
@@ -94,7 +96,7 @@ class Catalog:
                 " WHERE clips.row = first.row",
                 (generation,),
             )
-            for table in ("vectors", "moves", "scores"):
+            for table in ("vectors", "moves", "scores", "ranks", "learned"):
                 db.execute(f"DELETE FROM {table} WHERE born > ?", (generation,))
             for table in ("clips", "vectors"):
                 db.execute(f"UPDATE {table} SET died = NULL WHERE died > ?", (generation,))
@@ -149,6 +151,7 @@ class Catalog:
                 "INSERT INTO tags (name, value, row) VALUES (?, ?, ?)",
                 [(*tag, row) for row, clip in newest.values() for tag in tags(clip.meta)],
             )
+            self.learned.note(db, clips, self._generation)
         stored = {row for row, _ in newest.values()}
         return rows, replaced + [row for row in rows if row not in stored]
 
@@ -258,8 +261,8 @@ class Catalog:
         return np.sort(np.fromiter((row for (row,) in found), np.int64, len(found)))
 
     def heldout(self, task: str, limit: int) -> list[ClipRow]:
-        """Live clips of a task that it is evaluated with, oldest first."""
-        query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY row LIMIT ?"
+        """The live clips that a task is evaluated with: of those held out, the ones that drew the lowest lots."""
+        query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
         return [clip_of(values) for values in self._file.fetch(query, task, limit)]
 
     def count(self) -> int:

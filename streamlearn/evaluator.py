@@ -76,7 +76,7 @@ class Evaluator:
             ("v2t", "served"): self._served_v2t(snapshot, sets),
         }
         video = {task: self._videos(clips) for task, clips in sets.items()}
-        text = {task: self._learner.encode_text([c.captions[0] for c in clips]) for task, clips in sets.items()}
+        text = {task: self._learner.encode_text([c.asked for c in clips]) for task, clips in sets.items()}
         for direction, queries, gallery in (("t2v", text, video), ("v2t", video, text)):
             found[direction, "learner"] = {
                 task: ranks(queries[task] @ gallery[task].T, np.arange(len(clips))) for task, clips in sets.items()
@@ -88,7 +88,7 @@ class Evaluator:
         out = {}
         limit = min(_RANK_LIMIT, len(snapshot))
         for task, clips in sets.items():
-            captions = [clip.captions[0] for clip in clips]
+            captions = [clip.asked for clip in clips]
             _, rows, _ = self._searcher.ask(snapshot, lambda era, q=captions: era.encoder.texts(q), limit)  # type: ignore[misc]
             hits = rows == np.asarray([clip.row for clip in clips])[:, None]  # (q, limit)
             out[task] = np.where(hits.any(1), hits.argmax(1) + 1, limit + 1)
@@ -96,7 +96,7 @@ class Evaluator:
 
     def _served_v2t(self, snapshot: Snapshot, sets: Mapping[str, Sequence[ClipRow]]) -> dict[str, np.ndarray]:
         """Each clip's stored vector against all held-out captions, as the text encoder of its era sees them."""
-        captions = [clip.captions[0] for clips in sets.values() for clip in clips]
+        captions = [clip.asked for clips in sets.values() for clip in clips]
         rank: dict[int, int] = {}
         place = {clip.row: i for i, clip in enumerate(c for clips in sets.values() for c in clips)}
         for era in snapshot.eras:

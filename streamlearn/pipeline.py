@@ -111,7 +111,7 @@ class Pipeline:
         if self.state.due("evaluate", self.settings.evaluate.interval_clips):
             self.evaluate()  # first test, then learn
 
-        splits = dict(zip(clips, self.ledger.splits(list(clips.values()), self.state.task), strict=True))
+        splits = dict(zip(clips, self.ledger.splits(list(clips.values())), strict=True))
         train = [i for i in clips if splits[i] == "train"]
         with self.metrics.stage_seconds.labels("learn").time():
             vectors = self._held_out_keys(clips, [i for i in clips if splits[i] != "train"])
@@ -236,5 +236,4 @@ class Pipeline:
 
     def _start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
         self.state.start_task(boundary, batch)
-        self.ledger.recount()
         self.metrics.task_boundaries_total.labels(boundary.cause).inc()

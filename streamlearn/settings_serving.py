@@ -19,7 +19,7 @@ class EvaluateSettings(Section):
     heldout_max_per_task: int = Field(
         200,
         ge=1,
-        description="Held-out pairs evaluated per task; further ones are searchable and not learned from.",
+        description="Held-out pairs a task is evaluated with, a fair sample; the others are not learned from either.",
     )
     interval_clips: int = Field(1_000, ge=1, description="Clips between evaluations.")
     min_pairs: int = Field(5, ge=1, description="A task with fewer held-out pairs has no gauges.")

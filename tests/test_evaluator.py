@@ -139,7 +139,7 @@ def test_forgetting_is_measured_against_the_best_so_far(parts: Parts) -> None:
     assert gauge(parts, "forgetting_ratio", **labels) == pytest.approx((before - after) / before)
 
 
-def test_a_task_with_too_few_pairs_has_no_gauges_and_one_with_too_many_uses_the_first(parts: Parts) -> None:
+def test_a_task_with_too_few_pairs_has_no_gauges_and_one_with_too_many_asks_a_sample(parts: Parts) -> None:
     evaluator(parts, min_pairs=10, heldout_max_per_task=11).run(parts.publish(), ["t1", "t2"], 42)
     assert gauge(parts, "eval_pairs", task="t1") == 11
     assert gauge(parts, "eval_pairs", task="t2") is None
@@ -257,7 +257,7 @@ def test_a_clip_that_was_learned_is_never_a_question_whatever_is_said_later(tmp_
 def test_more_held_out_clips_than_a_task_is_evaluated_with_are_not_learned_either(tmp_path: Path) -> None:
     records = [as_split(record, "heldout") for record in Stream().clips("studio", 20)]
     with watched(tmp_path, records, **{"evaluate.heldout_max_per_task": 6}) as (running, seen):
-        assert len(heldout_ids(running)) == 6
+        assert running.registry.get_sample_value("streamlearn_eval_pairs", {"task": "t1"}) == 6
         assert running.state.catalog.count() == 20
     assert not seen
 
