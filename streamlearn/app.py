@@ -26,6 +26,7 @@ from streamlearn.eras import Eras
 from streamlearn.errors import SettingsError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
+from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.index import configure_faiss
@@ -34,6 +35,7 @@ from streamlearn.ledger import Ledger
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
+from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
@@ -103,7 +105,10 @@ class Daemon:
         book = ScoreBook()
         eras = Eras(learner, self.catalog, self.frames, settings.search)
         detector = _detector(settings.drift)
-        evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
+        evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)
+        self.scoreboard = Scoreboard(book, self.catalog, self.metrics)
+        examiner = Examiner(evaluator, self.scoreboard, self.metrics, budget_ratio=settings.evaluate.budget_ratio)
+        opened.callback(examiner.close)
         ledger = Ledger(
             self.catalog,
             self.frames,
@@ -130,7 +135,7 @@ class Daemon:
             learner=learner,
             ledger=ledger,
             boundaries=Boundaries(detector),
-            evaluator=evaluator,
+            examiner=examiner,
             state=self.state,
             settings=settings,
             metrics=self.metrics,
@@ -157,7 +162,7 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self.state.restore()
-            self.pipeline.evaluator.export()
+            self.scoreboard.export()
             self.server.start()
             self.feed.start(self.state.offsets)
         except BaseException:

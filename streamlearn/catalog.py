@@ -25,14 +25,13 @@ from streamlearn.catalog_learned import Learned
 from streamlearn.catalog_rows import (
     CLIP_COLUMNS,
     INSERT_CLIP,
-    INSERT_SCORE,
-    SCORE_COLUMNS,
     ClipRow,
     Score,
+    TaskRanks,
     clip_of,
     clip_values,
-    score_values,
 )
+from streamlearn.catalog_scores import Scores
 from streamlearn.errors import StateError
 from streamlearn.filters import tags, where
 from streamlearn.records import Vectors
@@ -60,7 +59,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self._file = CatalogFile(path)
-        self.learned = Learned(self._file)
+        self.learned, self.matrix = Learned(self._file), Scores(self._file)
         stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
         stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
         self._generation: int = max(stamp for query in stamps for (stamp,) in self._file.fetch(query))
@@ -231,13 +230,10 @@ class Catalog:
             )
         return rows
 
-    def add_scores(self, scores: Sequence[Score]) -> None:
-        """Append to the matrix."""
+    def add_scores(self, scores: Sequence[Score], ranks: Sequence[TaskRanks] = ()) -> None:
+        """Append to the matrix; the ranks take the place of earlier ones of the same task, direction and view."""
         with self._file.transaction() as db:
-            db.executemany(
-                INSERT_SCORE,
-                [score_values(score, self._generation) for score in scores],
-            )
+            self.matrix.add(db, scores, ranks, self._generation)
 
     def clips(self, rows: Iterable[int]) -> dict[int, ClipRow]:
         """The clips of those rows that are live."""
@@ -264,6 +260,11 @@ class Catalog:
         """The live clips that a task is evaluated with: of those held out, the ones that drew the lowest lots."""
         query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
         return [clip_of(values) for values in self._file.fetch(query, task, limit)]
+
+    def other_questions(self, task: str, limit: int) -> list[str]:
+        """What held-out clips of other tasks are asked with, a fair sample of them."""
+        query = f"{_LIVE_CLIPS} AND task != ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
+        return [clip_of(values).asked for values in self._file.fetch(query, task, limit)]
 
     def count(self) -> int:
         """Live clips."""
@@ -315,8 +316,7 @@ class Catalog:
 
     def scores(self, task: str | None = None) -> list[Score]:
         """The matrix, oldest first; of one task where one is named."""
-        query = f"SELECT {SCORE_COLUMNS} FROM scores WHERE ?1 IS NULL OR task = ?1 ORDER BY id"
-        return [Score(*values) for values in self._file.fetch(query, task)]
+        return self.matrix.scores(task=task)
 
     def _bury(self, db: sqlite3.Connection, rows: list[int]) -> None:
         for table in ("clips", "vectors"):

@@ -80,6 +80,23 @@ class Score:
     high: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TaskRanks:
+    """The last evaluation's ranks of a task, question by question: what its medians and its worst clips are read from.
+
+    Attributes:
+        rows: of the clips, which may have been taken away since.
+        ranks: of each; 1 is the best.
+    """
+
+    task: str
+    direction: str
+    view: str
+    clips_seen: int
+    rows: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
 #: The columns that make a noun, in its order, for a SELECT or an INSERT.
 CLIP_FIELDS = tuple(field.name for field in fields(ClipRow))
 CLIP_COLUMNS = ", ".join(CLIP_FIELDS)
@@ -110,4 +127,6 @@ def clip_of(values: tuple[Any, ...]) -> ClipRow:
     """The clip of one answer that selects `CLIP_COLUMNS`."""
     row, video_id, uri, start_s, end_s, captions, meta, *rest, question = values
     asked = None if question is None else json.loads(question)
-    return ClipRow(row, video_id, uri, start_s, end_s, tuple(json.loads(captions)), json.loads(meta), *rest, asked)
+    return ClipRow(
+        row, video_id, uri, start_s, end_s, tuple(json.loads(captions)), json.loads(meta), *rest, question=asked
+    )

@@ -31,10 +31,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
     ("connectors.kafka_range",),
     ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
-    ("catalog_learned",),
+    ("catalog_learned", "catalog_scores"),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("eras", "search", "warmup", "connectors.kafka"),
     ("ledger", "evaluator"),
+    ("scoreboard",),
+    ("examiner",),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
     ("pipeline", "service"),

@@ -15,9 +15,11 @@ import pytest
 
 from streamlearn.app import Daemon
 from streamlearn.evaluate import ScoreBook
-from streamlearn.evaluator import Evaluator
+from streamlearn.evaluator import Evaluator, Measured
 from streamlearn.learner import Learner
 from streamlearn.records import Frames, Position, Record, StepStats
+from streamlearn.scoreboard import Scoreboard
+from streamlearn.search import Snapshot
 from streamlearn.settings import EvaluateSettings, ModelSettings, load
 from streamlearn.tasks import is_heldout
 from streamlearn.testing import ListSource
@@ -42,16 +44,21 @@ def parts(tmp_path: Path) -> Parts:
     return parts
 
 
-def evaluator(parts: Parts, **settings: Any) -> Evaluator:
-    return Evaluator(
-        parts.learner,
-        parts.catalog,
-        parts.frames,
-        parts.searcher,
-        ScoreBook(),
-        EvaluateSettings(**settings),
-        parts.metrics,
-    )
+class Judge:
+    """Measures at once and writes down, without a daemon."""
+
+    def __init__(self, parts: Parts, **settings: Any) -> None:
+        self._evaluator = Evaluator(parts.catalog, parts.frames, parts.searcher, EvaluateSettings(**settings))
+        self.board = Scoreboard(ScoreBook(), parts.catalog, parts.metrics)
+
+    def run(self, snapshot: Snapshot, tasks: Sequence[str], clips_seen: int) -> dict[str, Measured]:
+        found = [self.measure(snapshot, task, clips_seen) for task in tasks]
+        self.board.record([one for one in found if one is not None])
+        return {one.task: one for one in found if one is not None}
+
+    def measure(self, snapshot: Snapshot, task: str, clips_seen: int) -> Measured | None:
+        pairs = self.board.book.forward_pairs(task)
+        return self._evaluator.measure(snapshot, task, clips_seen, forward_pairs=pairs)
 
 
 def gauge(parts: Parts, name: str, **labels: str) -> float | None:
@@ -72,7 +79,7 @@ def counted(rank: dict[str, list[int]]) -> dict[tuple[str, int], float]:
 
 def test_served_recall_is_what_a_user_who_asks_with_the_caption_gets(parts: Parts) -> None:
     snapshot = parts.publish()
-    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    Judge(parts).run(snapshot, ["t1", "t2"], 42)
     rank: dict[str, list[int]] = {"t1": [], "t2": []}
     for task, of in rank.items():
         for clip in parts.catalog.heldout(task, 100):
@@ -88,7 +95,7 @@ def test_served_recall_is_what_a_user_who_asks_with_the_caption_gets(parts: Part
 
 def test_served_video_to_text_asks_the_stored_vectors_for_all_held_out_captions(parts: Parts) -> None:
     snapshot = parts.publish()
-    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    Judge(parts).run(snapshot, ["t1", "t2"], 42)
     clips = {task: parts.catalog.heldout(task, 100) for task in ("t1", "t2")}
     captions = [clip.captions[0] for task in clips for clip in clips[task]]
     rank = {}
@@ -101,7 +108,7 @@ def test_served_video_to_text_asks_the_stored_vectors_for_all_held_out_captions(
 
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])
 def test_learner_recall_ranks_each_tasks_own_clips_by_todays_encoders(parts: Parts, direction: str) -> None:
-    evaluator(parts).run(parts.publish(), ["t1", "t2"], 42)
+    Judge(parts).run(parts.publish(), ["t1", "t2"], 42)
     rank = {}
     for task in ("t1", "t2"):
         clips = parts.catalog.heldout(task, 100)
@@ -113,7 +120,7 @@ def test_learner_recall_ranks_each_tasks_own_clips_by_todays_encoders(parts: Par
 
 
 def test_scores_are_kept_with_the_clips_and_step_they_were_measured_at(parts: Parts) -> None:
-    evaluator(parts).run(parts.publish(), ["t1", "t2"], 42)
+    Judge(parts).run(parts.publish(), ["t1", "t2"], 42)
     scores = parts.catalog.scores()
     assert Counter((s.task, s.direction, s.view) for s in scores) == Counter(
         {(t, d, v): 3 for t in ("t1", "t2") for d in ("t2v", "v2t") for v in ("served", "learner")}
@@ -125,7 +132,7 @@ def test_scores_are_kept_with_the_clips_and_step_they_were_measured_at(parts: Pa
 
 
 def test_forgetting_is_measured_against_the_best_so_far(parts: Parts) -> None:
-    judge = evaluator(parts)
+    judge = Judge(parts)
     judge.run(parts.publish(), ["t1", "t2"], 42)
     before = recalls(parts, "t2v", "learner")["t1", 5]
     assert before
@@ -140,7 +147,7 @@ def test_forgetting_is_measured_against_the_best_so_far(parts: Parts) -> None:
 
 
 def test_a_task_with_too_few_pairs_has_no_gauges_and_one_with_too_many_asks_a_sample(parts: Parts) -> None:
-    evaluator(parts, min_pairs=10, heldout_max_per_task=11).run(parts.publish(), ["t1", "t2"], 42)
+    Judge(parts, min_pairs=10, heldout_max_per_task=11).run(parts.publish(), ["t1", "t2"], 42)
     assert gauge(parts, "eval_pairs", task="t1") == 11
     assert gauge(parts, "eval_pairs", task="t2") is None
     assert recalls(parts, "t2v", "served")["t2", 5] is None
@@ -151,7 +158,7 @@ def test_a_held_out_clip_without_frames_or_not_yet_served_counts_as_not_found(pa
     late = parts.learn(3, "night", split="heldout")
     gone = [clip.row for clip in parts.catalog.heldout("t1", 100)]
     parts.frames.delete(gone)
-    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    Judge(parts).run(snapshot, ["t1", "t2"], 42)
     # Vectors of zeros tie with all others: in the middle of twelve, as chance has it.
     assert gauge(parts, "median_rank", task="t1", direction="t2v", view="learner") == 7
     assert gauge(parts, "eval_pairs", task="t2") == 9 + len(late)
@@ -161,11 +168,11 @@ def test_a_held_out_clip_without_frames_or_not_yet_served_counts_as_not_found(pa
 
 
 def test_staleness_is_zero_for_vectors_of_today_and_grows_as_the_pair_moves(parts: Parts) -> None:
-    judge = evaluator(parts)
-    fresh = judge.run(parts.publish(), ["t1", "t2"], 42)
+    judge = Judge(parts)
+    fresh = judge.run(parts.publish(), ["t1", "t2"], 42)["t2"].staleness_ratio
     for _ in range(10):
         parts.learn(8, "night")
-    stale = judge.run(parts.publish(), ["t1", "t2"], 43)
+    stale = judge.run(parts.publish(), ["t1", "t2"], 43)["t2"].staleness_ratio
     assert fresh is not None
     assert stale is not None
     assert -1e-3 < fresh < 0.01  # JPEG
@@ -174,9 +181,9 @@ def test_staleness_is_zero_for_vectors_of_today_and_grows_as_the_pair_moves(part
 
 def test_nothing_held_out_is_nothing_to_measure(tmp_path: Path) -> None:
     parts = Parts(tmp_path)
-    assert evaluator(parts).run(parts.publish(), [], 0) is None
+    assert Judge(parts).run(parts.publish(), [], 0) == {}
     parts.learn(8)
-    assert evaluator(parts).run(parts.publish(), ["t1"], 8) is None
+    assert Judge(parts).run(parts.publish(), ["t1"], 8) == {}
     assert parts.catalog.scores() == []
 
 
