@@ -78,7 +78,7 @@ class Daemon:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.metrics = Metrics.create(self.registry)
-        opened.enter_context(_lock(settings.state_dir))
+        opened.enter_context(lock_state(settings.state_dir))
 
         device = device_of(settings.model.device)
         learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
@@ -230,7 +230,7 @@ def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
     )
 
 
-def _lock(state_dir: Path) -> IO[str]:
+def lock_state(state_dir: Path) -> IO[str]:
     """Make the state directory and hold it: two daemons in one would destroy each other's work."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)

@@ -125,8 +125,7 @@ def score_values(score: Score, generation: int) -> tuple[Any, ...]:
 
 def clip_of(values: tuple[Any, ...]) -> ClipRow:
     """The clip of one answer that selects `CLIP_COLUMNS`."""
-    row, video_id, uri, start_s, end_s, captions, meta, *rest, question = values
-    asked = None if question is None else json.loads(question)
-    return ClipRow(
-        row, video_id, uri, start_s, end_s, tuple(json.loads(captions)), json.loads(meta), *rest, question=asked
-    )
+    row, video_id, uri, start_s, end_s, captions, meta, *rest = values
+    if rest[-1] is not None:
+        rest[-1] = json.loads(rest[-1])  # the question
+    return ClipRow(row, video_id, uri, start_s, end_s, tuple(json.loads(captions)), json.loads(meta), *rest)

@@ -39,12 +39,21 @@ class Scores:
         found = self._file.fetch(f"SELECT {SCORE_COLUMNS} FROM scores WHERE {where} ORDER BY id", *named.values())
         return [Score(*values) for values in found]
 
+    def newest(self) -> list[Score]:
+        """The last score of every series."""
+        last = "SELECT max(id) FROM scores GROUP BY task, direction, k, view"
+        found = self._file.fetch(f"SELECT {SCORE_COLUMNS} FROM scores WHERE id IN ({last}) ORDER BY id")
+        return [Score(*values) for values in found]
+
     def ranks(self) -> list[TaskRanks]:
         """Of every task that was evaluated, by direction and view."""
         found = self._file.fetch(
             "SELECT task, direction, view, clips_seen, clip_rows, ranks FROM ranks ORDER BY task, direction, view"
         )
-        return [TaskRanks(*of, _unpack(rows), _unpack(ranks)) for *of, rows, ranks in found]
+        return [
+            TaskRanks(task, direction, view, clips_seen, _unpack(rows), _unpack(ranks))
+            for task, direction, view, clips_seen, rows, ranks in found
+        ]
 
 
 def _pack(numbers: Sequence[int]) -> bytes:

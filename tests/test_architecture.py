@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index", "room"),
-    ("heldout",),
+    ("heldout", "testing_evaluation"),
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
@@ -31,16 +31,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
     ("connectors.kafka_range",),
     ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("routes_evaluation",),
     ("catalog_learned", "catalog_scores"),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("eras", "search", "warmup", "connectors.kafka"),
     ("ledger", "evaluator"),
-    ("scoreboard",),
+    ("scoreboard", "evaluation_report", "evaluation_html"),
     ("examiner",),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
-    ("state",),
+    ("state", "offline"),
+    ("service_evaluation",),
     ("pipeline", "service"),
     ("app",),
+    ("cli_eval",),
     ("demo", "replay"),
     ("cli_streams",),
     ("cli",),
@@ -50,7 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 245,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 265,  # shorter, in truth: the loop is what everybody reads
     "catalog": 340,  # one statement of SQL after the other
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from streamlearn.app import Daemon
+from streamlearn.era_view import QueryEncoder
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator, Measured
 from streamlearn.learner import Learner
+from streamlearn.metrics import Metrics
 from streamlearn.records import Frames, Position, Record, StepStats
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Snapshot
@@ -24,7 +28,7 @@ from streamlearn.settings import EvaluateSettings, ModelSettings, load
 from streamlearn.tasks import is_heldout
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
-from tests.parts import Parts
+from tests.parts import BLANK, Parts
 from tests.test_daemon import Stream, settled
 
 KS = (1, 5, 10)
@@ -144,6 +148,96 @@ def test_forgetting_is_measured_against_the_best_so_far(parts: Parts) -> None:
     assert after < before
     labels = {"task": "t1", "direction": "t2v", "k": "5", "view": "learner"}
     assert gauge(parts, "forgetting_ratio", **labels) == pytest.approx((before - after) / before)
+
+
+def test_what_was_known_of_a_task_before_it_began_is_measured_with_the_pair_of_before(parts: Parts) -> None:
+    judge = Judge(parts)
+    judge.run(parts.publish(), ["t1", "t2"], 42)
+    before = parts.eras.eras[0].encoder
+    assert before is not None
+    clips = parts.catalog.heldout("t2", 100)
+    texts, films = before.texts([c.asked for c in clips]), before.clips(parts.stored([c.row for c in clips]))
+    rank = [1 + int((row > row[i]).sum()) for i, row in enumerate(texts @ films.T)]
+    for k in KS:
+        expected = np.mean([r <= k for r in rank]) - min(1, k / len(clips))
+        got = gauge(parts, "forward_transfer_ratio", direction="t2v", k=str(k), view="learner")
+        assert got == pytest.approx(expected)
+    assert judge.board.book.forward_pairs("t1") == 0  # nothing came before the first task
+    assert gauge(parts, "forward_transfer_ratio", direction="t2v", k="5", view="served") is None
+    again = judge.measure(parts.publish(), "t2", 43)
+    assert again is not None
+    assert again.forward == {}  # until there are twice as many pairs
+    parts.learn(9, "night", split="heldout")
+    later = judge.measure(parts.publish(), "t2", 44)
+    assert later is not None
+    assert later.forward
+
+
+def test_the_pool_view_is_recall_among_so_many_clips_drawn_from_all(parts: Parts) -> None:
+    snapshot = parts.publish()
+    assert len(snapshot) == 42
+    one = Judge(parts, pool_clips=20).measure(snapshot, "t1", 42)
+    assert one is not None
+    rng, served = np.random.default_rng(1), one.ranks["t2v", "served"]
+    drawn = []
+    for _ in range(400):
+        pools = [rng.permutation(41)[:19] for _ in served]  # places of the others, as they rank without the answer
+        drawn.append([(1 + (pool < rank - 1).sum()) <= 5 for pool, rank in zip(pools, served, strict=True)])
+    assert one.hits["t2v", "pool", 5].mean() == pytest.approx(np.mean(drawn), abs=0.02)
+    assert one.hits["t2v", "pool", 5].mean() >= one.hits["t2v", "served", 5].mean()
+    small = Judge(parts, pool_clips=43).measure(snapshot, "t1", 42)  # the index is not that large yet
+    assert small is not None
+    assert {view for _, view, _ in small.hits} == {"served", "learner"}
+
+
+def test_scores_have_intervals_and_medians_come_back_after_a_restart(parts: Parts) -> None:
+    judge = Judge(parts)
+    judge.run(parts.publish(), ["t1", "t2"], 42)
+    for score in parts.catalog.scores():
+        assert score.low is not None
+        assert score.high is not None
+        assert score.value is not None
+        assert 0 <= score.low <= score.value <= score.high <= 1
+        assert score.low < score.high or score.value in (0, 1)
+    labels = {"task": "t2", "direction": "v2t", "view": "served"}
+    before = gauge(parts, "median_rank", **labels), gauge(parts, "eval_pairs", task="t2")
+    registry = CollectorRegistry()
+    Scoreboard(judge.board.book, parts.catalog, Metrics.create(registry)).export()
+    assert registry.get_sample_value("streamlearn_median_rank", labels) == before[0]
+    assert registry.get_sample_value("streamlearn_eval_pairs", {"task": "t2"}) == before[1]
+
+
+def test_what_was_not_measured_yet_is_no_number(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    for name in ("train_loss", "index_staleness_ratio", "prequential_recall_ratio"):
+        value = gauge(parts, name)
+        assert value is not None
+        assert math.isnan(value)
+    Judge(parts).run(parts.publish(), ["t1"], 0)
+    assert gauge(parts, "backward_transfer_ratio", direction="t2v", k="5", view="served") is None
+
+
+def test_each_era_is_asked_for_a_bounded_number_of_captions(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 held-out clips of other tasks: the first era is asked for 1,000 captions in all, its own among them."""
+    parts.catalog.put(
+        [
+            replace(BLANK, video_id=f"x{i}", captions=(f"caption {i}",), split="heldout", task=f"o{i % 20}")
+            for i in range(2000)
+        ]
+    )
+    asked: list[int] = []
+    texts = QueryEncoder.texts
+
+    def counting(self: QueryEncoder, captions: Sequence[str]) -> np.ndarray:
+        asked.append(len(captions))
+        return texts(self, captions)
+
+    snapshot = parts.publish()
+    monkeypatch.setattr(QueryEncoder, "texts", counting)
+    one = Judge(parts).measure(snapshot, "t1", 42)
+    assert one is not None
+    assert max(asked) == 1000
+    assert one.ranks["v2t", "served"].max() <= 1000
 
 
 def test_a_task_with_too_few_pairs_has_no_gauges_and_one_with_too_many_asks_a_sample(parts: Parts) -> None:

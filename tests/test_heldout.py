@@ -11,6 +11,7 @@ import pytest
 
 from streamlearn.catalog import ClipRow
 from streamlearn.deadletters import FileDeadLetters
+from streamlearn.frames import pack
 from streamlearn.heldout import Footage, lot
 from streamlearn.ledger import Ledger
 from streamlearn.records import Clip, Event, Position, Tombstone
@@ -53,7 +54,7 @@ def stream(tmp_path: Path) -> Stream:
 
 
 def clip(video_id: str, split: str = "auto", *, captions: Sequence[str] = ("a ball",), **facts: Any) -> Clip:
-    return Clip(video_id, FRAMES, tuple(captions), Position("t", "0", 0), split=split, **facts)
+    return Clip(video_id, FRAMES, pack(FRAMES), tuple(captions), Position("t", "0", 0), split=split, **facts)
 
 
 def gone(video_id: str) -> Tombstone:
