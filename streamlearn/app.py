@@ -28,6 +28,7 @@ from streamlearn.eras import Eras
 from streamlearn.errors import SettingsError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
+from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.index import configure_faiss
@@ -39,6 +40,7 @@ from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
 from streamlearn.routes_clips import clip_routes
 from streamlearn.routes_tasks import task_routes
+from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
@@ -83,7 +85,7 @@ class Daemon:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.metrics = Metrics.create(self.registry)
-        opened.enter_context(_lock(settings.state_dir))
+        opened.enter_context(lock_state(settings.state_dir))
 
         device = device_of(settings.model.device)
         learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
@@ -112,7 +114,10 @@ class Daemon:
         eras = Eras(learner, self.catalog, self.frames, settings.search)
         judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = _detector(settings.drift)
-        evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
+        evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)
+        self.scoreboard = Scoreboard(book, self.catalog, self.metrics)
+        examiner = Examiner(evaluator, self.scoreboard, self.metrics, budget_ratio=settings.evaluate.budget_ratio)
+        opened.callback(examiner.close)
         ledger = Ledger(
             self.catalog,
             self.frames,
@@ -120,7 +125,6 @@ class Daemon:
             self.dead_letters,
             self.metrics,
             heldout_ratio=settings.evaluate.heldout_ratio,
-            heldout_max=settings.evaluate.heldout_max_per_task,
         )
         self.state = State(
             learner=learner,
@@ -141,7 +145,7 @@ class Daemon:
             learner=learner,
             ledger=ledger,
             boundaries=Boundaries(detector),
-            evaluator=evaluator,
+            examiner=examiner,
             state=self.state,
             settings=settings,
             metrics=self.metrics,
@@ -185,7 +189,7 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self.state.restore()
-            self.pipeline.evaluator.export()
+            self.scoreboard.export()
             self.server.start()
             self.feed.start(self.state.offsets)
         except BaseException:
@@ -253,7 +257,7 @@ def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
     )
 
 
-def _lock(state_dir: Path) -> IO[str]:
+def lock_state(state_dir: Path) -> IO[str]:
     """Make the state directory and hold it: two daemons in one would destroy each other's work."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)

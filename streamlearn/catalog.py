@@ -21,17 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog_file import CatalogFile
+from streamlearn.catalog_learned import Learned
 from streamlearn.catalog_rows import (
     CLIP_COLUMNS,
     INSERT_CLIP,
-    INSERT_SCORE,
-    SCORE_COLUMNS,
     ClipRow,
     Score,
+    TaskRanks,
     clip_of,
     clip_values,
-    score_values,
 )
+from streamlearn.catalog_scores import Scores
 from streamlearn.errors import StateError
 from streamlearn.filters import tags, where
 from streamlearn.records import Vectors
@@ -59,6 +59,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self._file = CatalogFile(path)
+        self.learned, self.matrix = Learned(self._file), Scores(self._file)
         stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
         stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
         self._generation: int = max(stamp for query in stamps for (stamp,) in self._file.fetch(query))
@@ -94,7 +95,7 @@ class Catalog:
                 " WHERE clips.row = first.row",
                 (generation,),
             )
-            for table in ("vectors", "moves", "scores"):
+            for table in ("vectors", "moves", "scores", "ranks", "learned"):
                 db.execute(f"DELETE FROM {table} WHERE born > ?", (generation,))
             for table in ("clips", "vectors"):
                 db.execute(f"UPDATE {table} SET died = NULL WHERE died > ?", (generation,))
@@ -149,6 +150,7 @@ class Catalog:
                 "INSERT INTO tags (name, value, row) VALUES (?, ?, ?)",
                 [(*tag, row) for row, clip in newest.values() for tag in tags(clip.meta)],
             )
+            self.learned.note(db, clips, self._generation)
         stored = {row for row, _ in newest.values()}
         return rows, replaced + [row for row in rows if row not in stored]
 
@@ -228,13 +230,10 @@ class Catalog:
             )
         return rows
 
-    def add_scores(self, scores: Sequence[Score]) -> None:
-        """Append to the matrix."""
+    def add_scores(self, scores: Sequence[Score], ranks: Sequence[TaskRanks] = ()) -> None:
+        """Append to the matrix; the ranks take the place of earlier ones of the same task, direction and view."""
         with self._file.transaction() as db:
-            db.executemany(
-                INSERT_SCORE,
-                [score_values(score, self._generation) for score in scores],
-            )
+            self.matrix.add(db, scores, ranks, self._generation)
 
     def clips(self, rows: Iterable[int]) -> dict[int, ClipRow]:
         """The clips of those rows that are live."""
@@ -258,9 +257,14 @@ class Catalog:
         return np.sort(np.fromiter((row for (row,) in found), np.int64, len(found)))
 
     def heldout(self, task: str, limit: int) -> list[ClipRow]:
-        """Live clips of a task that it is evaluated with, oldest first."""
-        query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY row LIMIT ?"
+        """The live clips that a task is evaluated with: of those held out, the ones that drew the lowest lots."""
+        query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
         return [clip_of(values) for values in self._file.fetch(query, task, limit)]
+
+    def other_questions(self, task: str, limit: int) -> list[str]:
+        """What held-out clips of other tasks are asked with, a fair sample of them."""
+        query = f"{_LIVE_CLIPS} AND task != ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
+        return [clip_of(values).asked for values in self._file.fetch(query, task, limit)]
 
     def count(self) -> int:
         """Live clips."""
@@ -312,8 +316,7 @@ class Catalog:
 
     def scores(self, task: str | None = None) -> list[Score]:
         """The matrix, oldest first; of one task where one is named."""
-        query = f"SELECT {SCORE_COLUMNS} FROM scores WHERE ?1 IS NULL OR task = ?1 ORDER BY id"
-        return [Score(*values) for values in self._file.fetch(query, task)]
+        return self.matrix.scores(task=task)
 
     def _bury(self, db: sqlite3.Connection, rows: list[int]) -> None:
         for table in ("clips", "vectors"):

@@ -156,7 +156,7 @@ class Eras:
         frames = {i: f for i, clip in enumerate(clips) if (f := self._frames.get(clip.row)) is not None}
         if len(frames) < _FEWEST_JUDGES or len({f.shape for f in frames.values()}) > 1:
             return snapshot.local
-        texts, films = [clips[i].captions[0] for i in frames], np.stack(list(frames.values()))
+        texts, films = [clips[i].asked for i in frames], np.stack(list(frames.values()))
         towers, merit = self._learner.local.frozen_copy(), []
         for state in (snapshot.local, snapshot.online):
             towers.load_state_dict(state)

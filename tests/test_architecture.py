@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index", "room"),
-    ("recognition", "drift_log"),
+    ("recognition", "drift_log", "heldout", "testing_evaluation"),
     ("tune",),
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
@@ -33,15 +33,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
     ("connectors.kafka_range", "connectors.kafka_publisher"),
     ("connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
-    ("routes_clips",),
+    ("routes_clips", "routes_evaluation"),
+    ("catalog_learned", "catalog_scores"),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("eras", "search", "warmup", "clip_writer", "connectors.kafka"),
     ("ledger", "evaluator", "judge"),
+    ("scoreboard", "evaluation_report", "evaluation_html"),
+    ("examiner",),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
-    ("state",),
+    ("state", "offline"),
+    ("service_evaluation",),
     ("pipeline", "service"),
     ("routes_tasks", "service_tasks", "cli_tasks"),
     ("app",),
+    ("cli_eval",),
     ("demo", "replay"),
     ("cli_streams",),
     ("cli",),
@@ -51,7 +56,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 265,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 290,  # shorter, in truth: the loop is what everybody reads
     "catalog": 340,  # one statement of SQL after the other
 }
 
