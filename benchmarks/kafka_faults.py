@@ -241,8 +241,6 @@ def pair(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict
                 gaps.append(time.monotonic() - moved)
                 last, moved = learned, time.monotonic()
             time.sleep(0.1)  # the pace of looking
-    with survivor:
-        pass
     # What each has learned, as a reader of its last checkpoint sees it; no topic is read any more.
     empty = broker.create_topic(f"{stream.topic}-empty")
     return gaps_and_shares(stream, work, empty, gaps)
@@ -250,7 +248,8 @@ def pair(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict
 
 def gaps_and_shares(stream: Stream, work: Path, empty: str, gaps: list[float]) -> dict[str, Any]:
     with DaemonProcess(work / "a", stream.settings()) as survivor:
-        wait(survivor, lambda s: s["state"] == "idle" and s["searchable"], "the survivor has read the rest")
+        sent = len(stream.good) + len(stream.bad)
+        wait(survivor, lambda s: sum(s["offsets"].get(stream.topic, {}).values()) == sent, "the survivor has it all")
         a = found(survivor)
     quiet = stream.settings(**{"kafka.topics": [empty], "kafka.group_id": "nobody"})
     with DaemonProcess(work / "b", quiet) as victim:
