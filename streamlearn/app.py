@@ -103,7 +103,7 @@ class Daemon:
         )
         opened.callback(self.feed.close)
         book = ScoreBook()
-        eras = Eras(learner, self.catalog, self.frames, settings.search)
+        eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
         detector = _detector(settings.drift)
         evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
         ledger = Ledger(

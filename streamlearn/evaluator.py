@@ -100,7 +100,8 @@ class Evaluator:
         rank: dict[int, int] = {}
         place = {clip.row: i for i, clip in enumerate(c for clips in sets.values() for c in clips)}
         for era in snapshot.eras:
-            rows = np.intersect1d(era.partition.rows, np.fromiter(place, np.int64))
+            rows = np.fromiter(place, np.int64)
+            rows = rows[era.partition.holds(rows)]
             if len(rows):
                 scores = era.partition.vectors(rows) @ era.encoder.texts(captions).T
                 targets = np.asarray([place[int(row)] for row in rows])
@@ -167,9 +168,8 @@ def _set(gauge: Gauge, value: float | None) -> None:
 def _staleness(snapshot: Snapshot, sets: Mapping[str, Sequence[ClipRow]], video: Mapping[str, Vectors]) -> float | None:
     """Of the last era alone: a sealed era's vectors are meant to differ from today's."""
     era = snapshot.eras[-1]
-    live = set(era.partition.rows.tolist())
     clips, fresh = sets.get(era.task, ()), video.get(era.task)
-    at = [i for i, clip in enumerate(clips) if clip.row in live]
+    at = np.flatnonzero(era.partition.holds([clip.row for clip in clips])).tolist()
     if fresh is None or not at:
         return None
     stored = era.partition.vectors(np.asarray([clips[i].row for i in at], np.int64))

@@ -177,7 +177,7 @@ class Searcher:
         if "vector" in request.include:
             row = np.asarray([clip.row], np.int64)
             vector = next(
-                era.partition.vectors(row)[0].tolist() for era in snapshot.eras if clip.row in era.partition.rows
+                era.partition.vectors(row)[0].tolist() for era in snapshot.eras if era.partition.holds(row)[0]
             )
         return SearchResult(
             rank=rank,
