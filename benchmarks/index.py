@@ -52,7 +52,7 @@ def store(path: Path, count: int) -> None:
     catalog = Catalog(path)
     for begin in range(0, count, CHUNK):
         clips = [
-            ClipRow(0, f"v{begin + i}", None, None, None, ("a",), {}, None, "train", "t1", begin // 32, None, "b", "0", 0)
+            ClipRow(0, f"v{begin + i}", *[None] * 3, ("a",), {}, None, "train", "t1", begin // 32, None, "b", "0", 0)
             for i in range(min(CHUNK, count - begin))
         ]  # fmt: skip
         with catalog.transaction():
@@ -184,11 +184,11 @@ def rivals(path: Path, lists: ListsBlock, queries: np.ndarray, exact: np.ndarray
     facts = {"build_s": time.perf_counter() - begin, "resident_mb": anonymous_mb() - before}
     faiss.omp_set_num_threads(1)
 
-    def at_depth(nprobe: int) -> Search:
-        return lambda query: plain.search(query, K, params=faiss.SearchParametersIVF(nprobe=nprobe))  # type: ignore
+    def at_depth(nprobe: int, index: Any = plain) -> Search:
+        return lambda query: index.search(query, K, params=faiss.SearchParametersIVF(nprobe=nprobe))
 
     out["faiss IVF, Flat"] = facts | enough(at_depth, queries, exact, recall)
-    del plain
+    plain.reset()
     before, begin = anonymous_mb(), time.perf_counter()
     graph = hnswlib.Index(space="ip", dim=DIM)
     graph.init_index(max_elements=len(rows), M=16, ef_construction=100)
@@ -243,7 +243,7 @@ def main() -> None:
         view: PartitionView = partition.view()
         block = view._layers[0].block
         depth = block.depth._asdict() if isinstance(block, ListsBlock) else {}
-        quiet = ask(lambda query: view.search(query, K), queries, exact)
+        quiet = ask(lambda query, view=view: view.search(query, K), queries, exact)  # type: ignore[misc]
         tell("quiet", depth | quiet)
         tell("200 upserts/s", ask_while_written(partition, queries, arguments.vectors, arguments.seconds))
         del view, partition

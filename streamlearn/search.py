@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog import Catalog, ClipRow
-from streamlearn.era_view import EraView
+from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
 from streamlearn.metrics import Metrics
 from streamlearn.records import Offsets, Vectors
 from streamlearn.schemas import AsOf, SearchAnswer, SearchRequest, SearchResult, Staleness, thumbnail_url
 from streamlearn.settings import SearchSettings
+from streamlearn.text_stack import TextStack, stacked
 
 _MOST_PARTITIONS = 64  # told one by one in an answer
 
@@ -60,9 +61,14 @@ class Searcher:
     def __init__(self, catalog: Catalog, frames: FrameStore, settings: SearchSettings, metrics: Metrics) -> None:
         self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
         self.snapshot: Snapshot | None = None
+        self._sealed: tuple[QueryEncoder, ...] = ()
+        self._stack: TextStack | None = None  # of the sealed eras, which stay; the current one changes all the time
 
     def publish(self, snapshot: Snapshot) -> None:
         """Serve this from now on; searches under way end on the one they began with."""
+        sealed = tuple(era.encoder for era in snapshot.eras[:-1])
+        if self._settings.mode == "eras" and sealed != self._sealed:
+            self._sealed, self._stack = sealed, stacked(sealed)
         self.snapshot = snapshot
 
     def ask(
@@ -159,6 +165,8 @@ class Searcher:
         query = request.query
         if query.text is not None:
             text = query.text
+            if self._stack is not None:
+                self._stack.prime([text])
             return lambda era: era.encoder.texts([text])
         if query.video_id is not None:
             clip = self._catalog.clip(query.video_id)

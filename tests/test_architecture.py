@@ -25,22 +25,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
-<<<<<<< HEAD
-    ("catalog_rows", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder_inbox", "connectors.kafka_client"),
-    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
-    ("connectors.kafka_range", "connectors.kafka_publisher"),
-    ("connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
-    ("routes_clips",),
-    ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
-=======
     ("catalog_rows", "momentum", "index_lists", "index_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
-    ("catalog", "learner", "api", "publish", "connectors.kafka_reader"),
-    ("index_compact",),
-    ("index",),
-    ("era_view",),
->>>>>>> bed8739 (Large partitions lie in lists, compacted aside and swapped in whole)
+    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_range"),
+    ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
+    ("index_compact", "era_view"),
+    ("index", "text_stack"),
     ("eras", "search", "warmup", "connectors.kafka"),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
