@@ -87,11 +87,18 @@ class Daemon:
         self.frames = opened.enter_context(
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
         )
-        self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
+        )
+        self.searcher = Searcher(
+            self.catalog,
+            self.frames,
+            settings.search,
+            self.metrics,
+            submit=self.loader.submit,
+            decode_timeout_s=2 * settings.media.timeout_s,
         )
         self.feed = Feed(
             source,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
 from streamlearn.metrics import Metrics
+from streamlearn.queries import Encode, Queries, Submit
 from streamlearn.records import Offsets, Vectors
 from streamlearn.schemas import AsOf, SearchAnswer, SearchRequest, SearchResult, Staleness, thumbnail_url
 from streamlearn.settings import SearchSettings
@@ -28,8 +28,6 @@ from streamlearn.text_stack import TextStack, stacked
 _MOST_PARTITIONS = 64  # told one by one in an answer
 
 Rows = npt.NDArray[np.int64]
-#: Encodes the queries for one era: (q, d).
-Encode = Callable[[EraView], Vectors]
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,22 @@ class Searcher:
         catalog, frames: what results are made of.
         settings: limits, and how eras are asked.
         metrics: gets the time of the stages "encode" and "index".
+        submit: hands a query's video to the decoders; None: videos are not fetched.
+        decode_timeout_s: longest wait for them.
     """
 
-    def __init__(self, catalog: Catalog, frames: FrameStore, settings: SearchSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        frames: FrameStore,
+        settings: SearchSettings,
+        metrics: Metrics,
+        *,
+        submit: Submit | None = None,
+        decode_timeout_s: float = 30.0,
+    ) -> None:
         self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
+        self._queries = Queries(catalog, frames, submit, timeout_s=decode_timeout_s)
         self.snapshot: Snapshot | None = None
         self._sealed: tuple[QueryEncoder, ...] = ()
         self._stack: TextStack | None = None  # of the sealed eras, which stay; the current one changes all the time
@@ -162,20 +172,10 @@ class Searcher:
             limit *= 2
 
     def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
-        query = request.query
-        if query.text is not None:
-            text = query.text
-            if self._stack is not None:
-                self._stack.prime([text])
-            return lambda era: era.encoder.texts([text])
-        if query.video_id is not None:
-            clip = self._catalog.clip(query.video_id)
-            frames = self._frames.get(clip.row) if clip else None
-            if frames is None:
-                raise SearchError(f"no frames of video {query.video_id!r} are kept here", status=404)
-            batch = np.stack([frames])
-            return lambda era: era.encoder.clips(batch)
-        raise SearchError("query by uri or vector is not offered by this version; use text or video_id", status=422)
+        if request.query.text is not None and self._stack is not None:
+            self._stack.prime([request.query.text])
+        dim = snapshot.eras[-1].partition.dim if snapshot.eras else 0
+        return self._queries.encoder(request.query, dim=dim, model_version=snapshot.model_version)
 
     def _result(
         self, rank: int, score: float, clip: ClipRow, step: int, request: SearchRequest, snapshot: Snapshot

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("index_compact", "era_view"),
-    ("index", "text_stack"),
+    ("index", "text_stack", "queries"),
     ("eras", "search", "warmup", "connectors.kafka"),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs

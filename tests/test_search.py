@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from streamlearn.errors import SearchError
+from streamlearn.envelope import parse
+from streamlearn.errors import SearchError, StreamlearnError
+from streamlearn.message import ClipMessage
+from streamlearn.records import Clip, Event, Position, Record, Rejected
 from streamlearn.schemas import Query, SearchAnswer
+from streamlearn.search import Searcher
 from streamlearn.settings import ModelSettings
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
+from tests.media import video
 from tests.parts import Parts
 from tests.test_daemon import Stream, daemon, settled
 
@@ -161,10 +168,105 @@ def test_a_clip_that_is_unknown_or_has_no_frames_left_cannot_ask(parts: Parts) -
         assert caught.value.status == 404
 
 
-@pytest.mark.parametrize("query", [Query(uri="https://a/b.mp4"), Query(vector=[1.0] + [0.0] * 15)])
-def test_what_this_version_does_not_answer_is_said(parts: Parts, query: Query) -> None:
-    with pytest.raises(SearchError, match="use text or video_id"):
-        parts.ask(query)
+def test_a_vector_asks_every_era_as_it_is(parts: Parts) -> None:
+    hit = parts.ask("a red star", include=["vector"], limit=1).results[0]
+    assert hit.vector is not None
+    answer = parts.ask(Query(vector=[3 * number for number in hit.vector], model_version="m"), limit=50)
+    assert set(names(answer)) == everything(parts)
+    vectors = {hit.video_id: hit.vector for hit in parts.ask("a", limit=50, include=["vector"]).results}
+    eras = {era.task: era for era in parts.publish().eras}
+    query = np.asarray([hit.vector], np.float32)
+    for other in answer.results:
+        cosine = float(query[0] @ np.asarray(vectors[other.video_id]))
+        assert other.score == pytest.approx((cosine + eras[other.task].familiarity(query)[0]) / 2, abs=1e-4)
+
+
+def test_a_vector_of_another_space_is_refused(parts: Parts) -> None:
+    snapshot = replace(parts.publish(), model_version="aaaa-bbbb-7")
+    parts.searcher.publish(snapshot)
+    vector = [1.0] + [0.0] * 15
+    for same in (None, "aaaa-bbbb-7", "aaaa-bbbb-3"):
+        assert parts.ask(Query(vector=vector, model_version=same)).results
+    for other in ("aaaa-cccc-7", "cccc-bbbb-7", "x", ""):
+        with pytest.raises(SearchError, match="cannot be compared") as caught:
+            parts.ask(Query(vector=vector, model_version=other))
+        assert caught.value.status == 422
+    with pytest.raises(SearchError, match="has 3 numbers, vectors here have 16"):
+        parts.ask(Query(vector=[1.0, 0.0, 0.0]))
+
+
+def answering(parts: Parts, event: Event | Exception | None) -> list[Record]:
+    """Decoders that answer with this, or never; returns what they are sent."""
+    sent: list[Record] = []
+
+    def submit(record: Record) -> Future[Event]:
+        sent.append(record)
+        future: Future[Event] = Future()
+        if isinstance(event, Exception):
+            future.set_exception(event)
+        elif event is not None:
+            future.set_result(event)
+        return future
+
+    parts.searcher = Searcher(
+        parts.catalog, parts.frames, parts.settings, parts.metrics, submit=submit, decode_timeout_s=0.01
+    )
+    parts.publish()
+    return sent
+
+
+def test_a_video_that_is_named_asks_with_what_the_decoders_make_of_it(parts: Parts) -> None:
+    (frames,) = parts.stored(parts.rows[3:4])
+    sent = answering(parts, Clip("query", frames, b"", ("query",), Position("query", "0", 0)))
+    answer = parts.ask(Query(uri="https://a/b.mp4"), limit=50)
+    known = parts.ask(Query(video_id="v3"), limit=50)
+    assert [(hit.video_id, hit.score) for hit in answer.results] == [(hit.video_id, hit.score) for hit in known.results]
+    assert len(sent) == 1
+    message = parse(sent[0], max_bytes=10_000, max_caption_chars=100)
+    assert isinstance(message, ClipMessage)
+    assert message.uri == "https://a/b.mp4"
+
+
+def test_a_video_that_cannot_be_had_is_a_sentence(parts: Parts) -> None:
+    record = Record(None, None, Position("query", "0", 0))
+    for event, status, sentence in (
+        (Rejected(record, "media_forbidden", "fetch", "the host is not allowed"), 422, "media_forbidden: the host"),
+        (None, 503, "busy"),
+        (StreamlearnError("no child"), 503, "no video can be decoded now"),
+        (CancelledError(), 503, "no video can be decoded now"),
+    ):
+        answering(parts, event)
+        for _ in range(6):  # a failure keeps no place in the queue
+            with pytest.raises(SearchError, match=sentence) as caught:
+                parts.ask(Query(uri="https://a/b.mp4"))
+            assert caught.value.status == status
+
+
+def test_without_decoders_no_video_is_fetched(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    parts.learn(4)
+    parts.publish()
+    with pytest.raises(SearchError, match="no video is fetched here"):
+        parts.ask(Query(uri="https://a/b.mp4"))
+
+
+@pytest.mark.slow
+def test_over_http_a_video_within_the_allowed_roots_is_asked_with_and_others_are_refused(tmp_path: Path) -> None:
+    with daemon(tmp_path, ListSource(ends=False), media__allowed_roots=[tmp_path / "open"]) as running:
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open" / "a.mp4").write_bytes(video(frames=8))
+        (tmp_path / "secret.mp4").write_bytes(video(frames=8))
+        running.feed._source.add(*Stream().clips("studio", 8), end=True)  # type: ignore[attr-defined]
+        settled(running)
+
+        def ask(path: Path) -> httpx.Response:
+            return httpx.post(f"{running.url}/v1/search", json={"query": {"uri": path.as_uri()}}, timeout=60)
+
+        assert len(ask(tmp_path / "open" / "a.mp4").json()["results"]) == 8
+        for path in (tmp_path / "secret.mp4", tmp_path / "open" / ".." / "secret.mp4", Path("/etc/passwd")):
+            refused = ask(path)
+            assert refused.status_code == 422
+            assert "media_forbidden" in refused.text
 
 
 def test_thumbnails_and_vectors_come_only_when_asked_for(parts: Parts) -> None:
