@@ -245,6 +245,13 @@ class Catalog:
         found = self._file.fetch(f"{_LIVE_CLIPS} AND {_OF_ROWS}", wanted)
         return {values[0]: clip_of(values) for values in found}
 
+    def successors(self, rows: Iterable[int]) -> dict[int, ClipRow]:
+        """Of those rows that were replaced and are still remembered, the live clips of the same ids."""
+        of = f"SELECT row AS old, video_id AS id FROM clips WHERE died IS NOT NULL AND {_OF_ROWS}"
+        query = f"SELECT old, {CLIP_COLUMNS} FROM ({of}) JOIN clips ON video_id = id AND died IS NULL"
+        found = self._file.fetch(query, json.dumps([int(row) for row in rows]))
+        return {old: clip_of(tuple(values)) for old, *values in found}
+
     def clip(self, video_id: str) -> ClipRow | None:
         """The live clip of this id."""
         found = self._file.fetch(f"{_LIVE_CLIPS} AND video_id = ?", video_id)

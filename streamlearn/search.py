@@ -161,7 +161,7 @@ class Searcher:
         limit = wanted + 8
         while True:
             scores, rows, _ = self.ask(snapshot, encode, limit, allowed)
-            clips = self._catalog.clips(rows.ravel().tolist())  # -1 is no row
+            clips = self._clips(rows.ravel().tolist())
             live = [
                 (score, clips[row])
                 for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True)
@@ -170,6 +170,14 @@ class Searcher:
             if len(live) >= wanted or rows.size < limit or (rows < 0).any():
                 return live
             limit *= 2
+
+    def _clips(self, rows: list[int]) -> dict[int, ClipRow]:
+        """Live clips by the row they were found by; one that was replaced since the snapshot stands for the old one."""
+        clips = self._catalog.clips(rows)  # -1 is no row
+        missing = [row for row in rows if row >= 0 and row not in clips]
+        if missing:
+            clips |= {old: clip for old, clip in self._catalog.successors(missing).items() if clip.row not in clips}
+        return clips
 
     def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
         if request.query.text is not None and self._stack is not None:
@@ -184,8 +192,9 @@ class Searcher:
         vector = None
         if "vector" in request.include:
             row = np.asarray([clip.row], np.int64)
+            # None for a clip that has replaced one since the snapshot.
             vector = next(
-                era.partition.vectors(row)[0].tolist() for era in snapshot.eras if era.partition.holds(row)[0]
+                (era.partition.vectors(row)[0].tolist() for era in snapshot.eras if era.partition.holds(row)[0]), None
             )
         return SearchResult(
             rank=rank,

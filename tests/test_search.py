@@ -287,6 +287,19 @@ def test_deleted_clips_are_left_out_and_the_page_is_full_though_the_snapshot_sti
     assert rest.next_page_token is None
 
 
+def test_a_clip_that_was_replaced_since_the_snapshot_is_in_the_answer_with_its_new_facts(parts: Parts) -> None:
+    whole = names(parts.ask("a red star", limit=50))
+    for name in whole[2:6]:
+        old = parts.catalog.clip(name)
+        assert old is not None
+        parts.catalog.put([replace(old, captions=("told anew",))])
+    answer = parts.ask("a red star", limit=50, include=["vector", "thumbnail"])
+    assert names(answer) == whole
+    assert [hit.captions for hit in answer.results[2:6]] == [["told anew"]] * 4
+    parts.catalog.delete(whole[3])
+    assert names(parts.ask("a red star", limit=50)) == whole[:3] + whole[4:]
+
+
 def test_a_search_ends_on_the_snapshot_it_began_with(parts: Parts) -> None:
     before = parts.ask("a red star", limit=50)
     parts.learn(8)
