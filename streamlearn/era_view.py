@@ -75,6 +75,7 @@ class EraView:
         """Mean cosine to the five nearest of the era's captions. Shape: (q, d) -> (q,)."""
         if len(self.captions) == 0:
             return np.ones(len(queries), np.float32)  # nothing is known against it
-        nearest = np.sort(queries @ self.captions.T, axis=1)[:, -_NEAREST_CAPTIONS:]
-        mean: Vectors = nearest.mean(1)
+        count = min(_NEAREST_CAPTIONS, len(self.captions))
+        nearest = np.partition(queries @ self.captions.T, -count, axis=1)[:, -count:]
+        mean: Vectors = nearest.sum(1) / np.float32(count)
         return mean

@@ -82,17 +82,21 @@ class PartitionView:
         queries = np.ascontiguousarray(queries, np.float32)
         assert queries.shape == (len(queries), self.dim), f"queries {queries.shape}, dimension {self.dim}"
         self._asked.extend(query.copy() for query in queries[-1:])
-        scores: list[Vectors] = [np.full((len(queries), k), -np.inf, np.float32)]
-        rows: list[Rows] = [np.full((len(queries), k), -1, np.int64)]
+        scores: list[Vectors] = []
+        rows: list[Rows] = []
         for layer in self._layers if len(queries) and k else ():
             bits, count = (layer.live, layer.count) if allowed is None else layer.chosen(allowed)
             if count:
                 found, places = layer.block.search(queries, k, bits, count)
                 scores.append(found)
                 rows.append(np.where(places < 0, -1, layer.block.rows[places]))
-        all_scores, all_rows = np.hstack(scores), np.hstack(rows)
-        best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(all_scores, best, axis=1), np.take_along_axis(all_rows, best, axis=1)
+        missing = k - sum(part.shape[1] for part in scores)
+        if missing > 0 or not scores:
+            scores.append(np.full((len(queries), max(0, missing)), -np.inf, np.float32))
+            rows.append(np.full((len(queries), max(0, missing)), -1, np.int64))
+        all_scores, all_rows = (parts[0] if len(parts) == 1 else np.concatenate(parts, 1) for parts in (scores, rows))
+        line, best = np.arange(len(queries))[:, None], np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
+        return all_scores[line, best], all_rows[line, best]
 
     def vectors(self, rows: Sequence[int] | Rows) -> Vectors:
         """The stored vectors of rows.

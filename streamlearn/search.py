@@ -99,6 +99,7 @@ class Searcher:
         limit = min(limit, len(snapshot))
         scores, rows, numbers = [], [], []
         single = self._settings.mode == "single"
+        encoding = searching = 0.0
         for era in snapshot.eras:
             start = time.perf_counter()
             # One encoder for all: today's, which the last era holds.
@@ -111,18 +112,17 @@ class Searcher:
             scores.append(found)
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))
-            self._metrics.search_seconds.labels("encode").observe(encoded - start)
-            self._metrics.search_seconds.labels("index").observe(time.perf_counter() - encoded)
+            encoding += encoded - start
+            searching += time.perf_counter() - encoded
+        self._metrics.search_seconds.labels("encode").observe(encoding)
+        self._metrics.search_seconds.labels("index").observe(searching)
         if not scores:
             empty = np.zeros((0, 0), np.int64)
             return np.zeros((0, 0), np.float32), empty, empty
         merged, merged_rows, merged_numbers = (np.concatenate(part, axis=1) for part in (scores, rows, numbers))
         order = np.argsort(-merged, axis=1, kind="stable")[:, :limit]
-        return (
-            np.take_along_axis(merged, order, 1),
-            np.take_along_axis(merged_rows, order, 1),
-            np.take_along_axis(merged_numbers, order, 1),
-        )
+        line = np.arange(len(merged))[:, None]
+        return merged[line, order], merged_rows[line, order], merged_numbers[line, order]
 
     def search(self, request: SearchRequest) -> SearchAnswer:
         """Answer one request.
