@@ -49,6 +49,7 @@ LABELS = {
     "view": "`served`: what a user gets, the same search over the index as it stands, all clips in one pool."
     " `learner`: each task's own held-out clips, encoded anew by today's momentum encoders: what the weights still"
     " know.",
+    "era": "Number of an era; those that are served.",
     "outcome": ", ".join(f"`{outcome}`" for outcome in OUTCOMES) + ".",
     "code": "Why a record was rejected; [operations.md](operations.md#dead-letters) explains the codes. One of "
     + ", ".join(f"`{code}`" for codes in CODES.values() for code in codes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,6 +37,11 @@ class QueryEncoder:
                 found |= dict(zip(batch, self.towers.encode_text(batch).float().cpu().numpy(), strict=True))
             self.remember(new, np.stack([found[text] for text in new]))
         return np.stack([found[text] for text in texts])
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+        return sum(weight.nbytes for weight in self.towers.state_dict().values())
 
     def unknown(self, texts: Sequence[str]) -> list[str]:
         """Those of the texts that would have to be encoded."""

@@ -59,6 +59,11 @@ class Block(Protocol):
         """(n,) int64: the catalog row of each place."""
         ...
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        ...
+
     def find(self, rows: Rows) -> Rows:
         """The place of each row, the last one where it has several, -1 where it has none. Shape: (m,) -> (m,)."""
         ...
@@ -107,6 +112,11 @@ class FlatBlock:
     def _ascending(self) -> tuple[Rows, Rows]:
         order = np.argsort(self.rows, kind="stable")
         return self.rows[order], order
+
+    @property
+    def nbytes(self) -> int:
+        """See `Block`."""
+        return self._vectors.nbytes + self.rows.nbytes
 
     def find(self, rows: Rows) -> Rows:
         """See `Block`."""

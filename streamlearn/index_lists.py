@@ -69,6 +69,12 @@ class ListsBlock:
         """The list of each place. Shape: (n,)."""
         return np.repeat(np.arange(len(self.centroids), dtype=np.int32), np.diff(self.begin))
 
+    @property
+    def nbytes(self) -> int:
+        """See `Block`."""
+        codes = len(self.rows) * (2 * self.centroids.shape[1] + 8)  # a vector and its place, in FAISS
+        return codes + 2 * self.rows.nbytes + self._order.nbytes + 2 * self.centroids.nbytes
+
     def find(self, rows: Rows) -> Rows:
         """See `Block`."""
         return find_sorted(self._ascending, self._order, rows).astype(np.int64)

@@ -55,6 +55,11 @@ class PartitionView:
         """(n,) int64: the live rows, ascending."""
         return np.sort(np.concatenate([np.empty(0, np.int64), *(layer.live_rows() for layer in self._layers)]))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, or shares with other views."""
+        return sum(layer.block.nbytes + layer.live.nbytes for layer in self._layers)
+
     @cached_property
     def newest(self) -> int:
         """The highest live row, of at least one."""

@@ -79,6 +79,13 @@ class Searcher:
         sealed = tuple(era.encoder for era in snapshot.eras[:-1])
         if self._settings.mode == "eras" and sealed != self._sealed:
             self._sealed, self._stack = sealed, stacked(sealed)
+        served = {str(era.number): era for era in snapshot.eras}
+        if self.snapshot is not None:
+            for gone in {str(era.number) for era in self.snapshot.eras} - set(served):
+                for gauge in (self._metrics.era_bytes, self._metrics.era_search_seconds):
+                    gauge.remove_by_labels({"era": gone})
+        for number, era in served.items():
+            self._metrics.era_bytes.labels(number).set(era.partition.nbytes + era.encoder.nbytes)
         self.snapshot = snapshot
 
     def ask(
@@ -113,7 +120,9 @@ class Searcher:
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))
             encoding += encoded - start
-            searching += time.perf_counter() - encoded
+            taken = time.perf_counter() - encoded
+            searching += taken
+            self._metrics.era_search_seconds.labels(str(era.number)).set(taken)
         self._metrics.search_seconds.labels("encode").observe(encoding)
         self._metrics.search_seconds.labels("index").observe(searching)
         if not scores:

@@ -340,3 +340,54 @@ def test_over_http_an_empty_daemon_answers_200_and_wrong_questions_422_or_404(tm
         running.feed._source.add(*Stream().clips("studio", 3), end=True)  # type: ignore[attr-defined]
         settled(running)
         assert len(ask(query={"text": "a red star"}).json()["results"]) == 3
+
+
+def test_each_era_that_is_served_has_its_memory_and_its_time_on_gauges(parts: Parts) -> None:
+    def of(series: str) -> dict[str, float]:
+        return {
+            sample.labels["era"]: sample.value
+            for family in parts.registry.collect()
+            for sample in family.samples
+            if sample.name == series
+        }
+
+    snapshot = parts.publish()
+    parts.ask("a red star")
+    weights = sum(weight.nbytes for weight in snapshot.eras[0].encoder.towers.parameters())
+    # Vectors, rows and bits of 8 clips, twice: as they were written first, and encoded again when the era was sealed.
+    assert of("streamlearn_era_bytes")["1"] == weights + 2 * (8 * (16 * 4 + 8) + 1)
+    times = of("streamlearn_era_search_seconds")
+    assert times.keys() == {"1", "2", "3"}
+    assert all(0 < value < 60 for value in times.values())
+    parts.searcher.publish(replace(snapshot, eras=snapshot.eras[1:]))
+    assert of("streamlearn_era_bytes").keys() == of("streamlearn_era_search_seconds").keys() == {"2", "3"}
+
+
+def test_answers_over_eras_filters_and_pages_are_those_of_brute_force(parts: Parts) -> None:
+    weight = parts.settings.familiarity_weight
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        text = f"question {number}"
+        cameras = [[], [0], [1], [0, 1]][number % 4]
+        tasks = [task for task in ("t1", "t2", "t3") if rng.random() < 0.7]
+        wanted = ({"meta.cam": cameras} if cameras else {}) | ({"task": tasks} if tasks else {})
+        expected = []
+        for era in parts.searcher.snapshot.eras if parts.searcher.snapshot else ():
+            query = era.encoder.texts([text])
+            clips = parts.catalog.clips(era.partition.rows.tolist())
+            for row, cosine in zip(
+                era.partition.rows.tolist(), era.partition.vectors(era.partition.rows) @ query[0], strict=True
+            ):
+                clip = clips[row]
+                if (not cameras or clip.meta.get("cam") in cameras) and (not tasks or clip.task in tasks):
+                    score = (float(cosine) + weight * float(era.familiarity(query)[0])) / (1 + weight)
+                    expected.append((score, clip.video_id))
+        found, token, limit = [], None, int(rng.integers(1, 9))
+        while True:
+            answer = parts.ask(text, limit=limit, filter=wanted, page_token=token)
+            found += [(hit.score, hit.video_id) for hit in answer.results]
+            token = answer.next_page_token
+            if token is None:
+                break
+        assert [score for score, _ in found] == pytest.approx([s for s, _ in sorted(expected)[::-1]], abs=1e-5)
+        assert sorted(name for _, name in found) == sorted(name for _, name in expected)
