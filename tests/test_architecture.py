@@ -21,12 +21,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings_base", "allocator", "recent", "page", "assets"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
-    ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index_blocks"),
-    ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
+    ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "room"),
+    ("index_blocks", "frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
     ("catalog_rows", "momentum", "index_lists", "index_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_range"),
+    ("connectors.folder", "connectors.kafka_client"),
+    ("connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
+    ("connectors.kafka_range",),
     ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("index_compact", "era_view"),
@@ -46,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 230,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 245,  # shorter, in truth: the loop is what everybody reads
     "catalog": 350,  # one statement of SQL after the other
 }
 
