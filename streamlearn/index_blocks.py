@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -163,10 +163,10 @@ class FlatBlock:
         return scores, at
 
 
-def find_sorted(ascending: Rows, order: Rows, wanted: Rows) -> Rows:
+def find_sorted(ascending: Rows, order: npt.NDArray[np.signedinteger[Any]], wanted: Rows) -> Rows:
     """`order` at the last of equals in `ascending`, for each row wanted; -1 where it is not there."""
     if not len(ascending):
         return np.full(len(wanted), -1, np.int64)
     at = np.searchsorted(ascending, wanted, side="right") - 1
     found = (at >= 0) & (ascending[at] == wanted)
-    return np.where(found, order[at], -1)
+    return np.where(found, order[at], -1).astype(np.int64)

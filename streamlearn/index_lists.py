@@ -73,11 +73,11 @@ class ListsBlock:
     def nbytes(self) -> int:
         """See `Block`."""
         codes = len(self.rows) * (2 * self.centroids.shape[1] + 8)  # a vector and its place, in FAISS
-        return codes + 2 * self.rows.nbytes + self._order.nbytes + 2 * self.centroids.nbytes
+        return int(codes + 2 * self.rows.nbytes + self._order.nbytes + 2 * self.centroids.nbytes)
 
     def find(self, rows: Rows) -> Rows:
         """See `Block`."""
-        return find_sorted(self._ascending, self._order, rows).astype(np.int64)
+        return find_sorted(self._ascending, self._order, rows)
 
     def halves(self, number: int) -> Halves:
         """The vectors of one list, not to be written to. Shape: (m, d)."""
@@ -115,7 +115,7 @@ class ListsBlock:
 
     def probe(self, queries: Vectors, k: int, probes: int, chosen: Bits | None = None) -> tuple[Vectors, Rows]:
         """The best of so many lists; all of them make it exact."""
-        selector = None if chosen is None else faiss.IDSelectorBitmap(chosen)
+        selector = None if chosen is None else faiss.IDSelectorBitmap(len(chosen), faiss.swig_ptr(chosen))
         parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)  # type: ignore[call-arg]
         with one_thread():
             scores, at = self._index.search(queries, min(k, len(self.rows)), params=parameters)

@@ -99,7 +99,8 @@ class PartitionView:
         if missing > 0 or not scores:
             scores.append(np.full((len(queries), max(0, missing)), -np.inf, np.float32))
             rows.append(np.full((len(queries), max(0, missing)), -1, np.int64))
-        all_scores, all_rows = (parts[0] if len(parts) == 1 else np.concatenate(parts, 1) for parts in (scores, rows))
+        all_scores = scores[0] if len(scores) == 1 else np.concatenate(scores, 1)
+        all_rows = rows[0] if len(rows) == 1 else np.concatenate(rows, 1)
         line, best = np.arange(len(queries))[:, None], np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
         return all_scores[line, best], all_rows[line, best]
 
