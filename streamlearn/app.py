@@ -94,11 +94,18 @@ class Daemon:
         self.frames = opened.enter_context(
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
         )
-        self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
+        )
+        self.searcher = Searcher(
+            self.catalog,
+            self.frames,
+            settings.search,
+            self.metrics,
+            submit=self.loader.submit,
+            decode_timeout_s=2 * settings.media.timeout_s,
         )
         self.feed = Feed(
             source,
@@ -111,7 +118,7 @@ class Daemon:
         opened.callback(self.feed.close)
         book = ScoreBook()
         frozen = learner.online.frozen_copy() if settings.drift.frozen_judge else None  # before anything is learned
-        eras = Eras(learner, self.catalog, self.frames, settings.search)
+        eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
         judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = _detector(settings.drift)
         evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)

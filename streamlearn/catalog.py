@@ -39,6 +39,9 @@ from streamlearn.records import Vectors
 __all__ = ["Catalog", "ClipRow", "Rows", "Score"]
 
 Rows = npt.NDArray[np.int64]
+Halves = npt.NDArray[np.float16]
+
+_FETCHED = 4_096  # rows at once
 
 
 _LIVE_CLIPS = f"SELECT {CLIP_COLUMNS} FROM clips WHERE died IS NULL"
@@ -241,6 +244,13 @@ class Catalog:
         found = self._file.fetch(f"{_LIVE_CLIPS} AND {_OF_ROWS}", wanted)
         return {values[0]: clip_of(values) for values in found}
 
+    def successors(self, rows: Iterable[int]) -> dict[int, ClipRow]:
+        """Of those rows that were replaced and are still remembered, the live clips of the same ids."""
+        of = f"SELECT row AS old, video_id AS id FROM clips WHERE died IS NOT NULL AND {_OF_ROWS}"
+        query = f"SELECT old, {CLIP_COLUMNS} FROM ({of}) JOIN clips ON video_id = id AND died IS NULL"
+        found = self._file.fetch(query, json.dumps([int(row) for row in rows]))
+        return {old: clip_of(tuple(values)) for old, *values in found}
+
     def clip(self, video_id: str) -> ClipRow | None:
         """The live clip of this id."""
         found = self._file.fetch(f"{_LIVE_CLIPS} AND video_id = ?", video_id)
@@ -283,23 +293,23 @@ class Catalog:
         """Eras that have live vectors, ascending."""
         return [era for (era,) in self._file.fetch("SELECT DISTINCT era FROM vectors WHERE died IS NULL ORDER BY era")]
 
-    def era_vectors(self, era: int) -> tuple[Rows, Vectors, Rows]:
-        """The live vectors of an era.
+    def era_vectors(self, era: int) -> tuple[Rows, Halves, Rows]:
+        """The live vectors of an era, as they are stored.
 
         Returns:
-            rows: (n,) int64; vectors: (n, d) float32, (0, 0) where there are none; steps: (n,) int64.
+            rows: (n,) int64; vectors: (n, d) float16, (0, 0) where there are none; steps: (n,) int64.
         """
         rows, steps, halves = array("q"), array("q"), bytearray()
         with self._file.reading() as db:
-            for row, step, half in db.execute(
-                "SELECT row, step, vector FROM vectors WHERE died IS NULL AND era = ?", (era,)
-            ):
-                rows.append(row)
-                steps.append(step)
-                halves += half
+            found = db.execute("SELECT row, step, vector FROM vectors WHERE died IS NULL AND era = ?", (era,))
+            while some := found.fetchmany(_FETCHED):
+                some_rows, some_steps, some_vectors = zip(*some, strict=True)
+                rows.extend(some_rows)
+                steps.extend(some_steps)
+                halves += b"".join(some_vectors)
         # A zero width cannot be inferred from nothing.
         width = len(halves) // 2 // len(rows) if rows else 0
-        vectors = np.frombuffer(halves, "<f2").reshape(len(rows), width).astype(np.float32)
+        vectors = np.frombuffer(halves, "<f2").reshape(len(rows), width)
         return np.array(rows, np.int64), vectors, np.array(steps, np.int64)
 
     def vector_steps(self, rows: Iterable[int]) -> dict[int, int]:

@@ -129,7 +129,7 @@ class Evaluator:
         captions = questions + self._catalog.other_questions(task, max(0, _GALLERY - len(questions)))
         out = np.full(len(rows), len(captions) + 1, np.int64)  # not yet in the snapshot
         for era in snapshot.eras:
-            at = np.flatnonzero(np.isin(rows, era.partition.rows))
+            at = np.flatnonzero(era.partition.holds(rows))
             if len(at):
                 scores = era.partition.vectors(rows[at]) @ era.encoder.texts(captions).T
                 out[at] = ranks(scores, at)
@@ -174,7 +174,7 @@ class Evaluator:
 
 def _staleness(era: EraView, rows: npt.NDArray[np.int64], video: Vectors) -> float | None:
     """Of the last era alone: a sealed era's vectors are meant to differ from today's."""
-    at = np.flatnonzero(np.isin(rows, era.partition.rows))
+    at = np.flatnonzero(era.partition.holds(rows))
     if not len(at):
         return None
     return float(1 - (era.partition.vectors(rows[at]) * video[at]).sum(1).mean())

@@ -45,6 +45,8 @@ class Metrics:
     task_info: Gauge
     stage_seconds: Histogram
     search_seconds: Histogram
+    era_bytes: Gauge
+    era_search_seconds: Gauge
     index_clips: Gauge
     index_stale_clips: Gauge
     index_staleness_ratio: Gauge
@@ -116,6 +118,10 @@ class Metrics:
                 "stage_seconds", "Time of the pipeline's stages, per batch.", _STAGE_BUCKETS, "stage"
             ),
             search_seconds=histogram("search_seconds", "Time of a search, by stage.", _SEARCH_BUCKETS, "stage"),
+            era_bytes=gauge("era_bytes", "Memory of an era: its vectors and its pair of encoders.", "era"),
+            era_search_seconds=gauge(
+                "era_search_seconds", "What the last query took in an era's part of the index.", "era"
+            ),
             index_clips=gauge("index_clips", "Clips that can be found."),
             index_stale_clips=gauge("index_stale_clips", "Clips of closed eras not yet re-encoded."),
             index_staleness_ratio=gauge("index_staleness_ratio", "1 - mean cosine of stored and fresh probe vectors."),

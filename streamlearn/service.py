@@ -109,5 +109,5 @@ class DaemonService(EvaluationService):
         snapshot = self._searcher.snapshot
         if snapshot is None:
             return []
-        rows = [int(era.partition.rows[-1]) for era in snapshot.eras if len(era.partition)][-_EXAMPLES:]
+        rows = [era.partition.newest for era in snapshot.eras if len(era.partition)][-_EXAMPLES:]
         return [clip.captions[0] for clip in self._catalog.clips(rows).values()]

@@ -143,7 +143,7 @@ def test_vectors_come_back_by_era_with_their_steps(catalog: Catalog) -> None:
     catalog.put_vectors(rows[3:], given_vectors[3:], era=2, step=8)
     assert catalog.eras() == [1, 2]
     found, stored, steps = catalog.era_vectors(1)
-    assert (found.dtype, stored.dtype, steps.dtype) == (np.int64, np.float32, np.int64)
+    assert (found.dtype, stored.dtype, steps.dtype) == (np.int64, np.float16, np.int64)
     assert found.tolist() == rows[:3]
     np.testing.assert_array_equal(stored, given_vectors[:3])
     assert steps.tolist() == [7, 7, 7]

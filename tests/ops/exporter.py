@@ -74,6 +74,8 @@ def _set(metrics: Metrics) -> None:
         metrics.stage_seconds.labels(stage).observe(0.02)
     for stage in SEARCH_STAGES:
         metrics.search_seconds.labels(stage).observe(0.004)
+    metrics.era_bytes.labels("1").set(12e6)
+    metrics.era_search_seconds.labels("1").set(0.002)
     metrics.index_clips.set(1000)
     metrics.index_stale_clips.set(20)
     metrics.index_staleness_ratio.set(0.05)
