@@ -40,6 +40,7 @@ from streamlearn.service import DaemonService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Source, load_source_class
 from streamlearn.state import State
+from streamlearn.stored_clips import StoredClips
 from streamlearn.tasks import Boundaries
 from streamlearn.warmup import build_towers, device_of
 
@@ -77,12 +78,16 @@ class Daemon:
         self.metrics = Metrics.create(self.registry)
         opened.enter_context(_lock(settings.state_dir))
 
-        device = device_of(settings.model.device)
-        learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
         self.catalog = opened.enter_context(closing(Catalog(settings.state_dir / "catalog.db")))
         media = settings.media
         self.frames = opened.enter_context(
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
+        )
+        learner = Learner(
+            build_towers(settings.model, settings.learner.seed),
+            settings.learner,
+            device_of(settings.model.device),
+            StoredClips(self.catalog, self.frames),
         )
         self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
         source = source or load_source_class(settings.source).from_settings(settings)

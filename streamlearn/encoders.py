@@ -245,6 +245,11 @@ class Towers(nn.Module):
         frames = _spread(frames, getattr(self.video, "frames", frames.shape[1]))
         return _scale(frames, self.size_px) if min(frames.shape[2:4]) >= self.size_px else frames
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def encode_video(self, frames: Tensor) -> Tensor:
         """Unit vectors of clips. Shape: uint8 (n, T, H, W, 3) -> float32 (n, dim)."""
         return F.normalize(self.video(frames).float(), dim=-1)
@@ -252,8 +257,7 @@ class Towers(nn.Module):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of captions or queries. Shape: n texts -> float32 (n, dim)."""
         tokens: dict[str, Tensor] = self.text.tokenize(texts)  # type: ignore[operator]
-        device = next(self.text.parameters()).device
-        return F.normalize(self.text(**{k: v.to(device) for k, v in tokens.items()}).float(), dim=-1)
+        return F.normalize(self.text(**{k: v.to(self.device) for k, v in tokens.items()}).float(), dim=-1)
 
     def frozen_copy(self) -> Towers:
         """A copy without gradients, in evaluation mode: a momentum pair."""

@@ -25,10 +25,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
-    ("catalog_rows", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
+    ("catalog_rows", "momentum", "replay", "era_view", "tasks", "loader", "feed", "guard", "testing"),
+    ("methods.base", "connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
+    ("methods.distill", "methods.inbatch", "methods.moco"),
+    ("methods.bmu", "methods.lwf"),
+    ("methods.ctp",),
+    ("methods",),
     ("catalog", "learner", "api", "publish", "connectors.kafka_reader"),
-    ("eras", "search", "warmup", "connectors.kafka"),
+    ("eras", "search", "stored_clips", "warmup", "connectors.kafka"),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
