@@ -83,12 +83,9 @@ class Daemon:
         self.frames = opened.enter_context(
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
         )
-        learner = Learner(
-            build_towers(settings.model, settings.learner.seed),
-            settings.learner,
-            device_of(settings.model.device),
-            StoredClips(self.catalog, self.frames),
-        )
+        towers, device = build_towers(settings.model, settings.learner.seed), device_of(settings.model.device)
+        stored = StoredClips(self.catalog, self.frames, towers.size_px)
+        learner = Learner(towers, settings.learner, device, stored)
         self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
