@@ -59,7 +59,7 @@ class Learner:
             store = MemoryClips() if clips is None else clips
             self.replay = Reservoir(settings.replay_clips, store, settings.seed)
         self.optimizer = torch.optim.AdamW(
-            self.online.parameters(),
+            self.online.moving,
             settings.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=settings.weight_decay,
@@ -109,7 +109,7 @@ class Learner:
                 own = _view(self.online, x, texts)
         loss = self.method.loss(own, views, ids)
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), self.settings.grad_clip)
+        grad_norm = nn.utils.clip_grad_norm_(self.online.moving, self.settings.grad_clip)
         if torch.isfinite(grad_norm):
             self.optimizer.step()
             self.method.update(n)

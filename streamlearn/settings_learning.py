@@ -14,11 +14,24 @@ from streamlearn.settings_base import Section
 class ModelSettings(Section):
     """The two towers."""
 
-    video: str = Field("tiny", description="tiny, or a Hugging Face ViT, CLIP or SigLIP by name or folder.")
+    video: str = Field(
+        "tiny", description="tiny, or a Hugging Face image or video model (ViT, CLIP, VideoMAE ...) by name or folder."
+    )
     text: str = Field(
         "tiny", description="tiny, or a Hugging Face BERT-like, CLIP or SigLIP text model by name or folder."
     )
     dim: int = Field(128, ge=8, le=4096, description="Length of an embedding.")
+    pooling: Literal["mean", "temporal"] = Field(
+        "mean",
+        description="How the frames of an image model become one clip: their mean, or a transformer block over them"
+        " that starts as the mean. Video models and tiny pool by themselves.",
+    )
+    trainable: Literal["all", "heads", "lora"] = Field(
+        "all",
+        description="What is learned: everything; heads: only what comes after the pretrained trunks; lora: heads and"
+        " adapters inside the trunks (needs the extra streamlearn[lora]).",
+    )
+    lora_rank: int = Field(8, ge=1, le=1024, description="Of the adapters.")
     warm_start: str = Field(
         "builtin",
         description="builtin (tiny towers only), none, or a .safetensors file written by `streamlearn warmup`.",

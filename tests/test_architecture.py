@@ -18,11 +18,33 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
-    ("settings_base", "recent", "page", "assets"),
-    ("settings_learning", "settings_serving", "settings_sources"),
+    ("settings_base", "recent", "page", "assets", "encoders_frames"),
+    ("settings_learning", "settings_serving", "settings_sources", "encoders_tiny"),
     # parts that know nouns alone
-    ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index"),
-    ("momentum_triton", "frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
+    (
+        "settings",
+        "encoders_pretrained",
+        "metrics",
+        "source",
+        "envelope",
+        "fetch",
+        "decode",
+        "encoders",
+        "drift",
+        "evaluate",
+        "index",
+    ),
+    (
+        "encoders",
+        "momentum_triton",
+        "frames",
+        "filters",
+        "catalog_file",
+        "checkpoint",
+        "deadletters",
+        "problems",
+        "server",
+    ),
     ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
     ("catalog_rows", "momentum", "replay", "era_view", "tasks", "loader", "feed", "guard", "testing"),
