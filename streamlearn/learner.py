@@ -22,7 +22,7 @@ from streamlearn.encoders import Towers
 from streamlearn.errors import StateError
 from streamlearn.methods import METHODS, View
 from streamlearn.records import Frames, StepStats, Vectors
-from streamlearn.replay import ClipStore, MemoryClips, Replayed, Reservoir
+from streamlearn.reservoir import ClipStore, MemoryClips, Replayed, Reservoir
 from streamlearn.settings import LearnerSettings
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamlearn.catalog import Catalog
 from streamlearn.frames import FrameStore, scale
-from streamlearn.replay import Replayed
+from streamlearn.reservoir import Replayed
 
 
 class StoredClips:

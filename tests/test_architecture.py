@@ -47,7 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
-    ("catalog_rows", "momentum", "replay", "era_view", "tasks", "loader", "feed", "guard", "testing"),
+    ("catalog_rows", "momentum", "reservoir", "era_view", "tasks", "loader", "feed", "guard", "testing"),
     ("methods.base", "connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
     ("methods.distill", "methods.inbatch", "methods.moco"),
     ("methods.bmu", "methods.lwf"),

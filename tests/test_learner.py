@@ -10,7 +10,7 @@ from streamlearn.encoders import Towers
 from streamlearn.errors import StateError
 from streamlearn.learner import Learner
 from streamlearn.records import StepStats
-from streamlearn.replay import ClipStore, MemoryClips, Replayed
+from streamlearn.reservoir import ClipStore, MemoryClips, Replayed
 from streamlearn.settings import LearnerSettings
 
 METHODS = ["bmu", "moco", "inbatch", "lwf", "ctp"]

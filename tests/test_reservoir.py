@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamlearn.replay import MemoryClips, Replayed, Reservoir
+from streamlearn.reservoir import MemoryClips, Replayed, Reservoir
 from streamlearn.stored_clips import StoredClips
 from streamlearn.testing import ListSource
 from tests.parts import Parts
