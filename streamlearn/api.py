@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from streamlearn import __version__, problems, schemas
-from streamlearn.guard import Guard, read_token
+from streamlearn.guard import Access, Guard
 from streamlearn.metrics import Metrics
 from streamlearn.schemas import SearchAnswer, SearchRequest
 from streamlearn.settings import ApiSettings
@@ -88,19 +88,28 @@ class Api(FastAPI):
         return problems.document(super().openapi())
 
 
-def create_app(service: Service, *, settings: ApiSettings, metrics: Metrics, registry: CollectorRegistry) -> FastAPI:
+def create_app(
+    service: Service,
+    *,
+    settings: ApiSettings,
+    metrics: Metrics,
+    registry: CollectorRegistry,
+    areas: Sequence[APIRouter] = (),
+) -> FastAPI:
     """Make the application.
 
     Args:
         service: what it serves.
-        settings: limits and the token, which is read here, once.
+        areas: more routes, below /v1; modules `routes_*` make them.
+        settings: limits and the tokens, which are read here, once.
         metrics: `search_seconds` is observed: "queue", and "total" of every search that was answered.
         registry: what `/metrics` shows.
 
     Raises:
-        SettingsError: the token cannot be read.
+        SettingsError: a token cannot be read.
     """
-    token = read_token(settings.token_file)
+    access = Access.from_settings(settings)
+    token = access.read or access.admin
     app = Api(
         title="streamlearn",
         version=__version__,
@@ -111,12 +120,14 @@ def create_app(service: Service, *, settings: ApiSettings, metrics: Metrics, reg
         responses=problems.responses(500) | (problems.responses(401) if token else {}),
     )
     open_paths = frozenset({*_HEALTH, "/metrics", *_PAGE})  # the page holds no data; it asks for the token
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, token=token, open_paths=open_paths)
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, access=access, open_paths=open_paths)
     problems.install(app)
     reads = Reads()
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
     _add_search(v1, service, metrics, settings.max_concurrent_searches)
     _add_reads(v1, service, reads)
+    for area in areas:
+        v1.include_router(area)
     app.include_router(v1)
     _add_health(app, service)
     _add_metrics(app, registry, reads)

@@ -152,6 +152,15 @@ class ScoreBook:
         for course in self._of(task):
             course.learned = course.lowest = None
 
+    def rename(self, old: str, new: str) -> None:
+        """A task has another name; where that has values of its own, they stay, and the old one's are dropped."""
+        for series in [series for series in self._courses if series.task == old]:
+            course = self._courses.pop(series)
+            self._courses.setdefault(series._replace(task=new), course)
+        if old in self._past:
+            self._past.discard(old)
+            self._past.add(new)
+
     def now(self, task: str, direction: str, k: int, view: str) -> float | None:
         """The last recorded value; None where there is none."""
         course = self._courses.get(Series(task, direction, k, view))

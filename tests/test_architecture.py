@@ -18,49 +18,34 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
-    ("settings_base", "recent", "page", "assets", "encoders_frames"),
-    ("settings_learning", "settings_serving", "settings_sources", "encoders_tiny"),
+    ("settings_base", "allocator", "recent", "page", "assets", "encoders_frames"),
+    ("encoders_tiny", "onset", "tail", "mailbox"),
+    ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
-    (
-        "settings",
-        "encoders_pretrained",
-        "metrics",
-        "source",
-        "envelope",
-        "fetch",
-        "decode",
-        "encoders",
-        "drift",
-        "evaluate",
-        "index",
-    ),
-    (
-        "encoders",
-        "momentum_triton",
-        "frames",
-        "filters",
-        "catalog_file",
-        "checkpoint",
-        "deadletters",
-        "problems",
-        "server",
-    ),
-    ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
+    ("settings", "metrics", "source", "envelope", "fetch", "decode", "drift", "evaluate", "index", "room"),
+    ("encoders_pretrained", "recognition", "drift_log"),
+    ("encoders", "momentum_triton", "tune"),
+    ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
+    ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
     ("catalog_rows", "momentum", "reservoir", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("methods.base", "connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
+    ("methods.base", "connectors.folder_inbox", "connectors.kafka_client"),
+    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
     ("methods.distill", "methods.inbatch", "methods.moco"),
-    ("methods.bmu", "methods.lwf"),
-    ("methods.ctp",),
+    ("methods.bmu", "methods.lwf", "connectors.kafka_range", "connectors.kafka_publisher"),
+    ("connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("methods.ctp", "routes_clips"),
     ("methods",),
-    ("catalog", "learner", "api", "publish", "connectors.kafka_reader"),
-    ("eras", "search", "stored_clips", "warmup", "connectors.kafka"),
-    ("ledger", "evaluator"),
+    ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
+    ("eras", "search", "stored_clips", "warmup", "clip_writer", "connectors.kafka"),
+    ("ledger", "evaluator", "judge"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
     ("pipeline", "service"),
+    ("routes_tasks", "service_tasks", "cli_tasks"),
     ("app",),
-    ("demo",),
+    ("demo", "replay"),
+    ("cli_streams",),
     ("cli",),
     ("__main__",),
 )
@@ -68,7 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 230,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 265,  # shorter, in truth: the loop is what everybody reads
     "catalog": 340,  # one statement of SQL after the other
 }
 
