@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamlearn import __version__
+from streamlearn.cli_bench import bench_app
 from streamlearn.errors import StreamlearnError
 from streamlearn.settings import Settings, load
 
@@ -32,6 +33,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Settings: defaults < TOML f
 generations_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
 app.add_typer(config_app, name="config")
 app.add_typer(generations_app, name="generations")
+app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", metavar="FILE")]
 Overrides = Annotated[

@@ -35,6 +35,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "service"),
     ("app",),
     ("demo",),
+    # the benchmark, beside the daemon: learner and parts, no source and no state directory
+    ("bench",),
+    ("bench.corpus", "bench.methods"),
+    ("bench.schedule", "bench.gallery"),
+    ("bench.sealed",),
+    ("bench.trial",),
+    ("bench.runs",),
+    ("bench.report",),
+    ("bench.plots", "bench.quick"),
+    ("cli_bench",),
     ("cli",),
     ("__main__",),
 )
