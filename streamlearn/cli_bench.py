@@ -39,7 +39,7 @@ def cvlm(
     ] = "detector",
     mixing_clips: Annotated[int, typer.Option(min=0, help="One domain gives way to the next over about so many.")] = 0,
     clips: Annotated[int, typer.Option(min=64, help="Rendered clips of each domain that are learned from.")] = 1600,
-    test: Annotated[int, typer.Option(min=10, help="... and that are asked for.")] = 150,
+    test: Annotated[int, typer.Option(min=10, help="... and that are asked for.")] = 100,
     passes: Annotated[int, typer.Option(min=1, help="How often each domain is gone through; 1 is a stream.")] = 1,
     stream: Annotated[
         list[Path] | None, typer.Option(help="A folder with manifest.jsonl, a domain each, in order.")
@@ -54,6 +54,7 @@ def cvlm(
     quick: Annotated[bool, typer.Option("--quick", help="The small version that CI runs, and its checks.")] = False,
 ) -> None:
     """Continual video-language learning: methods x seeds x orders, each at its own best learning rate."""
+    from streamlearn.bench.methods import method_of
     from streamlearn.bench.quick import CLIPS, TEST, check, quick_trials
     from streamlearn.bench.runs import Results, best_rates, grid
     from streamlearn.bench.trial import Spec
@@ -78,7 +79,7 @@ def cvlm(
     )  # fmt: skip
     best = dict.fromkeys(names, rates[0])
     if len(rates) > 1:
-        tuned = [name for name in names if name != "moco-matched"]
+        tuned = [name for name in names if not method_of(name).rate_of]
         base = replace(plain, corpus=corpus(tuning_seed), seed=tuning_seed, order=first, asked_per_task=1, eras=False)
         _run([("tuning", spec) for spec in grid([base], methods=tuned, learning_rates=rates)], results, workers)
         best = best_rates(results.lines, names)

@@ -24,6 +24,7 @@ class Method:
         meaning: for the report's legend.
         slowed_as: the learning rate is multiplied by the long-run speed of a learner with these settings.
         restarts: at each boundary all weights start again from the warm start: a model a task, the control.
+        rate_of: the method whose learning rate a control takes.
     """
 
     name: str
@@ -31,18 +32,31 @@ class Method:
     meaning: str
     slowed_as: dict[str, Any] = field(default_factory=dict)
     restarts: bool = False
+    rate_of: str = ""
 
 
 _LOCAL = {"method": "bmu", "global_pair": False}
 _KNOWN = (
     Method("inbatch", {"method": "inbatch"}, "InfoNCE within the batch; its local copy is a plain average (EMA)"),
     Method("moco", {"method": "moco"}, "Base-MoCo: momentum keys and a queue, no way back"),
-    Method("moco-matched", {"method": "moco"}, "Base-MoCo at BMU local's long-run speed", slowed_as=_LOCAL),
+    Method(
+        "moco-matched",
+        {"method": "moco"},
+        "Base-MoCo at BMU local's long-run speed",
+        slowed_as=_LOCAL,
+        rate_of="bmu-local",
+    ),
     Method("bmu-local", _LOCAL, "bidirectional momentum, the local pair alone"),
     Method("bmu", {"method": "bmu", "global_pair": True}, "bidirectional momentum, local and global pair"),
     Method("lwf", {"method": "lwf"}, "Base-MoCo and distillation from the pair of the last boundary"),
     Method("ctp", {"method": "ctp"}, "compatible momentum"),
-    Method("restart", {"method": "moco"}, "weights restarted from the warm start at each boundary", restarts=True),
+    Method(
+        "restart",
+        {"method": "moco"},
+        "weights restarted from the warm start at each boundary",
+        restarts=True,
+        rate_of="moco",
+    ),
 )
 METHODS = {method.name: method for method in _KNOWN}
 
@@ -69,7 +83,7 @@ def method_of(text: str) -> Method:
         if not equals:
             raise SettingsError(f"method {text!r}: after the colon come SETTING=VALUE pairs, separated by &")
         changes[setting.strip()] = value.strip()
-    return Method(text, known.settings | changes, known.meaning, known.slowed_as, known.restarts)
+    return Method(text, known.settings | changes, known.meaning, known.slowed_as, known.restarts, known.rate_of)
 
 
 def learner_settings(method: Method, common: dict[str, Any], learning_rate: float, seed: int) -> LearnerSettings:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from streamlearn import __version__
+from streamlearn.bench.methods import method_of
 from streamlearn.bench.trial import SERVED, Spec, run_trial
 from streamlearn.errors import SourceError
 
@@ -145,7 +146,8 @@ def merit(line: Line) -> float:
 def best_rates(lines: Iterable[Line], methods: Sequence[str]) -> dict[str, float]:
     """By method, the learning rate whose tuning trials had the best mean merit; of equals the lower.
 
-    A speed-matched control has no rate of its own: it takes that of BMU local, and slows down.
+    A control takes the rate of the method that it controls for. A method with settings, or with replay, that was not
+    tuned itself takes the rate of the one without.
 
     Raises:
         SourceError: a method has no tuning trial.
@@ -161,9 +163,8 @@ def best_rates(lines: Iterable[Line], methods: Sequence[str]) -> dict[str, float
     }
     out = {}
     for method in methods:
-        like = "bmu-local" if method == "moco-matched" else method
-        like = like if like in best else like.partition(":")[0]
-        like = like if like in best else like.partition("+")[0]
+        names = (method_of(method).rate_of or method, method.partition(":")[0], method.partition("+")[0])
+        like = next((name for name in names if name in best), names[0])
         if like not in best:
             raise SourceError(f"{method} has no tuning trial: name {like} among the methods that are tuned")
         out[method] = best[like]
