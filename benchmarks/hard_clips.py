@@ -48,6 +48,7 @@ def run(paths: list[Path], backend: Backend, sampling: Sampling) -> dict[Path, t
         timeout_s=60.0,
         frames=8,
         size_px=224,
+        learn_px=224,
         sampling=sampling,
         decoder=backend,
     )

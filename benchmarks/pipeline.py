@@ -28,6 +28,7 @@ import psutil
 from streamlearn.app import Daemon, load_options
 from streamlearn.connectors.folder import FolderSource
 from streamlearn.connectors.synthetic import write_stream
+from streamlearn.encoders import Towers
 from streamlearn.learner import Learner
 from streamlearn.loader import Loader
 from streamlearn.records import Clip, Record
@@ -61,7 +62,7 @@ def records(folder: Path) -> list[Record]:
 def decode(folder: Path, state: Path) -> tuple[float, list[Clip]]:
     todo = records(folder)
     settings = settings_for(folder, state)
-    loader = Loader(load_options(settings), workers=settings.media.workers)
+    loader = Loader(load_options(settings, Towers().size_px), workers=settings.media.workers)
     try:
         loader.submit(todo[0]).result()  # the children have started
         start = time.perf_counter()

@@ -40,6 +40,7 @@ from streamlearn.service import DaemonService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Source, load_source_class
 from streamlearn.state import State
+from streamlearn.stored_clips import StoredClips
 from streamlearn.tasks import Boundaries
 from streamlearn.warmup import build_towers, device_of
 
@@ -69,7 +70,7 @@ class Daemon:
 
     def _build(self, source: Source | None) -> None:
         settings, opened = self.settings, self._stack
-        torch.set_num_threads(settings.model.threads or os.cpu_count() or 1)
+        torch.set_num_threads(settings.model.threads or max(1, (os.cpu_count() or 1) - settings.media.workers))
         configure_faiss()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -77,14 +78,23 @@ class Daemon:
         self.metrics = Metrics.create(self.registry)
         opened.enter_context(_lock(settings.state_dir))
 
-        device = device_of(settings.model.device)
-        learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
         self.catalog = opened.enter_context(closing(Catalog(settings.state_dir / "catalog.db")))
-        self.frames = FrameStore(settings.state_dir / "frames", settings.media.store_max_bytes)
+        media = settings.media
+        self.frames = opened.enter_context(
+            closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
+        )
+        learner = Learner(
+            build_towers(settings.model, settings.learner.seed),
+            settings.learner,
+            device_of(settings.model.device),
+            StoredClips(self.catalog, self.frames),
+        )
         self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
-        self.loader = opened.enter_context(closing(Loader(load_options(settings), workers=settings.media.workers)))
+        self.loader = opened.enter_context(
+            closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
+        )
         self.feed = Feed(
             source,
             self.loader,
@@ -195,8 +205,11 @@ def setup_logging(settings: LogSettings) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def load_options(settings: Settings) -> LoadOptions:
-    """What the decoders may read: the folder source's own folder is always allowed."""
+def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
+    """What the decoders may read, and make of it: the folder source's own folder is always allowed.
+
+    Decoders scale down to what the encoder reads: one process has the whole of the learning to do, they are many.
+    """
     media = settings.media
     roots = [*media.allowed_roots]
     if settings.source.startswith("streamlearn.connectors.folder:"):
@@ -211,6 +224,7 @@ def load_options(settings: Settings) -> LoadOptions:
         timeout_s=media.timeout_s,
         frames=media.frames,
         size_px=media.size_px,
+        learn_px=min(media.size_px, encoder_px),
         sampling=media.sampling,
         decoder=media.decoder,
     )

@@ -232,6 +232,24 @@ class Towers(nn.Module):
         facts = {"names": names, "shapes": shapes, "preprocessing": 1}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def size_px(self) -> int:
+        """Height and width of the frames that the video tower reads."""
+        return int(self.video.size_px)  # type: ignore[arg-type]
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """What the video tower reads of the frames: as many, and not larger.
+
+        Encoding these gives the same vectors. Shape: uint8 (n, T, H, W, 3) -> uint8 (n, T', H', W', 3), on the CPU.
+        """
+        frames = _spread(frames, getattr(self.video, "frames", frames.shape[1]))
+        return _scale(frames, self.size_px) if min(frames.shape[2:4]) >= self.size_px else frames
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def encode_video(self, frames: Tensor) -> Tensor:
         """Unit vectors of clips. Shape: uint8 (n, T, H, W, 3) -> float32 (n, dim)."""
         return F.normalize(self.video(frames).float(), dim=-1)
@@ -239,8 +257,7 @@ class Towers(nn.Module):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of captions or queries. Shape: n texts -> float32 (n, dim)."""
         tokens: dict[str, Tensor] = self.text.tokenize(texts)  # type: ignore[operator]
-        device = next(self.text.parameters()).device
-        return F.normalize(self.text(**{k: v.to(device) for k, v in tokens.items()}).float(), dim=-1)
+        return F.normalize(self.text(**{k: v.to(self.device) for k, v in tokens.items()}).float(), dim=-1)
 
     def frozen_copy(self) -> Towers:
         """A copy without gradients, in evaluation mode: a momentum pair."""
@@ -272,12 +289,21 @@ def _spread(frames: Tensor, count: int) -> Tensor:
     return frames[:, torch.linspace(0, have - 1, count, device=frames.device).round().long()]
 
 
+def _scale(frames: Tensor, size_px: int) -> Tensor:
+    """Shape: uint8 (n, T, H, W, 3) -> uint8 (n, T, size_px, size_px, 3), both channels last in memory.
+
+    On a CPU, bytes in this layout are scaled seven times faster than floats; CUDA knows floats only.
+    """
+    n, t, h, w, c = frames.shape
+    if (h, w) == (size_px, size_px):
+        return frames
+    x = frames.reshape(n * t, h, w, c).permute(0, 3, 1, 2)  # (n T, 3, H, W)
+    x = x if x.device.type == "cpu" else x.float()
+    x = F.interpolate(x, (size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
+    x = x if x.dtype == torch.uint8 else x.round().to(torch.uint8)
+    return x.permute(0, 2, 3, 1).reshape(n, t, size_px, size_px, c)
+
+
 def _resize(frames: Tensor, size_px: int) -> Tensor:
     """Shape: uint8 (n, T, H, W, 3) -> float (n, T, 3, size_px, size_px) in 0..1."""
-    n, t, h, w, c = frames.shape
-    x = frames.reshape(n * t, h, w, c).permute(0, 3, 1, 2)  # (n T, 3, H, W), channels last in memory
-    if (h, w) != (size_px, size_px):
-        # On a CPU, bytes in this layout are scaled seven times faster than floats; CUDA knows floats only.
-        x = x if x.device.type == "cpu" else x.float()
-        x = F.interpolate(x, (size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
-    return (x.float() / 255).reshape(n, t, c, size_px, size_px)
+    return (_scale(frames, size_px).float() / 255).permute(0, 1, 4, 2, 3)

@@ -54,7 +54,7 @@ class Era:
 
 @dataclass(frozen=True)
 class Weights:
-    """Half-precision weights of the local momentum pair and of the encoders after a step."""
+    """Half-precision weights of the served pair (`local`, unless settings differ) and of the encoders after a step."""
 
     step: int
     local: Mapping[str, Tensor]
@@ -65,7 +65,7 @@ class Eras:
     """All eras, the current one last.
 
     Args:
-        learner: its local momentum pair writes the current era.
+        learner: its served pair writes the current era.
         catalog: where vectors are durable.
         frames: what sealed eras are re-encoded from.
         settings: how often to take snapshots, how many, how much to re-encode at a time.
@@ -148,7 +148,7 @@ class Eras:
         return era.encoder.texts(texts) if texts else era.captions
 
     def _snapshot(self) -> Weights:
-        return Weights(self._learner.steps, _half(self._learner.local), _half(self._learner.online))
+        return Weights(self._learner.steps, _half(self._learner.served), _half(self._learner.online))
 
     def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
         """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
@@ -157,7 +157,7 @@ class Eras:
         if len(frames) < _FEWEST_JUDGES or len({f.shape for f in frames.values()}) > 1:
             return snapshot.local
         texts, films = [clips[i].captions[0] for i in frames], np.stack(list(frames.values()))
-        towers, merit = self._learner.local.frozen_copy(), []
+        towers, merit = self._learner.served.frozen_copy(), []
         for state in (snapshot.local, snapshot.online):
             towers.load_state_dict(state)
             encoder = QueryEncoder(towers)
@@ -196,7 +196,7 @@ class Eras:
         rows = self._catalog.stale_rows(
             era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips, since_row=self._kept_from
         )
-        fresh = self._encode(rows, QueryEncoder(self._learner.local))
+        fresh = self._encode(rows, QueryEncoder(self._learner.served))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.
         self._kept_from = max([self._kept_from, *(row + 1 for row in rows if row not in fresh)])
         self._store(era, fresh, step)
@@ -204,8 +204,10 @@ class Eras:
 
     def _encode(self, rows: Sequence[int], encoder: QueryEncoder) -> dict[int, Vectors]:
         """Vectors of the rows whose frames are still kept."""
-        loaded = zip(rows, self._readers.map(self._frames.get, rows), strict=True)
-        frames = {row: stored for row, stored in loaded if stored is not None}
+        frames = {row: recent for row in rows if (recent := self._frames.recent.get(row)) is not None}
+        older = [row for row in rows if row not in frames]
+        loaded = zip(older, self._readers.map(self._frames.get, older), strict=True)
+        frames |= {row: stored for row, stored in loaded if stored is not None}
         out: dict[int, Vectors] = {}
         for shape in {stored.shape for stored in frames.values()}:  # settings may have changed meanwhile
             same = [row for row, stored in frames.items() if stored.shape == shape]
@@ -236,7 +238,7 @@ class Eras:
             partition = era.partition.view()
             if len(partition) == 0 and era is not self.current:
                 continue
-            encoder = era.encoder or QueryEncoder(self._learner.local.frozen_copy())
+            encoder = era.encoder or QueryEncoder(self._learner.served.frozen_copy())
             out.append(EraView(era.number, era.task, encoder, partition, era.captions))
         return tuple(out)
 
@@ -280,7 +282,7 @@ class Eras:
         return Era(number, task, opened, Partition(self._dim), np.zeros((0, self._dim), np.float32))
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor]) -> None:
-        era.pair = self._learner.local.frozen_copy()
+        era.pair = self._learner.served.frozen_copy()
         era.pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
         era.encoder = QueryEncoder(era.pair)
 

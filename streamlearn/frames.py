@@ -2,7 +2,8 @@
 
 A cache beside the catalog: a lost, evicted or damaged file is a None, never an error. One thread writes, any reads.
 
-A clip is one JPEG, its frames one below the other, and becomes an animated WebP only when somebody looks at it:
+A clip is one JPEG, its frames one below the other, and what the encoder read of it raw, for as long as it is among
+the latest (`recent`). The JPEG becomes an animated WebP only when somebody looks at it:
 writing that for every clip would cost the pipeline 30 times more (docs/decisions.md).
 """
 
@@ -10,18 +11,38 @@ from __future__ import annotations
 
 import heapq
 import io
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from streamlearn.recent import RecentFrames
 from streamlearn.records import Frames
 
 _THUMBNAIL_FRAME_MS = 250
 _ROWS_PER_FOLDER = 1000
+_QUALITY = 90
 _DAMAGE = (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def pack(frames: Frames) -> bytes:
+    """The frames as one JPEG. Shape: (T, H, W, 3) uint8 RGB; T at least 1, T * H and W at most 65,500."""
+    count, height, width, _ = frames.shape
+    encoded = io.BytesIO()
+    tall = Image.fromarray(frames.reshape(count * height, width, 3))
+    # Full colour resolution: a frame's colours must not run into the next one's.
+    tall.save(encoded, "JPEG", quality=_QUALITY, subsampling="4:4:4", comment=b"%d" % count)
+    return encoded.getvalue()
+
+
+def scale(frames: Frames, size_px: int) -> Frames:
+    """Smaller frames, as `encoders` would scale them. Shape: (T, H, W, 3) -> (T, size_px, size_px, 3) uint8."""
+    if frames.shape[1] <= size_px:
+        return frames
+    return np.stack(
+        [np.asarray(Image.fromarray(f).resize((size_px, size_px), Image.Resampling.BILINEAR)) for f in frames]
+    )
 
 
 class FrameStore:
@@ -29,19 +50,21 @@ class FrameStore:
 
     Args:
         folder: made where there is none; one scan at start counts what is there.
-        max_bytes: of all files together.
-        quality: of the JPEGs, 1 to 95.
+        max_bytes: of all JPEGs together.
+        recent_max_bytes: of the file of raw frames.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, quality: int = 90) -> None:
-        self._folder, self._max_bytes, self._quality = folder, max_bytes, quality
+    def __init__(self, folder: Path, max_bytes: int, recent_max_bytes: int = 2**29) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
         folder.mkdir(parents=True, exist_ok=True)
+        self.recent = RecentFrames(folder / "recent.bin", recent_max_bytes)
         self._sizes: dict[int, int] = {}
+        self._folders: set[Path] = set()  # that are known to exist
         for path in folder.glob("*/*.jpg*"):
-            if path.suffix == ".jpg" and path.stem.isdecimal():
+            if path.suffix == ".jpg" and path.stem.isdecimal():  # others: from older versions, half written
                 self._sizes[int(path.stem)] = path.stat().st_size
             else:
-                path.unlink()  # a write that did not end
+                path.unlink()
         self._bytes = sum(self._sizes.values())
         self._oldest = sorted(self._sizes)  # a heap; rows that were deleted since are skipped
 
@@ -50,34 +73,29 @@ class FrameStore:
         """Of all files together."""
         return self._bytes
 
-    def put(self, row: int, frames: Frames) -> None:
-        """Store frames, then evict the lowest rows while the store is too large.
+    def put(self, row: int, packed: bytes) -> None:
+        """Store what `pack` made, then evict the lowest rows while the store is too large.
 
         Args:
             row: the clip's number in the catalog.
-            frames: (T, H, W, 3) uint8 RGB; T at least 1, T * H and W at most 65,500.
+            packed: of its frames.
         """
-        count, height, width, _ = frames.shape
-        encoded = io.BytesIO()
-        tall = Image.fromarray(frames.reshape(count * height, width, 3))
-        # Full colour resolution: a frame's colours must not run into the next one's.
-        tall.save(encoded, "JPEG", quality=self._quality, subsampling="4:4:4", comment=b"%d" % count)
         path = self._path(row)
-        path.parent.mkdir(exist_ok=True)
-        aside = path.with_suffix(".jpg.new")
-        aside.write_bytes(encoded.getvalue())
-        os.replace(aside, path)
+        if path.parent not in self._folders:
+            path.parent.mkdir(exist_ok=True)
+            self._folders.add(path.parent)
+        path.write_bytes(packed)  # a torn one is found when it is read
         if row in self._sizes:
             self._bytes -= self._sizes[row]
         else:
             heapq.heappush(self._oldest, row)
-        self._sizes[row] = encoded.tell()
-        self._bytes += encoded.tell()
+        self._sizes[row] = len(packed)
+        self._bytes += len(packed)
         while self._bytes > self._max_bytes:
-            self.delete([heapq.heappop(self._oldest)])
+            self._unlink(heapq.heappop(self._oldest))
 
     def get(self, row: int) -> Frames | None:
-        """The (T, H, W, 3) frames; None where they are not kept (any more) or cannot be read."""
+        """The (T, H, W, 3) frames; None where they are not kept (any more) or cannot be read. Safe in any thread."""
         try:
             with Image.open(self._path(row), formats=["JPEG"]) as tall:
                 count = int(tall.info["comment"])
@@ -110,17 +128,26 @@ class FrameStore:
     def delete(self, rows: Iterable[int]) -> None:
         """Forget rows; those that are not there are passed over."""
         for row in rows:
-            size = self._sizes.pop(row, None)
-            if size is not None:
-                self._bytes -= size
-                self._path(row).unlink(missing_ok=True)
+            self._unlink(row)
+            self.recent.delete([row])
 
     def keep_only(self, rows: Collection[int]) -> int:
         """Forget every row that is not among these, as a crash can leave. Returns how many were."""
         kept = {int(row) for row in rows}
         orphans = [row for row in self._sizes if row not in kept]
         self.delete(orphans)
+        self.recent.keep_only(kept)
         return len(orphans)
+
+    def close(self) -> None:
+        """Close what is open; idempotent."""
+        self.recent.close()
+
+    def _unlink(self, row: int) -> None:
+        size = self._sizes.pop(row, None)
+        if size is not None:
+            self._bytes -= size
+            self._path(row).unlink(missing_ok=True)
 
     def _path(self, row: int) -> Path:
         return self._folder / f"{row // _ROWS_PER_FOLDER:03d}" / f"{row:06d}.jpg"

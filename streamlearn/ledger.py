@@ -143,8 +143,9 @@ class Ledger:
             [_row(clip, splits[i], task, step) for i, clip in zip(places, clips, strict=True)]
         )  # fmt: skip
         self._writes += [
-            self._writer.submit(self._frames.put, row, clip.frames) for row, clip in zip(rows, clips, strict=True)
+            self._writer.submit(self._frames.put, row, clip.kept) for row, clip in zip(rows, clips, strict=True)
         ]
+        self._frames.recent.put(rows, np.stack([clip.frames for clip in clips]))
         self._eras.remove(replaced)  # their frames stay until no generation can bring them back
         self._eras.upsert(rows, np.stack([vectors[i] for i in places]))
         for i in places:

@@ -31,6 +31,7 @@ from streamlearn.decode import Backend, Sampling, decode
 from streamlearn.envelope import parse
 from streamlearn.errors import DecodeError, RejectedClip, SettingsError, StreamlearnError
 from streamlearn.fetch import fetch
+from streamlearn.frames import pack, scale
 from streamlearn.records import Clip, Event, Record, Rejected, Tombstone
 
 _START_TIMEOUT_S = 120.0  # imports on a busy machine; not charged to a clip
@@ -44,7 +45,7 @@ _context = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What may be loaded and into what; the settings of `[media]`, with the same names."""
+    """What may be loaded and into what: the settings of `[media]`, with the same names, and the encoder's size."""
 
     allowed_roots: tuple[Path, ...]
     allowed_schemes: tuple[str, ...]
@@ -55,6 +56,7 @@ class LoadOptions:
     timeout_s: float
     frames: int
     size_px: int
+    learn_px: int  # of what the encoder reads
     sampling: Sampling
     decoder: Backend
 
@@ -88,7 +90,8 @@ def load(record: Record, options: LoadOptions) -> Clip | Tombstone:
     )
     return Clip(
         video_id=message.video_id,
-        frames=frames,
+        frames=scale(frames, options.learn_px),
+        kept=pack(frames),
         captions=message.captions,
         position=record.position,
         uri=message.uri,
@@ -240,11 +243,7 @@ class _Child:
         self._pipe: Connection | None = None
 
     def start(self) -> Connection:
-        """Start unless running, and wait until the imports are done.
-
-        Raises:
-            StreamlearnError: it does not start.
-        """
+        """Start unless running, and wait until the imports are done; StreamlearnError where it does not start."""
         if self._pipe is not None:
             return self._pipe
         pipe, theirs = _context.Pipe()

@@ -16,11 +16,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from streamlearn.settings import Momentum, momentum_horizon
+from streamlearn.settings_learning import Momentum, momentum_horizon
+from streamlearn.settings_learning import speed as speed
+
+
+class Pair(NamedTuple):
+    """A momentum copy with the coefficients of one step.
+
+    Attributes:
+        copy: its tensors, in the order of the encoders'.
+        m: of the forward update; 1 freezes the copy.
+        mh: of the reverse update; 1 leaves the encoders alone.
+    """
+
+    copy: list[Tensor]
+    m: float
+    mh: float
 
 
 def coefficient(value: Momentum, clips: int, batch_size: int) -> float:
@@ -47,10 +63,15 @@ def pull(online: Sequence[Tensor], copy: Sequence[Tensor], mh: float) -> None:
         torch._foreach_lerp_(list(online), list(copy), 1 - mh)
 
 
-def speed(pairs: Sequence[tuple[float, float]]) -> float:
-    """Long-run speed of the encoders relative to plain training, for pairs of (m, mh).
-
-    >>> speed([(0.95, 0.95)]), speed([])
-    (0.5, 1.0)
-    """
-    return 1 / (1 + sum((1 - mh) / (1 - m) for m, mh in pairs if mh < 1))
+def bidirectional(
+    online: Sequence[Tensor], pairs: Sequence[Pair], order: Literal["follow_first", "pull_first"]
+) -> None:
+    """The whole update, in place: all copies follow and the encoders are pulled to one after the other, or reversed."""
+    if order == "pull_first":
+        for pair in pairs:
+            pull(online, pair.copy, pair.mh)
+    for pair in pairs:
+        follow(pair.copy, online, pair.m)
+    if order == "follow_first":
+        for pair in pairs:
+            pull(online, pair.copy, pair.mh)

@@ -48,7 +48,8 @@ class Clip:
     """A decoded video-caption pair.
 
     Attributes:
-        frames: (T, H, W, 3) uint8 RGB.
+        frames: (T, H, W, 3) uint8 RGB: what the encoder reads.
+        kept: the frames as they are stored and shown, larger perhaps; made by `frames.pack`.
         captions: at least one, none empty.
         start_s, end_s: the segment of the media in seconds, if only a part was meant.
         time: event time, RFC 3339, as given.
@@ -59,6 +60,7 @@ class Clip:
 
     video_id: str
     frames: Frames
+    kept: bytes
     captions: tuple[str, ...]
     position: Position
     uri: str | None = None

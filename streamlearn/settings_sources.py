@@ -78,6 +78,11 @@ class MediaSettings(Section):
     )
     workers: int = Field(1, ge=1, description="Decoder processes. A clip that crashes one costs that clip alone.")
     store_max_bytes: int = Field(10 * 2**30, ge=0, description="Size of the frame store; the oldest frames go first.")
+    recent_max_bytes: int = Field(
+        2**29,
+        ge=0,
+        description="Of it, what the encoder read of the latest clips, raw, on disk: saves decoding them again.",
+    )
 
     @model_validator(mode="after")
     def _storable(self) -> MediaSettings:

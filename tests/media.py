@@ -105,6 +105,7 @@ def load_options(**changes: Any) -> LoadOptions:
         "timeout_s": 60.0,
         "frames": 4,
         "size_px": 32,
+        "learn_px": 16,
         "sampling": "exact",
         "decoder": "pyav",
     }

@@ -14,7 +14,7 @@ from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.connectors.synthetic import render, sample
 from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
-from streamlearn.frames import FrameStore
+from streamlearn.frames import FrameStore, pack
 from streamlearn.learner import Learner
 from streamlearn.metrics import Metrics
 from streamlearn.schemas import Query, SearchAnswer, SearchRequest
@@ -65,7 +65,7 @@ class Parts:
             [replace(clip, video_id=name, captions=(scene.caption,)) for name, scene in zip(ids, scenes, strict=True)]
         )
         for row, film in zip(rows, films, strict=True):
-            self.frames.put(row, film)
+            self.frames.put(row, pack(film))
         self.eras.upsert(rows, keys)
         self.eras.remember()
         self.rows += rows

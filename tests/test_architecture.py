@@ -18,17 +18,21 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
-    ("settings_base", "page", "assets"),
+    ("settings_base", "recent", "page", "assets"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index"),
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
-    ("catalog_rows", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
+    ("catalog_rows", "momentum", "replay", "era_view", "tasks", "loader", "feed", "guard", "testing"),
+    ("methods.base", "connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
+    ("methods.distill", "methods.inbatch", "methods.moco"),
+    ("methods.bmu", "methods.lwf"),
+    ("methods.ctp",),
+    ("methods",),
     ("catalog", "learner", "api", "publish", "connectors.kafka_reader"),
-    ("eras", "search", "warmup", "connectors.kafka"),
+    ("eras", "search", "stored_clips", "warmup", "connectors.kafka"),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),

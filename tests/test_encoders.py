@@ -16,6 +16,7 @@ import torch
 from streamlearn.checkpoint import Generation, Generations
 from streamlearn.encoders import Towers
 from streamlearn.errors import SettingsError
+from streamlearn.frames import scale
 from streamlearn.learner import Learner
 from streamlearn.settings import LearnerSettings
 from streamlearn.testing import ListSource
@@ -277,3 +278,20 @@ def test_the_whole_daemon_runs_on_pretrained_folders_and_resumes(models: Path, t
         assert sorted(ids(second, "a red star", 100)) == sorted(stream.captions)
         assert [task["name"] for task in second.service.tasks()] == ["t1", "night"]
     assert status["detail"] is None
+
+
+def test_prepared_frames_are_those_that_the_decoders_make_and_encode_as_the_whole_ones() -> None:
+    towers = Towers(dim=16)
+    frames = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (2, 11, 64, 64, 3), dtype=np.uint8))
+    prepared = towers.prepare(frames)
+    assert prepared.shape == (2, 8, 32, 32, 3)
+    assert torch.equal(towers.encode_video(prepared), towers.encode_video(frames))
+    assert torch.equal(towers.prepare(prepared), prepared)
+
+    by_decoder = np.stack([scale(clip, towers.size_px) for clip in frames[:, :8].numpy()])
+    assert np.abs(by_decoder.astype(int) - towers.prepare(frames[:, :8]).numpy()).max() <= 1
+
+
+def test_small_frames_are_prepared_as_they_are() -> None:
+    frames = torch.zeros((1, 8, 20, 20, 3), dtype=torch.uint8)
+    assert Towers(dim=16).prepare(frames).shape == frames.shape

@@ -26,7 +26,7 @@ def records(n: int, first: int = 0) -> list[Record]:
 
 
 def clip(record: Record, task: str | None = None) -> Clip:
-    return Clip(str(record.position.offset), FRAMES, ("a caption",), record.position, task=task)
+    return Clip(str(record.position.offset), FRAMES, b"", ("a caption",), record.position, task=task)
 
 
 class FakeDecoder:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamlearn.frames import FrameStore
+from streamlearn.frames import FrameStore, pack
 from streamlearn.records import Frames
 
 ROOMY = 10**9
@@ -37,7 +37,7 @@ def noise(seed: int, count: int = 4) -> Frames:
 )
 def test_frames_come_back_in_number_and_order_also_where_some_are_equal(tmp_path: Path, frames: Frames) -> None:
     store = FrameStore(tmp_path, ROOMY)
-    store.put(7, frames)
+    store.put(7, pack(frames))
     back = store.get(7)
     assert back is not None
     assert back.shape == frames.shape
@@ -50,7 +50,7 @@ def test_real_pictures_survive_closely_enough_to_be_encoded_again(tmp_path: Path
     moving = [np.stack([(x * 3 + 9 * t) % 256, y * 4 % 256, (x + y) * 2 % 256], axis=2) for t in range(8)]
     frames = np.stack(moving).astype(np.uint8)
     store = FrameStore(tmp_path, ROOMY)
-    store.put(1, frames)
+    store.put(1, pack(frames))
     back = store.get(1)
     assert back is not None
     assert np.abs(back.astype(int) - frames).mean() < 12
@@ -58,7 +58,7 @@ def test_real_pictures_survive_closely_enough_to_be_encoded_again(tmp_path: Path
 
 def test_thumbnail_is_an_animated_webp(tmp_path: Path) -> None:
     store = FrameStore(tmp_path, ROOMY)
-    store.put(3, np.stack([RED, GREEN, BLUE]))
+    store.put(3, pack(np.stack([RED, GREEN, BLUE])))
     data = store.thumbnail(3)
     assert data is not None
     with Image.open(io.BytesIO(data)) as image:
@@ -84,7 +84,7 @@ def file_of(folder: Path) -> Path:
 )
 def test_a_damaged_file_is_none(tmp_path: Path, damage: str) -> None:
     store = FrameStore(tmp_path, ROOMY)
-    store.put(1, noise(0))
+    store.put(1, pack(noise(0)))
     path = file_of(tmp_path)
     data = path.read_bytes()
     if damage == "gone":
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_none(tmp_path: Path, damage: str) -> None:
 
 def test_flipped_bytes_anywhere_never_raise(tmp_path: Path) -> None:
     store = FrameStore(tmp_path, ROOMY)
-    store.put(1, noise(0, count=2))
+    store.put(1, pack(noise(0, count=2)))
     path = file_of(tmp_path)
     data = path.read_bytes()
     outcomes = set()
@@ -118,8 +118,8 @@ def test_flipped_bytes_anywhere_never_raise(tmp_path: Path) -> None:
 
 def test_putting_a_row_again_replaces_it_and_is_counted_once(tmp_path: Path) -> None:
     store = FrameStore(tmp_path, ROOMY)
-    store.put(1, noise(0))
-    store.put(1, np.stack([RED, RED]))
+    store.put(1, pack(noise(0)))
+    store.put(1, pack(np.stack([RED, RED])))
     back = store.get(1)
     assert back is not None
     assert len(back) == 2
@@ -129,18 +129,18 @@ def test_putting_a_row_again_replaces_it_and_is_counted_once(tmp_path: Path) -> 
 def test_the_lowest_rows_leave_when_the_store_is_full(tmp_path: Path) -> None:
     measure = FrameStore(tmp_path / "measure", ROOMY)
     for row in (2, 3, 4):
-        measure.put(row, noise(row))
+        measure.put(row, pack(noise(row)))
 
     store = FrameStore(tmp_path / "full", measure.bytes_used)
     for row in (3, 0, 4, 1, 2):
-        store.put(row, noise(row))
+        store.put(row, pack(noise(row)))
         assert store.bytes_used <= measure.bytes_used
     assert [row for row in range(5) if store.get(row) is not None] == [2, 3, 4]
 
 
 def test_a_store_smaller_than_a_clip_keeps_nothing_and_does_not_fail(tmp_path: Path) -> None:
     store = FrameStore(tmp_path, 10)
-    store.put(1, noise(1))
+    store.put(1, pack(noise(1)))
     assert store.get(1) is None
     assert store.bytes_used == 0
 
@@ -148,7 +148,7 @@ def test_a_store_smaller_than_a_clip_keeps_nothing_and_does_not_fail(tmp_path: P
 def test_reopening_counts_what_is_there_and_removes_unfinished_writes(tmp_path: Path) -> None:
     store = FrameStore(tmp_path, ROOMY)
     for row in (5, 1005, 2_000_005):
-        store.put(row, noise(row))
+        store.put(row, pack(noise(row)))
     aside = file_of(tmp_path / "001").with_suffix(".jpg.new")
     aside.write_bytes(b"half")
 
@@ -166,7 +166,7 @@ def test_reopening_counts_what_is_there_and_removes_unfinished_writes(tmp_path: 
 def test_keep_only_removes_orphans(tmp_path: Path) -> None:
     store = FrameStore(tmp_path, ROOMY)
     for row in range(4):
-        store.put(row, noise(row))
+        store.put(row, pack(noise(row)))
     assert store.keep_only(np.array([1, 3, 99])) == 2
     assert [row for row in range(4) if store.get(row) is not None] == [1, 3]
     store.delete([1, 3])

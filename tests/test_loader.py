@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from streamlearn.loader import Loader
 from streamlearn.records import Clip, Record, Rejected, Tombstone
@@ -55,7 +57,9 @@ def test_clip_has_everything_the_message_said(loader: Loader, clips: Path) -> No
     clip = loader.submit(source).result(TIMEOUT_S)
 
     assert isinstance(clip, Clip)
-    assert clip.frames.shape == (4, 32, 32, 3)
+    assert clip.frames.shape == (4, 16, 16, 3)
+    with Image.open(io.BytesIO(clip.kept)) as tall:
+        assert tall.size == (32, 4 * 32)
     assert (clip.video_id, clip.captions, clip.uri) == ("v1", ("one", "two"), uri)
     assert (clip.start_s, clip.end_s, clip.meta) == (0.5, 1.5, {"fps": 10, "cam": "7"})
     assert (clip.time, clip.split, clip.task) == ("2026-11-21T10:00:00Z", "train", "kitchen")

@@ -155,7 +155,7 @@ def test_other_variables_of_the_family_are_not_settings(monkeypatch: pytest.Monk
     [
         ("learner.batch_size", "0", "greater than or equal to 1"),
         ("learner.batch_size", "many", "valid integer"),
-        ("learner.method", "bum", "'bmu', 'moco' or 'inbatch'"),
+        ("learner.method", "bum", "'bmu', 'moco', 'inbatch', 'lwf' or 'ctp'"),
         ("learner.local_momentum", "1.5", "'640 clips'"),
         ("learner.local_momentum", "nan", "'640 clips'"),
         ("learner.local_momentum", "0 clips", "'640 clips'"),

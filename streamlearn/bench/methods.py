@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamlearn.errors import SettingsError
-from streamlearn.momentum import coefficient, speed
 from streamlearn.settings import LearnerSettings
 
 
@@ -99,16 +98,5 @@ def learner_settings(method: Method, common: dict[str, Any], learning_rate: floa
         ValueError: a setting is not valid; pydantic says which.
     """
     if method.slowed_as:
-        learning_rate *= long_run_speed(LearnerSettings(**common | method.slowed_as))
+        learning_rate *= LearnerSettings(**common | method.slowed_as).speed
     return LearnerSettings(**common | method.settings | {"learning_rate": learning_rate, "seed": seed})
-
-
-def long_run_speed(settings: LearnerSettings) -> float:
-    """Of the encoders beside plain training: 1 / (1 + sum of (1 - mh) / (1 - m)), by `momentum.speed`."""
-    if settings.method != "bmu":
-        return 1.0
-    pairs = [(settings.local_momentum, settings.local_pull)]
-    if settings.global_pair:
-        pairs.append((settings.global_momentum, settings.global_pull))
-    size = settings.batch_size
-    return speed([(coefficient(m, size, size), coefficient(mh, size, size)) for m, mh in pairs])

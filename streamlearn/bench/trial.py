@@ -169,8 +169,7 @@ class Trial:
 
     def copies(self) -> dict[str, Towers]:
         """The copies that this method has."""
-        all_ = {"local": self.learner.local, "online": self.learner.online, "global": self.learner.global_}
-        return {name: towers for name, towers in all_.items() if towers is not None}
+        return {name: self.learner.copies[name] for name in COPIES if name in self.learner.copies}
 
     def _domains(self, tasks: int) -> list[int]:
         if self.spec.order == IID:
