@@ -21,7 +21,7 @@ err = Console(stderr=True)
 
 _METHODS = "inbatch,moco,moco-matched,bmu-local,bmu,restart"
 _RATES = "1e-4,2e-4,4e-4,8e-4"
-_SECTIONS = ("learner", "model", "drift", "search")
+_SECTIONS = ("learner", "model", "drift", "search", "media")
 
 
 @bench_app.command()
@@ -67,15 +67,19 @@ def cvlm(
             err.print("\n".join(wrong), style="red", markup=False, highlight=False)
             raise typer.Exit(1)
         return
+    shared = _shared(override)
+    media = shared.pop("media")
     rates = [float(rate) for rate in learning_rates.split(",")]
     names = [name.strip() for name in methods.split(",")]
     first, *_ = order_names = orders.split(",")
 
     def corpus(seed: int) -> str:
-        return str(_decoded(cache, stream, split) if stream else _synthetic(cache, seed, clips, test))
+        return str(
+            _decoded(cache, stream, split, media, shared["model"]) if stream else _synthetic(cache, seed, clips, test)
+        )
 
     plain = Spec(
-        "", "", 0.0, 0, boundaries=boundaries, mixing_clips=mixing_clips, passes=passes, eras=eras, **_shared(override)
+        "", "", 0.0, 0, boundaries=boundaries, mixing_clips=mixing_clips, passes=passes, eras=eras, **shared
     )  # fmt: skip
     best = dict.fromkeys(names, rates[0])
     if len(rates) > 1:
@@ -150,16 +154,19 @@ def _synthetic(cache: Path, seed: int, clips: int, test: int) -> Path:
         )  # fmt: skip
 
 
-def _decoded(cache: Path, folders: Sequence[Path], split: str) -> Path:
+def _decoded(cache: Path, folders: Sequence[Path], split: str, media: dict[str, Any], model: dict[str, Any]) -> Path:
     from rich.progress import Progress
 
     from streamlearn.bench.corpus import decode_corpus
+    from streamlearn.encoders import TinyVideo
     from streamlearn.settings import MediaSettings
 
+    settings = MediaSettings(**media)
+    learn_px = settings.size_px if model.get("video", "tiny") != "tiny" else TinyVideo.size_px
     with Progress(console=err, transient=True) as bar:
         work = bar.add_task("decoding", total=None)
         return decode_corpus(
-            cache, folders=folders, split=split, media=MediaSettings(),
+            cache, folders=folders, split=split, media=settings, learn_px=min(learn_px, settings.size_px),
             progress=lambda done, total: bar.update(work, completed=done, total=total),
         )  # fmt: skip
 

@@ -156,10 +156,12 @@ def test_folders_are_decoded_by_the_daemons_decoder_and_damaged_clips_left_out(t
         _folder(tmp_path / "a", "studio", {0: "test", 1: "val"}),
         _folder(tmp_path / "b", "night", {2: "heldout"}),
     ]
-    made = decode_corpus(tmp_path / "cache", folders=folders, split="split", media=MediaSettings(), progress=nothing)
+    made = decode_corpus(
+        tmp_path / "cache", folders=folders, split="split", media=MediaSettings(), learn_px=32, progress=nothing
+    )
     corpus = open_corpus(made)
     assert corpus.domains == ("a", "b")
-    assert corpus.frames.shape == (22, 8, 64, 64, 3)
+    assert corpus.frames.shape == (22, 8, 32, 32, 3)
     assert corpus.ids[0] == "a/studio-000000"
     assert corpus.rows(TEST).tolist() == [0, 13]
     assert corpus.rows(JUDGE, 0).tolist() == [1]
@@ -168,13 +170,15 @@ def test_folders_are_decoded_by_the_daemons_decoder_and_damaged_clips_left_out(t
 def test_folder_without_clips_to_ask_for_is_refused(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "a", "studio", {})
     with pytest.raises(SourceError, match="gives no clip to ask for"):
-        decode_corpus(tmp_path, folders=[folder], split="split", media=MediaSettings(), progress=nothing)
+        decode_corpus(tmp_path, folders=[folder], split="split", media=MediaSettings(), learn_px=32, progress=nothing)
 
 
 def test_row_without_the_field_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_text('{"path": "a.mp4", "caption": "a ball"}\n')
     with pytest.raises(SourceError, match="line 1: must name path, caption and instance_split"):
-        decode_corpus(tmp_path, folders=[tmp_path], split="instance_split", media=MediaSettings(), progress=nothing)
+        decode_corpus(
+            tmp_path, folders=[tmp_path], split="instance_split", media=MediaSettings(), learn_px=32, progress=nothing
+        )
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ def test_wrong_setting_is_refused(tmp_path: Path) -> None:
     runner = CliRunner()
     answer = runner.invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--set", "kafka.topics=x"])
     assert isinstance(answer.exception, SettingsError)
-    assert "the section being one of learner, model, drift, search" in str(answer.exception)
+    assert "the section being one of learner, model, drift, search, media" in str(answer.exception)
 
 
 def test_known_methods_are_valid_settings() -> None:

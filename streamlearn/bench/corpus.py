@@ -132,26 +132,37 @@ def render_corpus(
 
 
 def decode_corpus(
-    cache: Path, *, folders: Sequence[Path], split: str, media: MediaSettings, progress: Progress
+    cache: Path, *, folders: Sequence[Path], split: str, media: MediaSettings, learn_px: int, progress: Progress
 ) -> Path:
     """Decode folders of clips, a domain each, unless the cache has them.
 
     Each folder has a manifest.jsonl; a row names `path`, `caption` or `captions`, and in the field `split` "test" or
     "heldout", "val", or anything else for a clip that is learned from. Where no row says "val", a twentieth of the
     clips learned from, by a stable hash of their ids, takes that part. Clips that cannot be decoded are left out.
+    Frames are kept at `learn_px`, what the encoder reads.
 
     Raises:
         SourceError: a manifest cannot be read, or gives no clip to learn from or to ask for.
     """
     texts = [_manifest(folder) for folder in folders]
-    sampled = (media.frames, media.size_px, media.sampling, media.decoder, split, [str(f.resolve()) for f in folders])
+    sampled = (
+        media.frames,
+        media.size_px,
+        learn_px,
+        media.sampling,
+        media.decoder,
+        split,
+        [str(f.resolve()) for f in folders],
+    )
     name = "folders-" + hashlib.sha256(json.dumps([_FORMAT, sampled, texts]).encode()).hexdigest()[:16]
     total = sum(len(text.splitlines()) for text in texts)
 
     def write(aside: Path) -> dict[str, Any]:
         clips, domain, part = [], [], []
         for number, (folder, text) in enumerate(zip(folders, texts, strict=True)):
-            decoded = [(clip, row_part) for clip, row_part in _decoded(folder, text, split, media)]
+            decoded = [
+                (clip, row_part) for clip, row_part in _decoded(folder, text, split, _options(folder, media, learn_px))
+            ]
             parts = _with_judges([p for _, p in decoded], [clip.video_id for clip, _ in decoded])
             for wanted, meaning in ((LEARN, "learn from"), (TEST, "ask for")):
                 if wanted not in parts:
@@ -190,8 +201,8 @@ def _manifest(folder: Path) -> str:
         raise SourceError(f"{folder}/manifest.jsonl cannot be read: {error}") from error
 
 
-def _decoded(folder: Path, text: str, split: str, media: MediaSettings) -> Iterator[tuple[Clip, int]]:
-    options = LoadOptions(
+def _options(folder: Path, media: MediaSettings, learn_px: int) -> LoadOptions:
+    return LoadOptions(
         allowed_roots=(folder.resolve(),),
         allowed_schemes=("file",),
         allowed_hosts=(),
@@ -201,9 +212,13 @@ def _decoded(folder: Path, text: str, split: str, media: MediaSettings) -> Itera
         timeout_s=media.timeout_s,
         frames=media.frames,
         size_px=media.size_px,
+        learn_px=learn_px,
         sampling=media.sampling,
         decoder=media.decoder,
     )
+
+
+def _decoded(folder: Path, text: str, split: str, options: LoadOptions) -> Iterator[tuple[Clip, int]]:
     for number, line in enumerate(text.splitlines()):
         try:
             row = json.loads(line)
