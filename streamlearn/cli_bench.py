@@ -55,13 +55,13 @@ def cvlm(
 ) -> None:
     """Continual video-language learning: methods x seeds x orders, each at its own best learning rate."""
     from streamlearn.bench.methods import method_of
-    from streamlearn.bench.quick import CLIPS, TEST, check, quick_trials
+    from streamlearn.bench.quick import CLIPS, DOMAINS, TEST, check, quick_trials
     from streamlearn.bench.runs import Results, best_rates, grid
     from streamlearn.bench.trial import Spec
 
     results, cache = Results(out), cache or out / "clips"
     if quick:
-        _run(quick_trials(_synthetic(cache, tuning_seed, CLIPS, TEST), tuning_seed), results, workers)
+        _run(quick_trials(_synthetic(cache, tuning_seed, CLIPS, TEST, DOMAINS), tuning_seed), results, workers)
         _finish(results, out)
         if wrong := check(results.lines):
             err.print("\n".join(wrong), style="red", markup=False, highlight=False)
@@ -141,15 +141,16 @@ def _run(trials: Sequence[tuple[str, Spec]], results: Results, workers: int) -> 
         run_all(trials, results, workers=workers, on_done=done)
 
 
-def _synthetic(cache: Path, seed: int, clips: int, test: int) -> Path:
+def _synthetic(cache: Path, seed: int, clips: int, test: int, domains: Sequence[str] | None = None) -> Path:
     from rich.progress import Progress
 
     from streamlearn.bench.corpus import render_corpus
+    from streamlearn.connectors.scenes import DOMAINS
 
     with Progress(console=err, transient=True) as bar:
         work = bar.add_task(f"rendering seed {seed}", total=None)
         return render_corpus(
-            cache, seed=seed, clips=clips, test=test, judges=64,
+            cache, seed=seed, clips=clips, test=test, judges=64, domains=domains or DOMAINS,
             progress=lambda done, total: bar.update(work, completed=done, total=total),
         )  # fmt: skip
 

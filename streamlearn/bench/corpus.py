@@ -86,9 +86,17 @@ def open_corpus(folder: Path) -> Corpus:
 
 
 def render_corpus(
-    cache: Path, *, seed: int, clips: int, test: int, judges: int, progress: Progress, size_px: int = 32
+    cache: Path,
+    *,
+    seed: int,
+    clips: int,
+    test: int,
+    judges: int,
+    progress: Progress,
+    domains: Sequence[str] = DOMAINS,
+    size_px: int = 32,
 ) -> Path:
-    """Render the five domains of the synthetic world straight to frames, unless the cache has them.
+    """Render domains of the synthetic world straight to frames, unless the cache has them.
 
     Args:
         cache: folder of corpora.
@@ -97,21 +105,23 @@ def render_corpus(
         test: per domain, asked for the report.
         judges: per domain, asked which pair seals an era.
         progress: told how far it is.
+        domains: in the order of their numbers.
         size_px: height and width of the frames; the tiny towers see 32.
 
     Returns:
         The corpus' folder.
     """
-    name = f"synthetic-{_FORMAT}-{seed}-{clips}-{test}-{judges}-{size_px}"
+    some = "" if tuple(domains) == DOMAINS else "-" + "-".join(domains)
+    name = f"synthetic-{_FORMAT}-{seed}-{clips}-{test}-{judges}-{size_px}{some}"
     per_domain = clips + test + judges
     parts = np.repeat([LEARN, TEST, JUDGE], [clips, test, judges])
-    total = per_domain * len(DOMAINS)
+    total = per_domain * len(domains)
 
     def write(aside: Path) -> dict[str, Any]:
         frames = np.lib.format.open_memmap(aside / "frames.npy", "w+", np.uint8, (total, 8, size_px, size_px, 3))
         captions: list[list[str]] = []
-        for number, domain in enumerate(DOMAINS):
-            rng = np.random.default_rng((seed, number, _FORMAT))
+        for number, domain in enumerate(domains):
+            rng = np.random.default_rng((seed, DOMAINS.index(domain), _FORMAT))
             scenes = sample(domain, per_domain, rng)
             captions += [[scene.caption] for scene in scenes]
             for start in range(0, per_domain, _RENDERED_AT_ONCE):
@@ -121,11 +131,11 @@ def render_corpus(
                 progress(at + len(batch), total)
         frames.flush()
         return {
-            "domains": DOMAINS,
+            "domains": tuple(domains),
             "captions": captions,
-            "ids": [f"{domain}-{i:06d}" for domain in DOMAINS for i in range(per_domain)],
-            "domain": np.repeat(np.arange(len(DOMAINS)), per_domain).tolist(),
-            "part": np.tile(parts, len(DOMAINS)).tolist(),
+            "ids": [f"{domain}-{i:06d}" for domain in domains for i in range(per_domain)],
+            "domain": np.repeat(np.arange(len(domains)), per_domain).tolist(),
+            "part": np.tile(parts, len(domains)).tolist(),
         }
 
     return _cached(cache / name, write)

@@ -43,7 +43,7 @@ class Schedule:
 
 
 def order_of(name: str, domains: int) -> tuple[int, ...]:
-    """Domains in the order that a name stands for: forward, reverse, iid, or their digits such as 20413.
+    """Domains in the order that a name stands for: forward, reverse, iid, or the digits of some, such as 20413.
 
     Raises:
         SettingsError: it names something else.
@@ -52,9 +52,10 @@ def order_of(name: str, domains: int) -> tuple[int, ...]:
         return tuple(range(domains))
     if name == "reverse":
         return tuple(reversed(range(domains)))
-    if name.isdecimal() and sorted(name) == [str(i) for i in range(domains)]:
+    digits = [str(i) for i in range(domains)]
+    if name and len(set(name)) == len(name) and set(name) <= set(digits):
         return tuple(map(int, name))
-    raise SettingsError(f"order {name!r}: must be forward, reverse, iid, or each of the digits 0 to {domains - 1} once")
+    raise SettingsError(f"order {name!r}: must be forward, reverse, iid, or digits from 0 to {domains - 1}, none twice")
 
 
 def make_schedule(corpus: Corpus, *, order: str, seed: int, mixing_clips: int = 0, passes: int = 1) -> Schedule:
