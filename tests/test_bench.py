@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from streamlearn import cli
+from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
 from streamlearn.bench.gallery import both_ways, caption_search, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
@@ -357,6 +358,41 @@ def test_wrong_setting_is_refused(tmp_path: Path) -> None:
     answer = runner.invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--set", "kafka.topics=x"])
     assert isinstance(answer.exception, SettingsError)
     assert "the section being one of learner, model, drift, search, media" in str(answer.exception)
+
+
+def _quick() -> list[dict[str, Any]]:
+    lines = []
+    for method in quick.METHODS:
+        line = _line(method, 4e-4, 50.0)
+        line["result"]["copies"]["online"] = {"learned": {"5": 80.0}}
+        lines.append(line)
+    return lines
+
+
+def test_quick_checks_name_what_is_not_as_it_must_be() -> None:
+    lines = _quick()
+    assert [text.split(" ends")[0] for text in quick.check(lines)] == [
+        "bmu-local+replay500",
+        "bmu-local:queue_size=1024",
+    ]
+    for line in lines:
+        if "+" in line["spec"]["method"] or line["spec"]["method"].startswith("bmu-local:"):
+            line["result"]["copies"]["local"]["final"]["5"] = 70.0
+    assert quick.check(lines) == []
+    lines[1]["result"]["copies"]["online"]["learned"]["5"] = 59.0
+    assert quick.check(lines) == ["moco has R@5 59.0 when it has learned a task; at least 60.0 is due"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_quick_benchmark_finds_what_must_be_so_and_writes_its_report(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--quick"])
+    assert answer.exit_code == 0, answer.output
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert all(f"`{method}`" in text for method in quick.METHODS)
+    for picture in ("learned-1.png", "course-1.png", "encoders-1.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"]({picture})" in text
 
 
 def test_known_methods_are_valid_settings() -> None:
