@@ -61,6 +61,8 @@ def _course(figure: Any, methods: Mapping[str, Sequence[Line]]) -> None:
         for start in result["starts"][1:]:
             axes.axvline(start, color="grey", linewidth=0.5)
         axes.set_title(name, fontsize="small")
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
     panels[0].legend(fontsize="x-small")
     figure.supxlabel("clips learned")
     figure.supylabel("R@5, %")

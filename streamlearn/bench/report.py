@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from streamlearn.bench.runs import Line
@@ -67,11 +68,13 @@ def setups(lines: Iterable[Line]) -> dict[str, list[Line]]:
 
 def _setup(spec: Mapping[str, Any]) -> str:
     facts = {name: spec[name] for name in _SHARED if spec[name]}
-    stream = str(facts.pop("corpus")).rpartition("/")[2].split("-")
-    if stream[0] == "synthetic":
-        stream[2] = "any seed"
-    others = ", ".join(f"{name} {json.dumps(v) if isinstance(v, dict) else v}" for name, v in facts.items())
-    return f"{' '.join(stream)}; {others}"
+    stream = Path(str(facts.pop("corpus"))).name
+    if stream.startswith("synthetic-"):
+        _, _, _, clips, test, _, size, *domains = stream.split("-")
+        stream = f"{'-'.join(domains) or 'five domains'} rendered at {size} px, of each {clips} clips to learn from"
+        stream += f" and {test} asked for"
+    others = [f"{name} {json.dumps(v) if isinstance(v, dict) else v}" for name, v in facts.items()]
+    return ", ".join([stream, *others])
 
 
 def by_method(lines: Iterable[Line]) -> dict[str, list[Line]]:
@@ -113,7 +116,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def learner_table(methods: Mapping[str, Sequence[Line]]) -> str:
     """The learner's own view: each task's gallery encoded by today's served copy."""
-    head = ["method", "lr", "R@5 final", "R@5 learned", "R@1 final", "R@10 final", "forgetting R@5, %", "BWT R@5"]
+    head = [
+        "method",
+        "lr",
+        "R@5 final",
+        "R@5 learned",
+        "R@1 final",
+        "R@1 learned",
+        "R@10 final",
+        "forgetting R@5, %",
+        "BWT R@5",
+    ]
     head += [
         "harmonic R@5",
         "any-time R@5",
@@ -125,7 +138,14 @@ def learner_table(methods: Mapping[str, Sequence[Line]]) -> str:
         "n",
     ]
     of = f"copies.{SERVED}"
-    plain = [f"{of}.final.5", f"{of}.learned.5", f"{of}.final.1", f"{of}.final.10", f"{of}.forgetting.5"]
+    plain = [
+        f"{of}.final.5",
+        f"{of}.learned.5",
+        f"{of}.final.1",
+        f"{of}.learned.1",
+        f"{of}.final.10",
+        f"{of}.forgetting.5",
+    ]
     plain += [f"{of}.bwt.5", f"{of}.harmonic.5", f"{of}.minimum.5"]
     rows = []
     for name, lines in methods.items():
@@ -153,6 +173,7 @@ def difference_table(methods: Mapping[str, Sequence[Line]], against: str) -> str
     columns = {
         "R@5 final": value(f"copies.{SERVED}.final.5"),
         "R@1 final": value(f"copies.{SERVED}.final.1"),
+        "R@1 learned": value(f"copies.{SERVED}.learned.1"),
         "R@5 learned": value(f"copies.{SERVED}.learned.5"),
         "forgetting R@5": value(f"copies.{SERVED}.forgetting.5"),
         "pooled R@5": _both(f"copies.{SERVED}.pooled", "5"),
@@ -171,12 +192,13 @@ def copies_table(methods: Mapping[str, Sequence[Line]]) -> str:
     """Which copy is best to serve: final and learned recall of each."""
     head = ["method"]
     for copy in COPIES:
-        head += [f"{copy}: R@5 final", "learned", "R@1 final", "pooled R@5"]
+        head += [f"{copy}: R@5 final", "learned", "R@1 final", "learned", "pooled R@5"]
     rows = []
     for name, lines in methods.items():
         row = [f"`{name}`"]
         for copy in COPIES:
-            paths = [f"copies.{copy}.final.5", f"copies.{copy}.learned.5", f"copies.{copy}.final.1"]
+            paths = [f"copies.{copy}.final.5", f"copies.{copy}.learned.5"]
+            paths += [f"copies.{copy}.final.1", f"copies.{copy}.learned.1"]
             row += [shown(numbers(lines, value(path))) for path in paths]
             row.append(shown(numbers(lines, _both(f"copies.{copy}.pooled", "5"))))
         rows.append(row)
