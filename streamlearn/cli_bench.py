@@ -71,7 +71,7 @@ def cvlm(
     media = shared.pop("media")
     rates = [float(rate) for rate in learning_rates.split(",")]
     names = [name.strip() for name in methods.split(",")]
-    first, *_ = order_names = orders.split(",")
+    order_names = orders.split(",")
 
     def corpus(seed: int) -> str:
         return str(
@@ -84,7 +84,9 @@ def cvlm(
     best = dict.fromkeys(names, rates[0])
     if len(rates) > 1:
         tuned = [name for name in names if not method_of(name).rate_of]
-        base = replace(plain, corpus=corpus(tuning_seed), seed=tuning_seed, order=first, asked_per_task=1, eras=False)
+        base = replace(
+            plain, corpus=corpus(tuning_seed), seed=tuning_seed, order="forward", asked_per_task=1, eras=False
+        )
         _run([("tuning", spec) for spec in grid([base], methods=tuned, learning_rates=rates)], results, workers)
         best = best_rates(results.lines, names)
     reported = [
