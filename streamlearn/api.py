@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from streamlearn import __version__, problems, schemas
-from streamlearn.guard import Guard, read_token
+from streamlearn.guard import Access, Guard
 from streamlearn.metrics import Metrics
+from streamlearn.routes_evaluation import Evaluations, add_evaluation
 from streamlearn.schemas import SearchAnswer, SearchRequest
 from streamlearn.settings import ApiSettings
 
@@ -36,6 +37,7 @@ _PAGE = {
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/api.js": ("api.js", "text/javascript; charset=utf-8"),
     "/live.js": ("live.js", "text/javascript; charset=utf-8"),
+    "/recall.js": ("recall.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
@@ -48,7 +50,7 @@ _READ_THREADS = 8
 _THUMBNAIL_MAX_AGE_S = 60
 
 
-class Service(Protocol):
+class Service(Evaluations, Protocol):
     """What the API serves. Every method may be called from several threads at once; values are plain JSON types."""
 
     def search(self, request: SearchRequest) -> SearchAnswer:
@@ -66,9 +68,6 @@ class Service(Protocol):
 
     def tasks(self) -> list[dict[str, Any]]:
         """The task log, oldest first."""
-
-    def scores(self) -> dict[str, Any]:
-        """Recall and forgetting of the tasks over time."""
 
     def generations(self) -> list[dict[str, Any]]:
         """The checkpoints kept, newest first."""
@@ -88,19 +87,28 @@ class Api(FastAPI):
         return problems.document(super().openapi())
 
 
-def create_app(service: Service, *, settings: ApiSettings, metrics: Metrics, registry: CollectorRegistry) -> FastAPI:
+def create_app(
+    service: Service,
+    *,
+    settings: ApiSettings,
+    metrics: Metrics,
+    registry: CollectorRegistry,
+    areas: Sequence[APIRouter] = (),
+) -> FastAPI:
     """Make the application.
 
     Args:
         service: what it serves.
-        settings: limits and the token, which is read here, once.
+        areas: more routes, below /v1; modules `routes_*` make them.
+        settings: limits and the tokens, which are read here, once.
         metrics: `search_seconds` is observed: "queue", and "total" of every search that was answered.
         registry: what `/metrics` shows.
 
     Raises:
-        SettingsError: the token cannot be read.
+        SettingsError: a token cannot be read.
     """
-    token = read_token(settings.token_file)
+    access = Access.from_settings(settings)
+    token = access.read or access.admin
     app = Api(
         title="streamlearn",
         version=__version__,
@@ -111,12 +119,15 @@ def create_app(service: Service, *, settings: ApiSettings, metrics: Metrics, reg
         responses=problems.responses(500) | (problems.responses(401) if token else {}),
     )
     open_paths = frozenset({*_HEALTH, "/metrics", *_PAGE})  # the page holds no data; it asks for the token
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, token=token, open_paths=open_paths)
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, access=access, open_paths=open_paths)
     problems.install(app)
     reads = Reads()
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
     _add_search(v1, service, metrics, settings.max_concurrent_searches)
     _add_reads(v1, service, reads)
+    for area in areas:
+        v1.include_router(area)
+    add_evaluation(v1, service, reads.run)
     app.include_router(v1)
     _add_health(app, service)
     _add_metrics(app, registry, reads)
@@ -205,11 +216,6 @@ def _add_reads(v1: APIRouter, service: Service, reads: Reads) -> None:
     async def tasks() -> Response:
         """The task log, oldest first, with what is still known of each."""
         return _json(await reads.run(service.tasks))
-
-    @v1.get("/scores", response_model=dict[str, Any])
-    async def scores() -> Response:
-        """Recall and forgetting of the tasks over time."""
-        return _json(await reads.run(service.scores))
 
     @v1.get("/generations", response_model=list[dict[str, Any]])
     async def generations() -> Response:

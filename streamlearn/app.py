@@ -16,32 +16,41 @@ import torch
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from pythonjsonlogger.json import JsonFormatter
 
-from streamlearn import __version__
+from streamlearn import __version__, allocator
 from streamlearn.api import create_app
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
+from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
-from streamlearn.drift import Detector, MeanShift, NoDetector
+from streamlearn.drift import Detector, NoDetector
+from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.errors import SettingsError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
+from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.index import configure_faiss
+from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
+from streamlearn.routes_clips import clip_routes
+from streamlearn.routes_tasks import task_routes
+from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
+from streamlearn.service_tasks import TasksService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
-from streamlearn.source import DeadLetters, Source, load_source_class
+from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.stored_clips import StoredClips
 from streamlearn.tasks import Boundaries
+from streamlearn.tune import mean_shift
 from streamlearn.warmup import build_towers, device_of
 
 log = logging.getLogger(__name__)
@@ -72,28 +81,33 @@ class Daemon:
         settings, opened = self.settings, self._stack
         torch.set_num_threads(settings.model.threads or max(1, (os.cpu_count() or 1) - settings.media.workers))
         configure_faiss()
+        allocator.tune()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.metrics = Metrics.create(self.registry)
-        opened.enter_context(_lock(settings.state_dir))
+        opened.enter_context(lock_state(settings.state_dir))
 
         self.catalog = opened.enter_context(closing(Catalog(settings.state_dir / "catalog.db")))
         media = settings.media
         self.frames = opened.enter_context(
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
         )
-        learner = Learner(
-            build_towers(settings.model, settings.learner.seed),
-            settings.learner,
-            device_of(settings.model.device),
-            StoredClips(self.catalog, self.frames),
-        )
-        self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
+        towers, device = build_towers(settings.model, settings.learner.seed), device_of(settings.model.device)
+        stored = StoredClips(self.catalog, self.frames, towers.size_px)
+        learner = Learner(towers, settings.learner, device, stored)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
+        )
+        self.searcher = Searcher(
+            self.catalog,
+            self.frames,
+            settings.search,
+            self.metrics,
+            submit=self.loader.submit,
+            decode_timeout_s=2 * settings.media.timeout_s,
         )
         self.feed = Feed(
             source,
@@ -105,9 +119,14 @@ class Daemon:
         )
         opened.callback(self.feed.close)
         book = ScoreBook()
-        eras = Eras(learner, self.catalog, self.frames, settings.search)
+        frozen = learner.online.frozen_copy() if settings.drift.frozen_judge else None  # before anything is learned
+        eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
+        judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = _detector(settings.drift)
-        evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
+        evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)
+        self.scoreboard = Scoreboard(book, self.catalog, self.metrics)
+        examiner = Examiner(evaluator, self.scoreboard, self.metrics, budget_ratio=settings.evaluate.budget_ratio)
+        opened.callback(examiner.close)
         ledger = Ledger(
             self.catalog,
             self.frames,
@@ -115,13 +134,13 @@ class Daemon:
             self.dead_letters,
             self.metrics,
             heldout_ratio=settings.evaluate.heldout_ratio,
-            heldout_max=settings.evaluate.heldout_max_per_task,
         )
         self.state = State(
             learner=learner,
             eras=eras,
             ledger=ledger,
             detector=detector,
+            judge=judge,
             book=book,
             catalog=self.catalog,
             frames=self.frames,
@@ -135,7 +154,7 @@ class Daemon:
             learner=learner,
             ledger=ledger,
             boundaries=Boundaries(detector),
-            evaluator=evaluator,
+            examiner=examiner,
             state=self.state,
             settings=settings,
             metrics=self.metrics,
@@ -147,11 +166,28 @@ class Daemon:
             source=settings.source,
             heldout_max=settings.evaluate.heldout_max_per_task,
         )
-        app = create_app(self.service, settings=settings.api, metrics=self.metrics, registry=self.registry)
+        writer = ClipWriter(
+            self._publisher(source),
+            source=settings.source,
+            catalog=self.catalog,
+            max_bytes=settings.media.max_bytes,
+            max_caption_chars=settings.media.max_caption_chars,
+        )
+        app = create_app(
+            self.service,
+            settings=settings.api,
+            metrics=self.metrics,
+            registry=self.registry,
+            areas=[clip_routes(writer), task_routes(TasksService(self.pipeline))],
+        )
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
         opened.callback(self.server.stop)
         self.metrics.build_info.info({"version": __version__, "model": self.state.model_version})
         self._thread = threading.Thread(target=self.pipeline.run, name="pipeline", daemon=True)
+
+    def _publisher(self, source: Source) -> Publisher | None:
+        own = getattr(source, "publisher", None)
+        return None if own is None else self._stack.enter_context(closing(own()))
 
     @property
     def url(self) -> str:
@@ -162,7 +198,7 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self.state.restore()
-            self.pipeline.evaluator.export()
+            self.scoreboard.export()
             self.server.start()
             self.feed.start(self.state.offsets)
         except BaseException:
@@ -230,7 +266,7 @@ def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
     )
 
 
-def _lock(state_dir: Path) -> IO[str]:
+def lock_state(state_dir: Path) -> IO[str]:
     """Make the state directory and hold it: two daemons in one would destroy each other's work."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -252,13 +288,19 @@ def _dead_letters(source: Source, state_dir: Path) -> DeadLetters:
     return own() if own is not None else FileDeadLetters(state_dir / "dead_letters.jsonl")
 
 
-def _detector(settings: DriftSettings) -> Detector:
-    if settings.detector == "none":
-        return NoDetector()
-    return MeanShift(
-        window_batches=settings.window_batches,
-        reference_batches=settings.reference_batches,
-        threshold=settings.threshold,
-        warmup_batches=settings.warmup_batches,
-        cooldown_batches=settings.cooldown_batches,
+def _judge(frozen: Towers | None, catalog: Catalog, frames: FrameStore, eras: Eras, settings: Settings) -> Judge | None:
+    if frozen is None:
+        return None
+    return Judge(
+        frozen,
+        catalog,
+        frames,
+        eras,
+        batch_size=settings.learner.batch_size,
+        clips_per_false_boundary=settings.drift.clips_per_false_boundary,
+        revisits=settings.drift.revisits,
     )
+
+
+def _detector(settings: DriftSettings) -> Detector:
+    return NoDetector() if settings.detector == "none" else mean_shift(settings)

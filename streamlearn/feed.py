@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Protocol
 
-from streamlearn.errors import SourceError
+from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Offsets, Partition, Record
 from streamlearn.source import EndOfStream, Source
@@ -62,7 +62,7 @@ class Feed:
         self._commit: Offsets | None = None
         self._partial: list[Event] = []
         self._partial_since = 0.0
-        self._interrupted = threading.Event()
+        self._interrupted, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.error: str | None = None  # why the source is away
 
@@ -76,9 +76,15 @@ class Feed:
         """The next batch: full, or what there is when the source is silent; empty when there is nothing.
 
         None means that the stream has ended and everything was handed over.
+
+        Raises:
+            SourceLostError: the stream cannot go on; everything before that was handed over.
         """
         silent_since = time.monotonic()
         while not self._interrupted.is_set():
+            if self._woken.is_set():
+                self._woken.clear()
+                return []
             event = self._pop(_TICK_S)
             if self._partial and time.monotonic() - self._partial_since >= self._max_age_s:
                 batch = self._hand_over()  # clips that trickle in are not kept waiting for a full batch
@@ -87,6 +93,8 @@ class Feed:
                 return batch
             if event is None:
                 if self._failure is not None:
+                    if self._partial:
+                        return self._hand_over()
                     raise self._failure
                 if self._over() or time.monotonic() - silent_since >= self._max_wait_s:
                     return self._hand_over() or (None if self._over() else [])
@@ -126,6 +134,12 @@ class Feed:
         if self._thread.is_alive():
             self._thread.join()
         self._source.close()
+
+    def wake(self) -> None:
+        """Let the next `next`, or the one that waits, return nothing, soon; what it has collected stays collected."""
+        self._woken.set()
+        with self._changed:
+            self._changed.notify_all()
 
     def interrupt(self) -> None:
         """Let `next` return at once, now and from now on; what it had collected is read again by the next run."""
@@ -194,6 +208,8 @@ class Feed:
                     self._ended = True
                     self._changed.notify_all()
                 return
+            except SourceLostError:
+                raise  # nothing will come again before somebody has decided
             except SourceError as error:
                 self._away(error)
                 self._closing.wait(delay_s)

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from streamlearn.encoders import Towers
 from streamlearn.errors import StateError
+from streamlearn.evaluate import ranks, recall_at
 from streamlearn.methods import METHODS, View
 from streamlearn.records import Frames, StepStats, Vectors
-from streamlearn.replay import ClipStore, MemoryClips, Replayed, Reservoir
+from streamlearn.reservoir import ClipStore, MemoryClips, Replayed, Reservoir
 from streamlearn.settings import LearnerSettings
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Learner:
             store = MemoryClips() if clips is None else clips
             self.replay = Reservoir(settings.replay_clips, store, settings.seed)
         self.optimizer = torch.optim.AdamW(
-            self.online.parameters(),
+            self.online.moving,
             settings.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=settings.weight_decay,
@@ -109,7 +110,7 @@ class Learner:
                 own = _view(self.online, x, texts)
         loss = self.method.loss(own, views, ids)
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), self.settings.grad_clip)
+        grad_norm = nn.utils.clip_grad_norm_(self.online.moving, self.settings.grad_clip)
         if torch.isfinite(grad_norm):
             self.optimizer.step()
             self.method.update(n)
@@ -219,7 +220,6 @@ def _array(x: Tensor) -> Vectors:
 
 
 def _in_batch_recall(video: Tensor, text: Tensor) -> float:
-    similarity = video @ text.T
-    own = similarity.diagonal()
-    hits = torch.cat([similarity.max(1).values <= own, similarity.max(0).values <= own])
-    return float(hits.float().mean())
+    scores = _array(video @ text.T)
+    own = np.arange(len(scores))
+    return recall_at(np.concatenate([ranks(scores, own), ranks(scores.T, own)]), 1)

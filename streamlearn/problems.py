@@ -23,8 +23,10 @@ MEDIA_TYPE = "application/problem+json"
 _NAMES = {
     400: "invalid-json",
     401: "unauthorized",
+    403: "forbidden",
     404: "not-found",
     405: "method-not-allowed",
+    409: "conflict",
     413: "body-too-large",
     415: "not-json",
     422: "invalid-request",

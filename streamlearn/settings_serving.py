@@ -19,9 +19,18 @@ class EvaluateSettings(Section):
     heldout_max_per_task: int = Field(
         200,
         ge=1,
-        description="Held-out pairs evaluated per task; further ones are searchable and not learned from.",
+        description="Held-out pairs a task is evaluated with, a fair sample; the others are not learned from either.",
     )
     interval_clips: int = Field(1_000, ge=1, description="Clips between evaluations.")
+    budget_ratio: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="Time of evaluations while clips arrive, as a share of the learner's; a silent source waits not.",
+    )
+    pool_clips: int = Field(
+        1_000, ge=10, description="Size of the fixed pool of the view pool, in which recall is comparable over time."
+    )
     min_pairs: int = Field(5, ge=1, description="A task with fewer held-out pairs has no gauges.")
 
 
@@ -53,6 +62,11 @@ class CheckpointSettings(Section):
 
     interval_clips: int = Field(1_000, ge=1, description="Clips between checkpoints.")
     keep: int = Field(3, ge=1, description="Generations kept.")
+    min_free_bytes: int = Field(
+        512 * 2**20,
+        ge=0,
+        description="Learning waits, and searches are answered, while the disk of state_dir has less than this left.",
+    )
 
 
 class ApiSettings(Section):
@@ -62,6 +76,11 @@ class ApiSettings(Section):
     port: int = Field(8080, ge=0, le=65535, description="Port; 0: any free one.")
     token_file: Path | None = Field(
         None, description="File with the bearer token that every request but health and metrics must carry."
+    )
+    admin_token_file: Path | None = Field(
+        None,
+        description="File with the bearer token that changes need; that of token_file may then only read. Without any"
+        " token, changes are accepted only where host is this machine alone.",
     )
     max_body_bytes: int = Field(1 * 2**20, ge=1, description="Largest request.")
     max_concurrent_searches: int = Field(16, ge=1, description="More than these wait not, they get 429.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,41 @@ def test_rules_between_settings_name_both_and_the_remedy() -> None:
     assert "warmup_batches" in refused(None, {"drift.warmup_batches": 100})
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"local_pull": "10 clips"}, r"local_pull .*local_momentum .*0\.\d\d of their plain speed.*longer horizon"),
+        ({"local_momentum": 1.0}, r"local_pull .*would stall"),
+        ({"global_momentum": 1.0}, r"global_pull .*would stall"),
+        ({"global_pair": False, "serve": "global"}, r"serve = global needs the global pair"),
+        ({"method": "moco", "serve": "global"}, r"serve = global needs the global pair.*method = bmu"),
+        ({"method": "lwf", "global_loss_weight": 0.5}, r"global_loss_weight = 0\.5 needs the global pair"),
+        ({"replay_ratio": 1.0}, r"replay_ratio.*less than 1"),
+    ],
+)
+def test_settings_that_stall_learning_or_have_no_effect_are_refused(changes: dict[str, Any], named: str) -> None:
+    assert re.search(named, refused(None, {f"learner.{name}": value for name, value in changes.items()}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "moco", "local_pull": "10 clips", "global_pull": "10 clips"},  # unread by this method
+        {"global_pair": False, "global_pull": "10 clips"},
+        {"local_momentum": 1.0, "local_pull": 1.0},  # a frozen copy that does not pull
+        {"global_momentum": 1.0, "global_pull": 1.0},
+    ],
+)
+def test_settings_that_only_look_stalling_are_taken(changes: dict[str, Any]) -> None:
+    assert load(None, {f"learner.{name}": value for name, value in changes.items()})
+
+
+def test_long_run_speed_is_a_property_of_the_learners_settings() -> None:
+    assert Settings().learner.speed == pytest.approx(0.45, abs=0.01)
+    assert load(None, {"learner.global_pair": False}).learner.speed == pytest.approx(0.5)
+    assert load(None, {"learner.method": "moco"}).learner.speed == 1
+
+
 @pytest.mark.parametrize("order", [("learner", "learner.batch_size"), ("learner.batch_size", "learner")])
 def test_a_section_and_a_setting_of_it_at_once_are_refused(order: tuple[str, str]) -> None:
     assert "learner" in refused(None, dict.fromkeys(order, "5"))
@@ -208,3 +244,19 @@ def test_momentum_means_the_same_from_a_file_and_as_text(monkeypatch: pytest.Mon
 def test_unknown_keys_of_every_section_are_errors() -> None:
     sections = [f.annotation for f in Settings.model_fields.values() if isinstance(f.annotation, type)]
     assert all(s.model_config["extra"] == "forbid" for s in sections if issubclass(s, Section))
+
+
+def test_what_is_shown_holds_no_secret() -> None:
+    client = {
+        "sasl_plain_username": "alice",
+        "sasl_plain_password": "hush-1",
+        "ssl_password": "hush-2",
+        "proxy_url": "socks5://user:hush-3@proxy:1080",
+        "session": {"api_key": "hush-4"},
+    }
+    settings = load(None, {"kafka.client": client, "source_options": {"token": "hush-5", "path": "clips.db"}})
+    shown = "".join(value for _, value, _ in describe(settings)) + settings.model_dump_json()
+    assert "hush" not in shown
+    for plain in ("alice", "proxy:1080", "clips.db"):
+        assert plain in shown
+    assert settings.kafka.client == client  # and is used as it is

@@ -102,8 +102,8 @@ class Method:
 
 
 def parameters(towers: Towers) -> list[Tensor]:
-    """The parameters that a copy and its original have in pairs."""
-    return list(towers.parameters())
+    """What moves of a copy or its original, in pairs."""
+    return list(towers.moving)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from streamlearn.encoders import Towers
 from streamlearn.methods.base import View, parameters, restart
 from streamlearn.methods.moco import Moco
-from streamlearn.momentum import Pair, bidirectional, coefficient
+from streamlearn.momentum import Bidirectional, coefficient
 from streamlearn.settings import LearnerSettings
 
 
@@ -24,6 +24,7 @@ class Bmu(Moco):
         super().__init__(online, settings)
         if settings.global_pair:
             self.copies["global"] = online.frozen_copy()
+        self._update: Bidirectional | None = None
         if settings.global_loss_weight:
             self.needed = ("local", "global")
             self.queues["queue_global"] = self.new_queue()
@@ -39,20 +40,21 @@ class Bmu(Moco):
     def update(self, clips: int) -> None:
         """The bidirectional update; in the first clips of a task perhaps forwards only."""
         s = self.settings
+        constants = {"local": (s.local_momentum, s.local_pull), "global": (s.global_momentum, s.global_pull)}
+        if self._update is None:
+            copies = [parameters(self.copies[name]) for name in self.copies]
+            self._update = Bidirectional(parameters(self.online), copies)
         pulled = self.task_clips >= s.pull_after_clips
-        pairs = [
-            Pair(
-                parameters(self.copies[name]),
-                coefficient(forward, clips, s.batch_size),
-                coefficient(back, clips, s.batch_size) if pulled else 1.0,
-            )
-            for name, forward, back in (
-                ("local", s.local_momentum, s.local_pull),
-                ("global", s.global_momentum, s.global_pull),
-            )
-            if name in self.copies
-        ]
-        bidirectional(parameters(self.online), pairs, s.update_order)
+        self._update(
+            [
+                (
+                    coefficient(constants[name][0], clips, s.batch_size),
+                    coefficient(constants[name][1], clips, s.batch_size) if pulled else 1.0,
+                )
+                for name in self.copies
+            ],
+            pull_first=s.update_order == "pull_first",
+        )
         self.task_clips += clips
 
     def push(self, views: Mapping[str, View], ids: Tensor) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamlearn.replay import MemoryClips, Replayed, Reservoir
+from streamlearn.reservoir import MemoryClips, Replayed, Reservoir
 from streamlearn.stored_clips import StoredClips
+from streamlearn.testing import ListSource
 from tests.parts import Parts
+from tests.test_daemon import Stream, daemon, settled
 
 FILM = np.zeros((2, 4, 4, 3), np.uint8)
 
@@ -95,6 +97,25 @@ def test_clips_of_another_shape_are_passed_over() -> None:
     assert reservoir.draw(3, 0, (2, 8, 8, 3)) == []
 
 
+@pytest.mark.slow
+def test_the_daemon_replays_what_its_frame_store_keeps_and_goes_on_after_a_restart(tmp_path: Path) -> None:
+    records = Stream().clips("studio", 64)
+    # At 64 px the frames that are kept are larger than those that are learned.
+    changes = {"learner__replay_clips": 40, "drift__detector": "none", "media__size_px": 64}
+    with daemon(tmp_path, ListSource(records[:40]), **changes) as first:
+        settled(first)
+    with daemon(tmp_path, ListSource(records), **changes) as second:
+        settled(second)
+        learner = second.state.learner
+        held = {clip.video_id for clip in second.catalog.heldout("t1", 100)}
+        drawn = learner.replay.draw(40, 0, (8, 32, 32, 3))  # type: ignore[union-attr]
+    assert int(learner.state_dict()["queue"]["enqueued"]) > 1.5 * learner.clips  # what was replayed went in, too
+    assert learner.clips + len(held) == 64
+    assert len(held) > 5
+    assert len(drawn) > 20
+    assert not held & set(ids(drawn))
+
+
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
     return Parts(tmp_path)
@@ -104,10 +125,13 @@ def test_the_daemons_store_gives_learned_clips_with_their_frames_and_nothing_els
     row, *_ = parts.learn(8)
     parts.learn(4, split="heldout")
     parts.learn(4, split="extra")
-    store = StoredClips(parts.catalog, parts.frames)
+    store = StoredClips(parts.catalog, parts.frames, 32)
     got = store.get("v0")
     assert got is not None
     np.testing.assert_array_equal(got.frames, parts.frames.get(row))
+    small = StoredClips(parts.catalog, parts.frames, 16).get("v0")
+    assert small is not None
+    assert small.frames.shape == (8, 16, 16, 3)  # as the decoders scale what is learned
     assert got.captions == parts.catalog.clips([row])[row].captions
     assert [store.get(f"v{i}") for i in range(8, 16)] == [None] * 8
     assert store.get("never seen") is None
@@ -122,4 +146,4 @@ def test_frames_of_a_learned_clip_that_is_now_held_out_are_not_replayed(parts: P
     clip = parts.catalog.clips([row])[row]
 
     parts.catalog.put([replace(clip, split="heldout")])
-    assert StoredClips(parts.catalog, parts.frames).get("v0") is None
+    assert StoredClips(parts.catalog, parts.frames, 32).get("v0") is None
