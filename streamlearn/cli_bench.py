@@ -161,7 +161,7 @@ def _decoded(cache: Path, folders: Sequence[Path], split: str, media: dict[str, 
     from rich.progress import Progress
 
     from streamlearn.bench.corpus import decode_corpus
-    from streamlearn.encoders import TinyVideo
+    from streamlearn.encoders_tiny import TinyVideo
     from streamlearn.settings import MediaSettings
 
     settings = MediaSettings(**media)
