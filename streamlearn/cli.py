@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn import __version__, cli_eval, cli_streams, cli_tasks
-from streamlearn.cli_bench import bench_app
+from streamlearn import __version__, cli_bench, cli_eval, cli_streams, cli_tasks
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
 from streamlearn.errors import StreamlearnError
 
@@ -30,10 +29,10 @@ generations_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
 app.add_typer(config_app, name="config")
 app.add_typer(generations_app, name="generations")
 app.add_typer(cli_streams.dlq, name="dlq")
+app.add_typer(cli_bench.bench_app, name="bench")
 app.add_typer(cli_tasks.tasks, name="tasks")
 app.command()(cli_streams.replay)
 app.command("eval")(cli_eval.evaluate)
-app.add_typer(bench_app, name="bench")
 
 _URL = "http://127.0.0.1:8080"
 

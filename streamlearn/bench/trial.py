@@ -21,12 +21,12 @@ from streamlearn.bench.gallery import DIRECTIONS, KS, ask_copy, caption_search, 
 from streamlearn.bench.methods import learner_settings, method_of
 from streamlearn.bench.schedule import IID, announced, make_schedule
 from streamlearn.bench.sealed import SealedEras
-from streamlearn.drift import MeanShift
 from streamlearn.encoders import Towers
 from streamlearn.evaluate import ScoreBook
 from streamlearn.learner import Learner
 from streamlearn.settings import DriftSettings, ModelSettings, SearchSettings
 from streamlearn.tasks import Boundaries, Boundary
+from streamlearn.tune import mean_shift
 from streamlearn.warmup import build_towers
 
 #: The copies of the encoders that a method may have; "local" is the one that is served.
@@ -89,8 +89,8 @@ class Trial:
         )
         self._warm = build_towers(ModelSettings(**spec.model), spec.seed)
         self.learner = self._fresh()
-        drift = DriftSettings(**spec.drift)
-        self.boundaries = Boundaries(MeanShift(**drift.model_dump(exclude={"detector"})))
+        # The frozen judge looks at stored clips, of which a trial has none.
+        self.boundaries = Boundaries(mean_shift(DriftSettings(**{"frozen_judge": False} | spec.drift)))
         self.eras = SealedEras(self.corpus, self.schedule.place, SearchSettings(**spec.search))
         self.book = ScoreBook()
         self.course: list[dict[str, Any]] = []
