@@ -28,6 +28,7 @@ from streamlearn.eras import Eras
 from streamlearn.errors import SettingsError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
+from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.index import configure_faiss
@@ -39,6 +40,7 @@ from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
 from streamlearn.routes_clips import clip_routes
 from streamlearn.routes_tasks import task_routes
+from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
@@ -84,7 +86,7 @@ class Daemon:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.metrics = Metrics.create(self.registry)
-        opened.enter_context(_lock(settings.state_dir))
+        opened.enter_context(lock_state(settings.state_dir))
 
         self.catalog = opened.enter_context(closing(Catalog(settings.state_dir / "catalog.db")))
         media = settings.media
@@ -94,11 +96,18 @@ class Daemon:
         towers, device = build_towers(settings.model, settings.learner.seed), device_of(settings.model.device)
         stored = StoredClips(self.catalog, self.frames, towers.size_px)
         learner = Learner(towers, settings.learner, device, stored)
-        self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
+        )
+        self.searcher = Searcher(
+            self.catalog,
+            self.frames,
+            settings.search,
+            self.metrics,
+            submit=self.loader.submit,
+            decode_timeout_s=2 * settings.media.timeout_s,
         )
         self.feed = Feed(
             source,
@@ -111,10 +120,13 @@ class Daemon:
         opened.callback(self.feed.close)
         book = ScoreBook()
         frozen = learner.online.frozen_copy() if settings.drift.frozen_judge else None  # before anything is learned
-        eras = Eras(learner, self.catalog, self.frames, settings.search)
+        eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
         judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = _detector(settings.drift)
-        evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
+        evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)
+        self.scoreboard = Scoreboard(book, self.catalog, self.metrics)
+        examiner = Examiner(evaluator, self.scoreboard, self.metrics, budget_ratio=settings.evaluate.budget_ratio)
+        opened.callback(examiner.close)
         ledger = Ledger(
             self.catalog,
             self.frames,
@@ -122,7 +134,6 @@ class Daemon:
             self.dead_letters,
             self.metrics,
             heldout_ratio=settings.evaluate.heldout_ratio,
-            heldout_max=settings.evaluate.heldout_max_per_task,
         )
         self.state = State(
             learner=learner,
@@ -143,7 +154,7 @@ class Daemon:
             learner=learner,
             ledger=ledger,
             boundaries=Boundaries(detector),
-            evaluator=evaluator,
+            examiner=examiner,
             state=self.state,
             settings=settings,
             metrics=self.metrics,
@@ -187,7 +198,7 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self.state.restore()
-            self.pipeline.evaluator.export()
+            self.scoreboard.export()
             self.server.start()
             self.feed.start(self.state.offsets)
         except BaseException:
@@ -255,7 +266,7 @@ def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
     )
 
 
-def _lock(state_dir: Path) -> IO[str]:
+def lock_state(state_dir: Path) -> IO[str]:
     """Make the state directory and hold it: two daemons in one would destroy each other's work."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)

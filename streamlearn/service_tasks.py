@@ -60,7 +60,6 @@ class TasksService:
     def _relabel(self, old: str, new: str, *, merge: bool) -> None:
         self._pipeline.ledger.settle()
         self._state.relabel(old, new, merge=merge)
-        self._pipeline.ledger.recount()
         self._settle()
 
     def _settle(self) -> None:

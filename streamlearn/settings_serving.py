@@ -19,9 +19,18 @@ class EvaluateSettings(Section):
     heldout_max_per_task: int = Field(
         200,
         ge=1,
-        description="Held-out pairs evaluated per task; further ones are searchable and not learned from.",
+        description="Held-out pairs a task is evaluated with, a fair sample; the others are not learned from either.",
     )
     interval_clips: int = Field(1_000, ge=1, description="Clips between evaluations.")
+    budget_ratio: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="Time of evaluations while clips arrive, as a share of the learner's; a silent source waits not.",
+    )
+    pool_clips: int = Field(
+        1_000, ge=10, description="Size of the fixed pool of the view pool, in which recall is comparable over time."
+    )
     min_pairs: int = Field(5, ge=1, description="A task with fewer held-out pairs has no gauges.")
 
 
