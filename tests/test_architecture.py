@@ -63,6 +63,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli_eval",),
     ("demo", "replay"),
     ("cli_streams",),
+    # the benchmark, beside the daemon: learner and parts, no source and no state directory
+    ("bench",),
+    ("bench.corpus", "bench.methods"),
+    ("bench.schedule", "bench.gallery"),
+    ("bench.sealed",),
+    ("bench.trial",),
+    ("bench.runs",),
+    ("bench.report",),
+    ("bench.plots", "bench.quick"),
+    ("cli_bench",),
     ("cli",),
     ("__main__",),
 )
