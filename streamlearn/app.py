@@ -119,7 +119,8 @@ class Daemon:
         )
         opened.callback(self.feed.close)
         book = ScoreBook()
-        frozen = learner.online.frozen_copy() if settings.drift.frozen_judge else None  # before anything is learned
+        judged = settings.drift.frozen_judge and settings.drift.detector != "none"
+        frozen = learner.online.frozen_copy() if judged else None  # before anything is learned
         eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
         judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = _detector(settings.drift)

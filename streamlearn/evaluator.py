@@ -80,9 +80,13 @@ class Evaluator:
             None where the task has fewer than `evaluate.min_pairs` held-out clips.
         """
         clips = tuple(self._catalog.heldout(task, self._settings.heldout_max_per_task))
+        rows = np.asarray([clip.row for clip in clips], np.int64)
+        served = np.zeros(len(rows), np.bool_)  # the catalog is further on than the snapshot
+        for era in snapshot.eras:
+            served |= era.partition.holds(rows)
+        clips, rows = tuple(clip for clip, there in zip(clips, served, strict=True) if there), rows[served]
         if len(clips) < self._settings.min_pairs:
             return None
-        rows = np.asarray([clip.row for clip in clips], np.int64)
         questions = [clip.asked for clip in clips]
         now = snapshot.eras[-1]
         video, text = self._videos(now.encoder, rows, now.partition.dim), now.encoder.texts(questions)

@@ -149,7 +149,10 @@ class Ledger:
         self._writes += [
             self._writer.submit(self._frames.put, row, clip.kept) for row, clip in zip(rows, clips, strict=True)
         ]
-        self._frames.recent.put(rows, np.stack([clip.frames for clip in clips]))
+        try:
+            self._frames.recent.put(rows, np.stack([clip.frames for clip in clips]))
+        except OSError as error:  # a cache: these are read from their JPEGs
+            log.warning("recent frames could not be kept: %s", error)
         self._eras.remove(replaced)  # their frames stay until no generation can bring them back
         self._eras.upsert(rows, np.stack([vectors[i] for i in places]))
         for i in places:

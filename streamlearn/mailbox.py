@@ -66,6 +66,11 @@ class Mailbox:
                 done.set_exception(error)
                 raise
 
+    @property
+    def posted(self) -> bool:
+        """Whether something waits to be done."""
+        return not self._posted.empty()
+
     def wait(self) -> None:
         """Return when something was posted, or `nudge` was called."""
         self._something.wait()

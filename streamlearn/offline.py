@@ -96,7 +96,13 @@ def opened(settings: Settings) -> Iterator[Offline]:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamlearn-eval-")))
         catalog = stack.enter_context(closing(_copy(settings.state_dir / "catalog.db", work / "catalog.db")))
         catalog.rewind(generation.number)
-        frames = stack.enter_context(closing(FrameStore(settings.state_dir / "frames", settings.media.store_max_bytes)))
+        frames = stack.enter_context(
+            closing(
+                FrameStore(
+                    settings.state_dir / "frames", settings.media.store_max_bytes, settings.media.recent_max_bytes
+                )
+            )
+        )
         metrics = Metrics.create(CollectorRegistry())
         eras = Eras(learner, catalog, frames, settings.search)
         eras.restore(generation.state["eras"], generation.tensors)

@@ -92,12 +92,13 @@ class Pipeline:
                     progress.state = "learning"
                     self.metrics.stage_seconds.labels("wait").observe(time.perf_counter() - start)
                     self.process(batch)
+                elif self.mailbox.posted:
+                    continue  # somebody waits for an answer; what was put off can wait
                 elif self.settle():
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
                         self.mailbox.wait()
-            self.examiner.hurry()
-            self.collect(None)
+            self.finish_evaluation()
             if self.state.due("checkpoint", 1) or self._unwritten:
                 self.checkpoint()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
@@ -179,6 +180,19 @@ class Pipeline:
             if measured.staleness_ratio is not None:
                 self.state.staleness_ratio = measured.staleness_ratio
         return idle
+
+    def finish_evaluation(self) -> None:
+        """Wait for the task that is being asked, and write down what was measured."""
+        self.examiner.hurry()
+        self.collect(None)
+
+    def _evaluate_at_end(self) -> None:
+        """What the current task knows as it ends, whatever it costs: forgetting is measured from there."""
+        self.finish_evaluation()
+        if (task := self.state.tasks.current) is not None:
+            self.ledger.settle()
+            self.examiner.begin(self.state.publish(), [task.name], self.state.clips, leisurely=True)
+            self.finish_evaluation()
 
     def checkpoint(self) -> None:
         """Make everything so far durable; the source is told afterwards.
@@ -275,6 +289,6 @@ class Pipeline:
 
     def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
         """Act on a boundary; from the pipeline's thread."""
-        self.collect(None)  # what was measured while the task was current counts as learned
+        self._evaluate_at_end()
         self.state.start_task(boundary, batch)
         self.metrics.task_boundaries_total.labels(boundary.cause).inc()

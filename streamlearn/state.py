@@ -5,6 +5,7 @@ Knows the parts and how they fit together in a cut, not when to cut.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -159,7 +160,10 @@ class State:
         self.book.rename(old, new)
         if self.judge is not None:
             self.judge.memory.rename(old, new)
-        self.metrics.task_info.remove(old)
+        m = self.metrics
+        m.task_info.remove(old)
+        for gauge in (m.recall_ratio, m.forgetting_ratio, m.median_rank, m.eval_pairs):
+            gauge.remove_by_labels({"task": old})
         for name in self.tasks.names():
             self.metrics.task_info.labels(name).set(name == self.task)
         log.info("task %s is now %s%s", old, "part of " if merge else "", new)
@@ -246,6 +250,13 @@ class State:
                 f"{self.generations.state_dir} was written with the model {generation.state['model']}, and this is"
                 f" {self._model()}: use the same again, or another state_dir"
             )
+        if generation is not None:
+            served = json.loads(generation.state["learner"]).get("serve", "local")
+            if served != self.learner.settings.serve:
+                raise StateError(
+                    f"{self.generations.state_dir} holds vectors of learner.serve = {served!r}, and this is"
+                    f" {self.learner.settings.serve!r}: use the same again, or another state_dir"
+                )
         if number not in (0, self.generations.current()):
             self.generations.publish(number)
         self.generations.drop_unpublished()
@@ -258,6 +269,8 @@ class State:
                 raise StateError(f"generation {number} lacks what this version needs: {error!r}") from error
             written = datetime.fromisoformat(generation.created).timestamp()
             self.metrics.checkpoint_last_success_timestamp_seconds.set(written)
+            for name in self.tasks.names():
+                self.metrics.task_info.labels(name).set(name == self.task)
             log.info("restored generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
         self.publish()
         self.metrics.generation.set(number)

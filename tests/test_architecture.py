@@ -80,7 +80,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 290,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 295,  # shorter, in truth: the loop is what everybody reads
     "catalog": 350,  # one statement of SQL after the other
 }
 

@@ -192,6 +192,25 @@ def test_an_operators_task_begins_with_the_clip_that_names_it(tmp_path: Path, st
     assert {h["task"] for h in hit} == {"street"}
 
 
+def test_a_task_is_measured_as_it_ends_however_seldom_evaluations_are(tmp_path: Path, stream: Stream) -> None:
+    records = stream.clips("studio", 40, task="lab") + stream.clips("night", 8, task="street")
+    never = {"evaluate__interval_clips": 10**9, "evaluate__heldout_ratio": 0.3, "evaluate__min_pairs": 1}
+    with daemon(tmp_path, ListSource(records), **never) as running:
+        settled(running)
+        scores = [score for score in running.state.catalog.scores("lab") if score.view == "learner"]
+    assert min(score.clips_seen for score in scores) == 40
+
+
+def test_another_served_copy_is_refused_over_old_vectors(tmp_path: Path, stream: Stream) -> None:
+    with daemon(tmp_path, ListSource(stream.clips("studio", 16))) as running:
+        settled(running)
+    with (
+        pytest.raises(StateError, match=r"learner\.serve = 'local'"),
+        daemon(tmp_path, ListSource([]), learner__serve="global"),
+    ):
+        pass
+
+
 def test_a_restart_goes_on_where_it_stopped(tmp_path: Path, stream: Stream) -> None:
     records = stream.clips("studio", 40)
     with daemon(tmp_path / "a", ListSource(records[:24])) as first:
