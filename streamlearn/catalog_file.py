@@ -63,6 +63,10 @@ MIGRATIONS = (
     CREATE TABLE pruned (generation INTEGER NOT NULL) STRICT;
     INSERT INTO pruned VALUES (0);
     """,
+    """
+    -- The cuts that the last pruning left; before it is empty, every cut from `pruned` on.
+    CREATE TABLE kept (generation INTEGER PRIMARY KEY) STRICT;
+    """,
 )
 
 
