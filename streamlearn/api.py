@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -70,9 +70,6 @@ class Service(Protocol):
     def scores(self) -> dict[str, Any]:
         """Recall and forgetting of the tasks over time."""
 
-    def generations(self) -> list[dict[str, Any]]:
-        """The checkpoints kept, newest first."""
-
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
 
@@ -88,11 +85,19 @@ class Api(FastAPI):
         return problems.document(super().openapi())
 
 
-def create_app(service: Service, *, settings: ApiSettings, metrics: Metrics, registry: CollectorRegistry) -> FastAPI:
+def create_app(
+    service: Service,
+    *,
+    settings: ApiSettings,
+    metrics: Metrics,
+    registry: CollectorRegistry,
+    areas: Sequence[APIRouter] = (),
+) -> FastAPI:
     """Make the application.
 
     Args:
         service: what it serves.
+        areas: more routes, below /v1; modules `routes_*` make them.
         settings: limits and the token, which is read here, once.
         metrics: `search_seconds` is observed: "queue", and "total" of every search that was answered.
         registry: what `/metrics` shows.
@@ -117,6 +122,8 @@ def create_app(service: Service, *, settings: ApiSettings, metrics: Metrics, reg
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
     _add_search(v1, service, metrics, settings.max_concurrent_searches)
     _add_reads(v1, service, reads)
+    for area in areas:
+        v1.include_router(area)
     app.include_router(v1)
     _add_health(app, service)
     _add_metrics(app, registry, reads)
@@ -210,11 +217,6 @@ def _add_reads(v1: APIRouter, service: Service, reads: Reads) -> None:
     async def scores() -> Response:
         """Recall and forgetting of the tasks over time."""
         return _json(await reads.run(service.scores))
-
-    @v1.get("/generations", response_model=list[dict[str, Any]])
-    async def generations() -> Response:
-        """The checkpoints that are kept, newest first."""
-        return _json(await reads.run(service.generations))
 
     @v1.get("/status", response_model=dict[str, Any])
     async def status() -> Response:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import IO, Self
 
@@ -28,15 +29,18 @@ from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
+from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
+from streamlearn.routes_generations import generation_routes
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
+from streamlearn.service_generations import GenerationsService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Source, load_source_class
 from streamlearn.state import State
@@ -75,7 +79,7 @@ class Daemon:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.metrics = Metrics.create(self.registry)
-        opened.enter_context(_lock(settings.state_dir))
+        opened.enter_context(lock(settings.state_dir))
 
         device = device_of(settings.model.device)
         learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
@@ -85,6 +89,7 @@ class Daemon:
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
         )
         self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
+        reopen = None if source is not None else partial(load_source_class(settings.source).from_settings, settings)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
         self.loader = opened.enter_context(
@@ -97,6 +102,7 @@ class Daemon:
             max_wait_s=settings.learner.max_wait_s,
             max_age_s=settings.learner.max_batch_age_s,
             metrics=self.metrics,
+            reopen=reopen,
         )
         opened.callback(self.feed.close)
         book = ScoreBook()
@@ -120,7 +126,7 @@ class Daemon:
             book=book,
             catalog=self.catalog,
             frames=self.frames,
-            generations=Generations(settings.state_dir, settings.checkpoint.keep),
+            generations=Generations(settings.state_dir, retention(settings.checkpoint)),
             searcher=self.searcher,
             dead_letters=self.dead_letters,
             metrics=self.metrics,
@@ -142,7 +148,13 @@ class Daemon:
             source=settings.source,
             heldout_max=settings.evaluate.heldout_max_per_task,
         )
-        app = create_app(self.service, settings=settings.api, metrics=self.metrics, registry=self.registry)
+        app = create_app(
+            self.service,
+            settings=settings.api,
+            metrics=self.metrics,
+            registry=self.registry,
+            areas=[generation_routes(GenerationsService(self.state.generations, self.pipeline))],
+        )
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
         opened.callback(self.server.stop)
         self.metrics.build_info.info({"version": __version__, "model": self.state.model_version})
@@ -225,7 +237,7 @@ def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
     )
 
 
-def _lock(state_dir: Path) -> IO[str]:
+def lock(state_dir: Path) -> IO[str]:
     """Make the state directory and hold it: two daemons in one would destroy each other's work."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)

@@ -75,22 +75,35 @@ class Catalog:
             raise ValueError(f"generation {generation} is over; the working one is {self._generation}")
         self._generation = generation
 
-    def rewind(self, cut: int, *, working: int | None = None, forget: Iterable[str] = ()) -> list[int]:
+    def rewind(
+        self,
+        cut: int,
+        *,
+        working: int | None = None,
+        forget: Iterable[str] = (),
+        lineage: str | None = None,
+        parent: str | None = None,
+    ) -> list[int]:
         """Make the cut of a checkpoint the present.
 
         Args:
             cut: the number of that checkpoint; 0 is the empty catalog.
             working: the generation that is written now; the one after the cut where it is None.
             forget: ids of clips that are taken out again at once, where the cut has them.
+            lineage: whose weights go with the cut; None: not checked.
+            parent: the lineage that it left at this cut, where it is a rollback's.
 
         Returns:
             Rows of clips that are gone for good: their frames can go too.
 
         Raises:
-            StateError: what that generation needs was pruned. 0, the empty catalog, always works.
+            StateError: what that generation needs was pruned (0, the empty catalog, always works), or its vectors are
+                of another lineage.
         """
         with self._file.transaction() as db:
             try:
+                if lineage is not None:
+                    catalog_cuts.adopt(db, lineage, cut, parent)
                 gone = catalog_cuts.rewind(db, cut)
             except StateError as error:
                 raise StateError(f"{self._file.path}: {error}") from error
@@ -276,10 +289,6 @@ class Catalog:
         """Rows that are live, or would be after a rewind: those whose frames are worth keeping, ascending."""
         found = self._file.fetch("SELECT row FROM clips ORDER BY row")
         return np.fromiter((row for (row,) in found), np.int64, len(found))
-
-    def eras(self) -> list[int]:
-        """Eras that have live vectors, ascending."""
-        return [era for (era,) in self._file.fetch("SELECT DISTINCT era FROM vectors WHERE died IS NULL ORDER BY era")]
 
     def era_vectors(self, era: int) -> tuple[Rows, Vectors, Rows]:
         """The live vectors of an era.

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from streamlearn.errors import StateError
 from streamlearn.filters import tags
+from streamlearn.lineage import joined
 
 
 def rewind(db: sqlite3.Connection, cut: int) -> list[int]:
@@ -50,6 +51,7 @@ def prune(db: sqlite3.Connection, cuts: Sequence[int]) -> list[int]:
     """Drop what neither these cuts nor the present needs; older ones cannot be rewound to any more.
 
     Args:
+        db: of the catalog, in a transaction.
         cuts: at least one, ascending.
 
     Returns:
@@ -68,6 +70,18 @@ def prune(db: sqlite3.Connection, cuts: Sequence[int]) -> list[int]:
     db.execute("DELETE FROM kept")
     db.executemany("INSERT INTO kept VALUES (?)", [(cut,) for cut in cuts])
     return gone
+
+
+def adopt(db: sqlite3.Connection, lineage: str, cut: int, parent: str | None) -> None:
+    """Say whose vectors these are from now on.
+
+    Raises:
+        StateError: what is here at the cut is of another lineage.
+    """
+    known = db.execute("SELECT lineage, cut FROM lineages ORDER BY id").fetchall() if cut else []
+    chain = joined(known, lineage, cut, parent)
+    db.execute("DELETE FROM lineages")
+    db.executemany("INSERT INTO lineages (lineage, cut) VALUES (?, ?)", chain)
 
 
 def deleted_since(db: sqlite3.Connection, cut: int) -> list[str]:

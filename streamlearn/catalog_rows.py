@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from streamlearn.filters import time_us
+from streamlearn.records import Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +83,8 @@ def clip_of(values: tuple[Any, ...]) -> ClipRow:
     """The clip of one answer that selects `CLIP_COLUMNS`."""
     row, video_id, uri, start_s, end_s, captions, meta, *rest = values
     return ClipRow(row, video_id, uri, start_s, end_s, tuple(json.loads(captions)), json.loads(meta), *rest)
+
+
+def as_stored(vectors: Vectors) -> Vectors:
+    """What comes back of vectors that are stored: what is served then equals what is restored."""
+    return vectors.astype("<f2").astype(np.float32)

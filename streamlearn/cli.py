@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import json
 import logging
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn import __version__
+from streamlearn import __version__, cli_generations
+from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
 from streamlearn.errors import StreamlearnError
-from streamlearn.settings import Settings, load
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,17 +25,9 @@ app = typer.Typer(
     help="Learns continually from a stream of video-caption pairs and answers text-to-video search the whole time.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Settings: defaults < TOML file < environment < flags.")
-generations_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
 app.add_typer(config_app, name="config")
-app.add_typer(generations_app, name="generations")
+app.add_typer(cli_generations.app, name="generations")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", metavar="FILE")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="A setting, such as learner.batch_size=64.", metavar="NAME=VALUE"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For a script.")]
-Url = Annotated[str, typer.Option("--url", envvar="STREAMLEARN_URL", help="The daemon's address.")]
 _URL = "http://127.0.0.1:8080"
 
 out, err = Console(), Console(stderr=True)
@@ -50,7 +38,7 @@ def run(config: ConfigFile = None, override: Overrides = None) -> None:
     """Run the daemon: learn from the source, answer searches, until SIGTERM or Ctrl-C."""
     from streamlearn.app import Daemon, setup_logging, stop_signal
 
-    settings = _settings(config, override)
+    settings = settings_of(config, override)
     setup_logging(settings.log)
     stop = stop_signal()
     with Daemon(settings) as daemon:
@@ -81,7 +69,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Ask a running daemon."""
-    answer = _call(url, "/v1/search", {"query": {"text": text}, "limit": limit})
+    answer = ask(url, "/v1/search", {"query": {"text": text}, "limit": limit})
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -96,7 +84,7 @@ def search(
 @app.command()
 def status(url: Url = _URL, as_json: AsJson = False) -> None:
     """What a running daemon is doing."""
-    answer = _call(url, "/v1/status")
+    answer = ask(url, "/v1/status")
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -107,7 +95,7 @@ def status(url: Url = _URL, as_json: AsJson = False) -> None:
 @app.command()
 def tasks(url: Url = _URL, as_json: AsJson = False) -> None:
     """The task log of a running daemon, with recall and forgetting."""
-    answer = _call(url, "/v1/tasks")
+    answer = ask(url, "/v1/tasks")
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -137,7 +125,7 @@ def publish(
 
     from streamlearn.publish import publish as publish_clips
 
-    settings = _settings(config, override)
+    settings = settings_of(config, override)
     with Progress(console=err, transient=True) as bar:
         work = bar.add_task("reading", total=None)
         report = publish_clips(
@@ -163,7 +151,7 @@ def publish(
 @config_app.command("check")
 def config_check(config: ConfigFile = None, override: Overrides = None) -> None:
     """Say whether the settings are right; exit 2 where they are not."""
-    _settings(config, override)
+    settings_of(config, override)
     out.print("the settings are valid")
 
 
@@ -177,7 +165,7 @@ def config_show(
     """Show the settings in force, or all of them with their meaning."""
     from streamlearn.settings import describe
 
-    settings = _settings(config, override)
+    settings = settings_of(config, override)
     if as_json:
         typer.echo(settings.model_dump_json(indent=1))
         return
@@ -195,34 +183,6 @@ def schema(kind: Annotated[str, typer.Argument(help="clip")] = "clip") -> None:
     if kind != "clip":
         raise typer.BadParameter("there is one schema: clip")
     typer.echo(json.dumps(clip_schema(), indent=1))
-
-
-@generations_app.command("ls")
-def generations_ls(config: ConfigFile = None, override: Overrides = None, as_json: AsJson = False) -> None:
-    """List the published generations of the state directory, newest first."""
-    from streamlearn.checkpoint import Generations
-
-    settings = _settings(config, override)
-    generations = Generations(settings.state_dir, settings.checkpoint.keep)
-    rows = [generations.manifest(number) for number in reversed(generations.numbers())]
-    if as_json:
-        typer.echo(
-            json.dumps([{"number": m["number"], "created": m["created"], "clips": m["state"]["clips"]} for m in rows])
-        )
-        return
-    table = Table("generation", "created", "clips", "tasks")
-    for m in rows:
-        table.add_row(str(m["number"]), m["created"], str(m["state"]["clips"]), str(len(m["state"]["eras"])))
-    out.print(table)
-
-
-@generations_app.command("show")
-def generations_show(number: int, config: ConfigFile = None, override: Overrides = None) -> None:
-    """Print what a generation says of itself, as JSON."""
-    from streamlearn.checkpoint import Generations
-
-    settings = _settings(config, override)
-    typer.echo(json.dumps(Generations(settings.state_dir, settings.checkpoint.keep).manifest(number), indent=1))
 
 
 @app.command()
@@ -254,41 +214,6 @@ def main() -> None:
     except StreamlearnError as error:
         err.print(f"streamlearn: {error}", highlight=False, markup=False, style="red", soft_wrap=True)
         sys.exit(2)
-
-
-def _settings(config: Path | None, override: list[str] | None) -> Settings:
-    values: dict[str, Any] = {}
-    for pair in override or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set {pair}: write NAME=VALUE")
-        values[name.strip()] = value
-    return load(config, values)
-
-
-def _call(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    if not url.startswith(("http://", "https://")):
-        raise StreamlearnError(f"no daemon answers at {url}: write http://HOST:PORT")
-    try:
-        request = urllib.request.Request(
-            url.rstrip("/") + path,
-            None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        raise StreamlearnError(f"{url}{path}: {error.code}: {_detail(error)}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise StreamlearnError(f"no daemon answers at {url}: {error}; start one with `streamlearn run`") from error
-
-
-def _detail(error: urllib.error.HTTPError) -> str:
-    """What a problem document says; the status line's words where another server answered."""
-    try:
-        return str(json.load(error)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return error.reason
 
 
 def _percent(value: float | None) -> str:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamlearn.catalog import Catalog
+from streamlearn.catalog_rows import as_stored
 from streamlearn.encoders import Towers
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import ranks
@@ -28,6 +30,7 @@ from streamlearn.index import Partition
 from streamlearn.learner import Learner
 from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
+from streamlearn.snapshots import Snapshots, Weights, half
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +55,6 @@ class Era:
     reencoded: dict[int, Vectors] = field(default_factory=dict)  # rows done, of a partition not yet swapped in
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Half-precision weights of the local momentum pair and of the encoders after a step."""
-
-    step: int
-    local: Mapping[str, Tensor]
-    online: Mapping[str, Tensor]
-
-
 class Eras:
     """All eras, the current one last.
 
@@ -74,8 +68,7 @@ class Eras:
     def __init__(self, learner: Learner, catalog: Catalog, frames: FrameStore, settings: SearchSettings) -> None:
         self._learner, self._catalog, self._frames, self._settings = learner, catalog, frames, settings
         self._dim = learner.online.dim
-        self._snapshots: deque[Weights] = deque(maxlen=settings.snapshots)
-        self._snapshot_clips = 0
+        self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
         self._readers = ThreadPoolExecutor(2, "frames")  # decoding a JPEG holds no lock
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
@@ -91,6 +84,7 @@ class Eras:
 
     def upsert(self, rows: Sequence[int], vectors: Vectors) -> None:
         """The step's keys become index entries of the current era. Shape: n catalog rows, (n, d)."""
+        vectors = as_stored(vectors)
         self._catalog.put_vectors(rows, vectors, era=self.current.number, step=self._learner.steps)
         self.current.partition.upsert(np.asarray(rows, np.int64), vectors)
 
@@ -99,12 +93,6 @@ class Eras:
         if rows:
             for era in self.eras:
                 era.partition.remove(np.asarray(rows, np.int64))
-
-    def remember(self) -> None:
-        """Call after each step: keeps snapshots, from which an era can be sealed as it was before a drift."""
-        if self._learner.clips - self._snapshot_clips >= self._settings.snapshot_interval_clips or not self._snapshots:
-            self._snapshots.append(self._snapshot())
-            self._snapshot_clips = self._learner.clips
 
     def start(self, task: str, since_step: int) -> None:
         """Seal the current era and open the next.
@@ -116,11 +104,7 @@ class Eras:
             since_step: clips of later steps already belong to it.
         """
         era = self.current
-        before = [snapshot for snapshot in self._snapshots if snapshot.step <= since_step]
-        if since_step >= self._learner.steps or not self._snapshots:
-            snapshot = self._snapshot()  # an operator's boundary is known beforehand: now is before
-        else:
-            snapshot = before[-1] if before else self._snapshots[0]
+        snapshot = self.snapshots.before(since_step)
         following = self._open(era.number + 1, task)
         rows = self._catalog.move(
             from_era=era.number, since_step=since_step + 1, to_era=following.number, to_task=task
@@ -137,7 +121,7 @@ class Eras:
         following.captions = era.captions[len(era.captions) - min(learned, len(era.captions)) :]
         era.captions = self._captions(era)
         self.eras.append(following)
-        self._snapshots.clear()
+        self.snapshots.clear()
 
     def _captions(self, era: Era) -> Vectors:
         """Of learned clips, spread over the era: captions of held-out ones are questions, and stay out."""
@@ -146,9 +130,6 @@ class Eras:
         spread = self._catalog.clips(rows[:: max(1, -(-len(rows) // _CAPTIONS))].tolist()).values()
         texts = [clip.captions[0] for clip in spread if clip.split == "train"][:_CAPTIONS]
         return era.encoder.texts(texts) if texts else era.captions
-
-    def _snapshot(self) -> Weights:
-        return Weights(self._learner.steps, _half(self._learner.local), _half(self._learner.online))
 
     def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
         """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
@@ -226,7 +207,7 @@ class Eras:
 
     def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
         if vectors:
-            rows, stacked = list(vectors), np.stack(list(vectors.values()))
+            rows, stacked = list(vectors), as_stored(np.stack(list(vectors.values())))
             with self._catalog.transaction():
                 self._catalog.put_vectors(rows, stacked, era=era.number, step=step)
             era.partition.upsert(np.asarray(rows, np.int64), stacked)
@@ -256,13 +237,16 @@ class Eras:
         ]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights of the sealed eras, fp16, which never change, and the captions that each era knows itself by."""
-        parts = {f"eras/{era.number:04d}": _half(era.pair) for era in self.eras if era.pair is not None}
-        parts["captions"] = {f"{era.number:04d}": torch.from_numpy(era.captions) for era in self.eras}
-        return parts
+        """The captions that each era knows itself by."""
+        return {"captions": {f"{era.number:04d}": torch.from_numpy(era.captions) for era in self.eras}}
+
+    def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
+        """Weights that never change, fp16: of the sealed eras, and the snapshots of the current one."""
+        pairs = {f"eras/{era.number:04d}": partial(half, era.pair) for era in self.eras if era.pair is not None}
+        return {**pairs, **self.snapshots.sealed(self.current.number)}
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Inverse of `state` and `tensors`, with the catalog already cut to the same generation."""
+        """Inverse of `state`, `tensors` and `sealed`, with the catalog already cut to the same generation."""
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])
@@ -276,6 +260,8 @@ class Eras:
             if not facts["reencoded"]:
                 era.pending = deque(rows.tolist())
             self.eras.append(era)
+        self.snapshots.restore(tensors)
+        self._kept_from = 0
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step
@@ -285,8 +271,3 @@ class Eras:
         era.pair = self._learner.local.frozen_copy()
         era.pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
         era.encoder = QueryEncoder(era.pair)
-
-
-def _half(towers: nn.Module) -> dict[str, Tensor]:
-    state = towers.state_dict().items()
-    return {name: (t.half() if t.is_floating_point() else t).detach().cpu() for name, t in state}

@@ -4,6 +4,7 @@ StreamlearnError
 ├── SettingsError           a setting is wrong: the start is refused
 ├── StateError              the state directory cannot be used
 │   └── NewerStateError     ... because a newer streamlearn wrote it
+├── BusyError               the learner cannot do it now; nothing was done
 ├── SourceError             the source is away; `retriable` says whether waiting can help
 │   └── SourceRefusedError  ... it answers and refuses us: credentials, permissions
 ├── TaskError               a task cannot be started under this name (the operator's fault)
@@ -68,6 +69,12 @@ class StateError(StreamlearnError):
 
 class NewerStateError(StateError):
     """The state was written by a newer version than this one."""
+
+
+class BusyError(StreamlearnError):
+    """What was asked of the learner was not begun: it has no time, or has stopped."""
+
+    retriable: ClassVar[bool] = True
 
 
 class SourceError(StreamlearnError):

@@ -147,6 +147,16 @@ class Evaluator:
             self._catalog.add_scores(scores)
         self.export()
 
+    def restart(self) -> None:
+        """The book is another one: gauges of tasks that never happened go."""
+        m = self._metrics
+        for gauge in (
+            m.eval_pairs, m.median_rank, m.recall_ratio, m.forgetting_ratio, m.backward_transfer_ratio,
+            m.harmonic_mean_ratio,
+        ):  # fmt: skip
+            gauge.clear()
+        self.export()
+
     def export(self) -> None:
         """Set the gauges from the book; also after a restart, before the first evaluation."""
         m, book = self._metrics, self.book

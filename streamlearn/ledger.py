@@ -75,6 +75,11 @@ class Ledger:
         if failed:  # the store is a cache: what it lost has no thumbnail, and is not re-encoded
             log.warning("frames of %d clips could not be kept: %s", len(failed), failed[0])
 
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """The counts of a checkpoint; nothing else is remembered."""
+        self.counts = Counter(dict.fromkeys(OUTCOMES, 0) | dict(counts))
+        self.recount()
+
     def recount(self) -> None:
         """A boundary moved clips to another task, or a tombstone took some: count the held-out ones anew."""
         self._heldout.clear()

@@ -13,7 +13,7 @@ from streamlearn.errors import CODES
 
 STAGES = ("poll", "decode", "wait", "learn", "index", "evaluate", "checkpoint")
 SEARCH_STAGES = ("queue", "encode", "index", "total")
-OUTCOMES = ("learned", "held_out", "replaced", "deleted", "dead_lettered")
+OUTCOMES = ("learned", "held_out", "replaced", "deleted", "dead_lettered", "skipped")
 KS = (1, 5, 10)
 
 _STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600)

@@ -18,6 +18,7 @@ from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
+from streamlearn.mailbox import Mailbox
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, StepStats, Vectors
 from streamlearn.settings import Settings
@@ -57,12 +58,14 @@ class Pipeline:
         self.feed, self.learner, self.ledger, self.boundaries = feed, learner, ledger, boundaries
         self.evaluator, self.state, self.settings, self.metrics = evaluator, state, settings, metrics
         self._stopping = threading.Event()
+        self.mailbox = Mailbox(feed.wake)
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
         progress = self.state.progress
         try:
             while not self._stopping.is_set():
+                self.mailbox.work()
                 start = time.perf_counter()
                 batch = self.feed.next()
                 if self._stopping.is_set():
@@ -75,7 +78,7 @@ class Pipeline:
                     self.settle()
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
-                        self._stopping.wait()
+                        self.mailbox.wait()
             if self.state.due("checkpoint", 1):
                 self.checkpoint()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
@@ -84,10 +87,13 @@ class Pipeline:
             )
             progress.state, progress.detail = "stopped", f"{type(error).__name__}: {error}"
             self.metrics.learner_ok.set(0)
+        finally:
+            self.mailbox.close("learning has stopped; restart the daemon")
 
     def stop(self) -> None:
         """End after the current batch, with a checkpoint; returns at once."""
         self._stopping.set()
+        self.mailbox.nudge()
         self.feed.interrupt()
 
     def process(self, batch: Sequence[Event]) -> None:
@@ -116,7 +122,7 @@ class Pipeline:
                 self.state.publish()  # at once: a replaced clip is not in the snapshot before
             if stats is not None:
                 self._look_for_boundary(stats, explicit)
-            self.state.eras.remember()
+            self.state.eras.snapshots.remember()
             self.state.eras.reencode()
         if self.state.due("checkpoint", self.settings.checkpoint.interval_clips):
             self.checkpoint()

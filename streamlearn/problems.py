@@ -25,6 +25,7 @@ _NAMES = {
     401: "unauthorized",
     404: "not-found",
     405: "method-not-allowed",
+    409: "conflict",
     413: "body-too-large",
     415: "not-json",
     422: "invalid-request",

@@ -52,7 +52,16 @@ class CheckpointSettings(Section):
     """Generations."""
 
     interval_clips: int = Field(1_000, ge=1, description="Clips between checkpoints.")
-    keep: int = Field(3, ge=1, description="Generations kept.")
+    keep: int = Field(3, ge=1, description="Generations kept at most; pinned ones are kept besides.")
+    keep_age_s: float | None = Field(
+        None, gt=0, description="Older generations go, whatever `keep` says; the newest and pinned ones stay."
+    )
+    keep_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="The oldest go while all take more than this (weights, not the catalog's rows); the newest and"
+        " pinned ones stay.",
+    )
 
 
 class ApiSettings(Section):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -16,17 +17,20 @@ from uuid import uuid4
 import numpy as np
 import torch
 
+from streamlearn import rollback
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generation, Generations
+from streamlearn.cutover import Cutover
 from streamlearn.drift import Detector
 from streamlearn.eras import Eras
-from streamlearn.errors import StateError
+from streamlearn.errors import StateError, StreamlearnError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.frames import FrameStore
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.metrics import Metrics
 from streamlearn.records import Event, Partition
+from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.search import Searcher, Snapshot
 from streamlearn.source import DeadLetters
 from streamlearn.tasks import Boundary, TaskLog
@@ -76,6 +80,8 @@ class State:
         self.clips = 0
         self.staleness_ratio: float | None = None
         self.lineage = uuid4().hex
+        self.parent: dict[str, Any] | None = None  # lineage and generation that a rollback went back to
+        self.cutover = Cutover()
         self.progress = Progress()
         self._events = 0
         self._done: dict[str, int] = {}
@@ -141,7 +147,12 @@ class State:
 
     def publish(self) -> Snapshot:
         """Serve everything up to now."""
-        snapshot = Snapshot(
+        snapshot = self._snapshot()
+        self._serve(snapshot)
+        return snapshot
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
             eras=self.eras.views(),
             generation=self.catalog.generation - 1,
             step=self.learner.steps,
@@ -151,6 +162,8 @@ class State:
             stale=self.eras.stale,
             staleness_ratio=self.staleness_ratio,
         )
+
+    def _serve(self, snapshot: Snapshot) -> None:
         self.searcher.publish(snapshot)
         self.done("publish")
         m = self.metrics
@@ -159,7 +172,6 @@ class State:
         m.index_oldest_vector_age_steps.set(self.eras.oldest_age_steps())
         if self.staleness_ratio is not None:
             m.index_staleness_ratio.set(self.staleness_ratio)
-        return snapshot
 
     def checkpoint(self) -> None:
         """Write and publish a generation.
@@ -172,14 +184,13 @@ class State:
         number = self.catalog.generation
         tensors = self.learner.state_dict() | self.eras.tensors()
         tensors["detector"] = {name: torch.from_numpy(np.array(a)) for name, a in self.detector.state_dict().items()}
-        self.generations.write(Generation(number, self.offsets, self._facts(), tensors))
+        self.generations.write(Generation(number, self.offsets, self._facts(), tensors, self.eras.sealed()))
         self.catalog.sync()
         self.generations.publish(number)  # the commit point
         self.catalog.begin(number + 1)
         self.frames.delete(self.catalog.prune(self.generations.prune()))
         self.done("checkpoint")
-        if self.searcher.snapshot is not None:
-            self.searcher.publish(replace(self.searcher.snapshot, generation=number))
+        self.publish()  # what is answered now is what going back to this generation will answer
         self.metrics.generation.set(number)
         self.metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()
 
@@ -187,32 +198,75 @@ class State:
         """Go back to the newest generation that verifies, or begin.
 
         Raises:
-            StateError: none verifies, or it is of another model.
+            StateError: none verifies, or it is of another model, preprocessing or lineage.
         """
         generation = self.generations.newest_good()
         self.metrics.generations_rejected_total.inc(self.generations.rejected)
         number = 0 if generation is None else generation.number
-        if generation is not None and generation.state["fingerprint"] != self.learner.online.fingerprint:
-            raise StateError(
-                f"{self.generations.state_dir} was written with the model {generation.state['model']}, and this is"
-                f" {self._model()}: use the same again, or another state_dir"
-            )
+        if generation is not None:
+            self._check(generation)
         if number not in (0, self.generations.current()):
             self.generations.publish(number)
         self.generations.drop_unpublished()
-        self.frames.delete(self.catalog.rewind(number))
-        self.frames.keep_only(self.catalog.kept_rows())
-        if generation is not None:
+        if generation is None:
+            self.frames.delete(self.catalog.rewind(0, lineage=self.lineage))
+            self.publish()
+        else:
             try:
-                self._load(generation)
+                self._adopt(generation)
             except (KeyError, TypeError, ValueError) as error:
                 raise StateError(f"generation {number} lacks what this version needs: {error!r}") from error
             written = datetime.fromisoformat(generation.created).timestamp()
             self.metrics.checkpoint_last_success_timestamp_seconds.set(written)
             log.info("restored generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
-        self.publish()
+        self.frames.keep_only(self.catalog.kept_rows())
         self.metrics.generation.set(number)
         self.metrics.learner_ok.set(1)
+
+    def roll_back(self, number: int, resume_from: ResumeFrom) -> Rollback:
+        """Go back to an older generation while searches are answered: from before it, or from after it.
+
+        The offsets are then where learning goes on; who feeds it must read from there.
+
+        Raises:
+            StateError: there is no such generation, it is damaged, or a newer one is pinned; nothing was changed.
+            SourceError: dead letters are not durable, so nothing was changed.
+        """
+        self.ledger.settle()
+        self.dead_letters.flush()
+        generation, done = rollback.prepare(
+            self.generations, self.catalog, number, resume_from, offsets=self.offsets, clips=self.clips
+        )
+        try:
+            rollback.publish(self.generations, generation, done)
+            self._adopt(generation)
+            self.catalog.sync()
+        except StreamlearnError as error:  # as such it would mean that nothing was changed
+            raise RuntimeError(f"the rollback to generation {number} ended half-way; a restart completes it") from error
+        self._events, self._done = 0, {}
+        if resume_from == "latest":
+            self.metrics.clips_total.labels("skipped").inc(done.undone_clips)
+        self.metrics.generation.set(generation.number)
+        log.warning("%s", done)
+        return done
+
+    def _adopt(self, generation: Generation) -> None:
+        """Make a generation the present, in memory and in the catalog, and serve it: for readers, at one moment."""
+        with ExitStack() as change:
+            with self.catalog.transaction():
+                gone = rollback.rewind(self.catalog, generation)
+                self._load(generation)
+                snapshot = self._snapshot()
+                change.enter_context(self.cutover.changing())
+            self._serve(snapshot)
+        self.frames.delete(gone)
+
+    def _check(self, generation: Generation) -> None:
+        if generation.state["fingerprint"] != self.learner.online.fingerprint:
+            raise StateError(
+                f"{self.generations.state_dir} was written with the model {generation.state['model']}, and this is"
+                f" {self._model()}: use the same again, or another state_dir"
+            )
 
     def _model(self) -> dict[str, Any]:
         return {**self.learner.online.names, "dim": self.learner.online.dim}
@@ -220,6 +274,7 @@ class State:
     def _facts(self) -> dict[str, Any]:
         return {
             "lineage": self.lineage,
+            "parent": self.parent,
             "fingerprint": self.learner.online.fingerprint,
             "model": self._model(),
             "learner": self.learner.describe(),
@@ -233,9 +288,9 @@ class State:
 
     def _load(self, generation: Generation) -> None:
         facts = generation.state
-        self.lineage, self.clips = facts["lineage"], facts["clips"]
+        self.lineage, self.parent, self.clips = facts["lineage"], facts.get("parent"), facts["clips"]
         self.offsets = dict(generation.offsets)
-        self.ledger.counts.update(facts["counts"])
+        self.ledger.restore(facts["counts"])
         self.tasks = TaskLog.from_state(facts["tasks"])
         self.book.load_state_dict(facts["book"])
         self.staleness_ratio = facts["staleness_ratio"]

@@ -214,10 +214,6 @@ class FakeService:
         ]
         return {"points": points, "forgetting": {}}
 
-    def generations(self) -> list[dict[str, Any]]:
-        """One."""
-        return [{"number": 3, "created": "2026-01-01T00:00:00+00:00", "clips": len(self.clips)}]
-
     def status(self) -> dict[str, Any]:
         """A daemon that learns."""
         n = len(self.clips)

@@ -18,23 +18,26 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
-    ("settings_base", "recent", "page", "assets"),
+    ("durable", "retention", "cutover"),
+    ("settings_base", "recent", "page", "assets", "lineage", "mailbox"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index"),
     ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_client", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
-    ("catalog_rows", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
+    ("catalog_rows", "catalog_cuts", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
     ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
-    ("catalog", "learner", "api", "publish", "connectors.kafka_reader"),
-    ("eras", "search", "warmup", "connectors.kafka"),
+    ("catalog", "learner", "api", "publish", "connectors.kafka_reader", "routes_generations", "generation_facts"),
+    ("snapshots", "search", "warmup", "connectors.kafka", "rollback"),
+    ("eras",),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
     ("state",),
     ("pipeline", "service"),
-    ("app",),
-    ("demo",),
+    ("service_generations",),
+    ("app", "cli_common"),
+    ("demo", "cli_generations"),
     ("cli",),
     ("__main__",),
 )

@@ -50,6 +50,11 @@ def vectors(seed: int, count: int) -> Vector:
     return drawn
 
 
+def eras_of(catalog: Catalog) -> list[int]:
+    """Those that have live vectors, of the few that these tests use."""
+    return [era for era in range(10) if len(catalog.era_vectors(era)[0])]
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
     made = Catalog(tmp_path / "catalog.db")
@@ -106,7 +111,7 @@ def test_delete_takes_clip_and_vector_and_an_unknown_id_is_none(catalog: Catalog
     assert catalog.delete("a") is None
     assert catalog.delete("never there") is None
     assert catalog.count() == 0
-    assert catalog.eras() == []
+    assert eras_of(catalog) == []
     assert catalog.clip("a") is None
 
 
@@ -138,7 +143,7 @@ def test_vectors_come_back_by_era_with_their_steps(catalog: Catalog) -> None:
     given_vectors = vectors(0, 5)
     catalog.put_vectors(rows[:3], given_vectors[:3], era=1, step=7)
     catalog.put_vectors(rows[3:], given_vectors[3:], era=2, step=8)
-    assert catalog.eras() == [1, 2]
+    assert eras_of(catalog) == [1, 2]
     found, stored, steps = catalog.era_vectors(1)
     assert (found.dtype, stored.dtype, steps.dtype) == (np.int64, np.float32, np.int64)
     assert found.tolist() == rows[:3]
@@ -155,7 +160,7 @@ def test_a_newer_vector_replaces_also_one_of_another_generation_and_era(catalog:
         catalog.begin(generation)
         fresh = vectors(10 * generation + era, 1)
         catalog.put_vectors([row], fresh, era=era, step=generation)
-        assert catalog.eras() == [era]
+        assert eras_of(catalog) == [era]
         np.testing.assert_array_equal(catalog.era_vectors(era)[1], fresh)
 
 
@@ -171,7 +176,7 @@ def test_vectors_of_another_dimension_are_refused(catalog: Catalog) -> None:
     catalog.put_vectors(rows[:1], vectors(0, 1), era=1, step=1)
     with pytest.raises(StateError, match=f"5 dimensions do not fit vectors of {DIM}"):
         catalog.put_vectors(rows[1:], np.zeros((1, 5), np.float32), era=2, step=1)
-    assert catalog.eras() == [1]
+    assert eras_of(catalog) == [1]
 
 
 def test_stale_rows_are_those_of_earlier_steps_oldest_first(catalog: Catalog) -> None:
@@ -201,7 +206,7 @@ class Seen:
 def live_view(catalog: Catalog) -> dict[str, Seen]:
     clips = catalog.clips(catalog.kept_rows())
     found = {c.video_id: Seen(c.task, c.step, c.captions) for c in clips.values()}
-    for era in catalog.eras():
+    for era in eras_of(catalog):
         for row, vector, step in zip(*catalog.era_vectors(era), strict=True):
             video_id = clips[int(row)].video_id  # a vector without a clip would be a KeyError here
             found[video_id] = replace(found[video_id], era=era, vector=tuple(vector.tolist()), vector_step=int(step))
@@ -319,7 +324,7 @@ def test_a_moved_and_a_reencoded_clip_get_their_task_era_and_vector_back(catalog
     assert catalog.move(from_era=1, since_step=2, to_era=2, to_task="t2") == [rows[1]]
     catalog.put_vectors(rows[:1], vectors(1, 1), era=1, step=9)
     assert catalog.counts_by_task() == {"t1": 1, "t2": 1}
-    assert catalog.eras() == [1, 2]
+    assert eras_of(catalog) == [1, 2]
 
     catalog.rewind(4)
     assert catalog.counts_by_task() == {"t1": 2}
@@ -344,7 +349,7 @@ def test_a_clip_moved_in_two_generations_gets_the_task_of_either_back(tmp_path: 
             catalog.prune(range(pruned, 4))
         catalog.rewind(generation)
         assert catalog.counts_by_task() == {task: 1}
-        assert catalog.eras() == [generation]
+        assert eras_of(catalog) == [generation]
         catalog.close()
 
 
@@ -568,7 +573,7 @@ def test_a_batch_that_fails_leaves_nothing(catalog: Catalog) -> None:
     with pytest.raises(RuntimeError, match="midway"):
         fail_midway()
     assert catalog.clip("a") is None
-    assert catalog.eras() == []
+    assert eras_of(catalog) == []
     with catalog.transaction(), catalog.transaction():
         catalog.put([clip("b")])
     assert catalog.count() == 1

@@ -17,6 +17,7 @@ import pytest
 
 from streamlearn import __version__, cli
 from streamlearn.checkpoint import Generations
+from streamlearn.retention import Retention
 from streamlearn.testing import ListSource
 from tests.test_daemon import Stream, daemon, settled
 
@@ -197,7 +198,7 @@ def test_another_server_there_is_a_sentence(say: Callable[..., Said], status: in
 def test_generations_are_listed_newest_first_and_shown(say: Callable[..., Said], tmp_path: Path) -> None:
     with daemon(tmp_path, ListSource(Stream().clips("studio", 40)), checkpoint__interval_clips=16) as one:
         settled(one)
-    numbers = Generations(tmp_path / "state", 3).numbers()
+    numbers = Generations(tmp_path / "state", Retention(3)).numbers()
     where = ("--set", f"state_dir={tmp_path / 'state'}")
     listed = json.loads(say("generations", "ls", "--json", *where).out)
     assert [row["number"] for row in listed] == numbers[::-1]
@@ -224,10 +225,13 @@ def test_a_damaged_manifest_is_a_sentence(say: Callable[..., Said], tmp_path: Pa
     with daemon(tmp_path, ListSource(Stream().clips("studio", 8))) as one:
         settled(one)
     (tmp_path / "state" / "current" / "manifest.json").write_text("{")
-    for verb in (("ls",), ("show", "1")):
-        code, _, err = say("generations", *verb, "--set", f"state_dir={tmp_path / 'state'}")
-        assert code == 2
-        assert err.startswith("streamlearn: the manifest of generation 1 cannot be read")
+    where = ("--set", f"state_dir={tmp_path / 'state'}")
+    code, _, err = say("generations", "show", "1", *where)
+    assert code == 2
+    assert err.startswith("streamlearn: the manifest of generation 1 cannot be read")
+    code, listed, _ = say("generations", "ls", *where)
+    assert code == 0
+    assert "damaged: the manifest of generation 1 cannot be read" in listed
 
 
 # --- the program
