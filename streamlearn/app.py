@@ -33,6 +33,7 @@ from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
+from streamlearn.lineage import Reading
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
@@ -130,6 +131,11 @@ class Daemon:
             searcher=self.searcher,
             dead_letters=self.dead_letters,
             metrics=self.metrics,
+            reading=Reading(
+                {f"media.{name}": getattr(media, name) for name in ("frames", "size_px", "sampling")},
+                learner.online.reading,
+                carry=settings.checkpoint.on_mismatch == "carry",
+            ),
         )
         self.pipeline = Pipeline(
             feed=self.feed,

@@ -277,9 +277,10 @@ class Catalog:
         query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY row LIMIT ?"
         return [clip_of(values) for values in self._file.fetch(query, task, limit)]
 
-    def count(self) -> int:
-        """Live clips."""
-        return sum(self.counts_by_task().values())
+    def count(self, up_to_row: int = 2**63 - 1) -> int:
+        """Live clips, of those with a row up to this one."""
+        (found,) = self._file.fetch("SELECT count(*) FROM clips WHERE died IS NULL AND row <= ?", up_to_row)
+        return int(found[0])
 
     def counts_by_task(self) -> dict[str, int]:
         """Live clips of each task that has any."""

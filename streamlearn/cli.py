@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -28,17 +29,32 @@ config_app = typer.Typer(no_args_is_help=True, help="Settings: defaults < TOML f
 app.add_typer(config_app, name="config")
 app.add_typer(cli_generations.app, name="generations")
 
+
+class OnMismatch(StrEnum):
+    """What to do with vectors that were made otherwise."""
+
+    refuse = "refuse"
+    carry = "carry"
+
+
 _URL = "http://127.0.0.1:8080"
 
 out, err = Console(), Console(stderr=True)
 
 
 @app.command()
-def run(config: ConfigFile = None, override: Overrides = None) -> None:
+def run(
+    config: ConfigFile = None,
+    override: Overrides = None,
+    on_mismatch: Annotated[
+        OnMismatch | None, typer.Option(help="Where media settings are not those of the state: checkpoint.on_mismatch.")
+    ] = None,
+) -> None:
     """Run the daemon: learn from the source, answer searches, until SIGTERM or Ctrl-C."""
     from streamlearn.app import Daemon, setup_logging, stop_signal
 
-    settings = settings_of(config, override)
+    chosen = [] if on_mismatch is None else [f"checkpoint.on_mismatch={on_mismatch.value}"]
+    settings = settings_of(config, [*(override or ()), *chosen])
     setup_logging(settings.log)
     stop = stop_signal()
     with Daemon(settings) as daemon:

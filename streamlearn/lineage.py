@@ -7,6 +7,7 @@ within it, so a lineage and a step name weights. Knows no files and no models, o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from streamlearn.errors import StateError
@@ -39,16 +40,46 @@ def joined(chain: Chain, lineage: str, cut: int, parent: str | None) -> list[tup
     )
 
 
-def differences(written: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What of the preprocessing is not as it was: setting, then and now. What was not written down counts as equal."""
+@dataclass(frozen=True)
+class Reading:
+    """How clips and words are read before they are encoded: what else, beside weights, a vector depends on.
+
+    Attributes:
+        media: settings that decide which frames are seen. Vectors made otherwise are a little off, no more.
+        model: what the towers' files say of pixels and words. Of another tokenizer, every stored text encoder is
+            asked for words that it never learned.
+        carry: whether vectors of other media settings may stay.
+    """
+
+    media: Mapping[str, Any]
+    model: Mapping[str, Any]
+    carry: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"media": dict(self.media), "model": dict(self.model)}
+
+    def carried(self, written: Mapping[str, Any], state_dir: object) -> dict[str, str]:
+        """What differs from what was written down and is carried over; what was not written down counts as equal.
+
+        Raises:
+            StateError: it may not be carried over; the sentence names the setting and the remedies.
+        """
+        media, model = (_differences(written.get(part, {}), getattr(self, part)) for part in ("media", "model"))
+        facts = ", ".join(f"{name} = {now!r} (was {then!r})" for name, (then, now) in {**model, **media}.items())
+        if model:
+            raise StateError(
+                f"{facts}: {state_dir} was written with other files under the same names; put those back, or take"
+                " another state_dir"
+            )
+        if media and not self.carry:
+            back = ", ".join(f"{name}={then}" for name, (then, _) in media.items())
+            raise StateError(
+                f"{facts}: the vectors in {state_dir} were made otherwise; set it back ({back}), take another"
+                " state_dir, or let them stay as they are and be counted: `streamlearn run --on-mismatch carry`"
+            )
+        return {name: f"{then!r} to {now!r}" for name, (then, now) in media.items()}
+
+
+def _differences(written: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {name: (written[name], value) for name, value in now.items() if name in written and written[name] != value}
-
-
-def refusal(changed: Mapping[str, tuple[Any, Any]], state_dir: object) -> str:
-    """The sentence on changed preprocessing, with the remedies."""
-    facts = ", ".join(f"{name} = {now!r} (was {then!r})" for name, (then, now) in changed.items())
-    back = ", ".join(f"{name}={then}" for name, (then, _) in changed.items())
-    return (
-        f"{facts}: the vectors in {state_dir} were made otherwise. Set it back ({back}), take another state_dir, or let"
-        " them stay as they are and be counted: `streamlearn run --on-mismatch carry`"
-    )

@@ -44,6 +44,7 @@ class Metrics:
     search_seconds: Histogram
     index_clips: Gauge
     index_stale_clips: Gauge
+    index_carried_clips: Gauge
     index_staleness_ratio: Gauge
     index_oldest_vector_age_steps: Gauge
     checkpoint_last_success_timestamp_seconds: Gauge
@@ -98,6 +99,10 @@ class Metrics:
             search_seconds=histogram("search_seconds", "Time of a search, by stage.", _SEARCH_BUCKETS, "stage"),
             index_clips=gauge("index_clips", "Clips that can be found."),
             index_stale_clips=gauge("index_stale_clips", "Clips of closed eras not yet re-encoded."),
+            index_carried_clips=gauge(
+                "index_carried_clips",
+                "Clips whose vectors were made with other media settings, carried over knowingly.",
+            ),
             index_staleness_ratio=gauge("index_staleness_ratio", "1 - mean cosine of stored and fresh probe vectors."),
             index_oldest_vector_age_steps=gauge(
                 "index_oldest_vector_age_steps", "Steps since the oldest vector of the current era was written."

@@ -62,6 +62,11 @@ class CheckpointSettings(Section):
         description="The oldest go while all take more than this (weights, not the catalog's rows); the newest and"
         " pinned ones stay.",
     )
+    on_mismatch: Literal["refuse", "carry"] = Field(
+        "refuse",
+        description="Where media.frames, size_px or sampling differ from those of the stored vectors: refuse to start,"
+        " or carry the vectors over as they are, counted in index_carried_clips.",
+    )
 
 
 class ApiSettings(Section):

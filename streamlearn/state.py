@@ -28,6 +28,7 @@ from streamlearn.evaluate import ScoreBook
 from streamlearn.frames import FrameStore
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
+from streamlearn.lineage import Reading
 from streamlearn.metrics import Metrics
 from streamlearn.records import Event, Partition
 from streamlearn.rollback import ResumeFrom, Rollback
@@ -71,10 +72,13 @@ class State:
         searcher: Searcher,
         dead_letters: DeadLetters,
         metrics: Metrics,
+        reading: Reading,
     ) -> None:
         self.learner, self.eras, self.ledger, self.detector, self.book = learner, eras, ledger, detector, book
         self.catalog, self.frames, self.generations = catalog, frames, generations
         self.searcher, self.dead_letters, self.metrics = searcher, dead_letters, metrics
+        self.reading = reading
+        self._carried: list[dict[str, Any]] = []  # what was changed since, and the last row from before it
         self.tasks = TaskLog()
         self.offsets: dict[Partition, int] = {}
         self.clips = 0
@@ -97,6 +101,10 @@ class State:
     def model_version(self) -> str:
         """Fingerprint, lineage and step: vectors of equal fingerprint and lineage may meet."""
         return f"{self.learner.online.fingerprint[:8]}-{self.lineage[:8]}-{self.learner.steps}"
+
+    def carried_clips(self) -> int:
+        """Clips whose vectors were made with other settings of media, knowingly."""
+        return self.catalog.count(int(self._carried[-1]["row"])) if self._carried else 0
 
     def due(self, what: str, interval: int) -> bool:
         """Whether `interval` events have passed since `done(what)`."""
@@ -190,6 +198,7 @@ class State:
         self.catalog.begin(number + 1)
         self.frames.delete(self.catalog.prune(self.generations.prune()))
         self.done("checkpoint")
+        self.metrics.index_carried_clips.set(self.carried_clips())
         self.publish()  # what is answered now is what going back to this generation will answer
         self.metrics.generation.set(number)
         self.metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()
@@ -220,6 +229,7 @@ class State:
             self.metrics.checkpoint_last_success_timestamp_seconds.set(written)
             log.info("restored generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
         self.frames.keep_only(self.catalog.kept_rows())
+        self.metrics.index_carried_clips.set(self.carried_clips())
         self.metrics.generation.set(number)
         self.metrics.learner_ok.set(1)
 
@@ -267,6 +277,7 @@ class State:
                 f"{self.generations.state_dir} was written with the model {generation.state['model']}, and this is"
                 f" {self._model()}: use the same again, or another state_dir"
             )
+        self.reading.carried(generation.state.get("reading", {}), self.generations.state_dir)
 
     def _model(self) -> dict[str, Any]:
         return {**self.learner.online.names, "dim": self.learner.online.dim}
@@ -277,6 +288,8 @@ class State:
             "parent": self.parent,
             "fingerprint": self.learner.online.fingerprint,
             "model": self._model(),
+            "reading": self.reading.facts(),
+            "carried": self._carried,
             "learner": self.learner.describe(),
             "clips": self.clips,
             "counts": dict(self.ledger.counts),
@@ -290,6 +303,11 @@ class State:
         facts = generation.state
         self.lineage, self.parent, self.clips = facts["lineage"], facts.get("parent"), facts["clips"]
         self.offsets = dict(generation.offsets)
+        self._carried = [*facts.get("carried", ())]
+        changed = self.reading.carried(facts.get("reading", {}), self.generations.state_dir)
+        if changed:
+            self._carried.append({"changed": changed, "row": max(self.catalog.kept_rows(), default=0)})
+            log.warning("%d clips keep vectors that were made otherwise: %s", self.carried_clips(), changed)
         self.ledger.restore(facts["counts"])
         self.tasks = TaskLog.from_state(facts["tasks"])
         self.book.load_state_dict(facts["book"])
