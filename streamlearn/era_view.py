@@ -64,8 +64,13 @@ class EraView:
 
     def familiarity(self, queries: Vectors) -> Vectors:
         """Mean cosine to the five nearest of the era's captions. Shape: (q, d) -> (q,)."""
-        if len(self.captions) == 0:
-            return np.ones(len(queries), np.float32)  # nothing is known against it
-        nearest = np.sort(queries @ self.captions.T, axis=1)[:, -_NEAREST_CAPTIONS:]
-        mean: Vectors = nearest.mean(1)
-        return mean
+        return familiarity(queries, self.captions)
+
+
+def familiarity(queries: Vectors, captions: Vectors) -> Vectors:
+    """Mean cosine to the five nearest captions. Shape: (q, d), (m, d) -> (q,)."""
+    if len(captions) == 0:
+        return np.ones(len(queries), np.float32)  # nothing is known against it
+    nearest = np.sort(queries @ captions.T, axis=1)[:, -_NEAREST_CAPTIONS:]
+    mean: Vectors = nearest.mean(1)
+    return mean

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,8 @@ from torch import Tensor
 from streamlearn.catalog import Catalog
 from streamlearn.catalog_rows import as_stored
 from streamlearn.encoders import Towers
+from streamlearn.era_clips import EraClips
+from streamlearn.era_merge import Merge, Merger, mapped
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import ranks
 from streamlearn.frames import FrameStore
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _CAPTIONS = 256  # that an era knows itself by
 _JUDGES, _FEWEST_JUDGES = 100, 10  # held-out clips that decide which pair an era is sealed with
+_MERGE_JUDGES, _MERGE_CAPTIONS = 32, 64  # of an era, where merges are judged
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
 
 
@@ -52,6 +54,9 @@ class Era:
     encoder: QueryEncoder | None = None
     pair: Towers | None = None
     pending: deque[int] = field(default_factory=deque)  # rows of a sealed era that await re-encoding
+    into: Era | None = None  # the era that takes these rows, with its pair, when they are done,
+    merge: Merge | None = None  # and why
+    absorbed: list[dict[str, Any]] = field(default_factory=list)  # eras that were merged into this one, and why
     reencoded: dict[int, Vectors] = field(default_factory=dict)  # rows done, of a partition not yet swapped in
 
 
@@ -70,7 +75,8 @@ class Eras:
         self._dim = learner.online.dim
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
-        self._readers = ThreadPoolExecutor(2, "frames")  # decoding a JPEG holds no lock
+        self._clips = EraClips(catalog, frames)
+        self._merger = Merger(settings.familiarity_weight)
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
     @property
@@ -122,13 +128,11 @@ class Eras:
         era.captions = self._captions(era)
         self.eras.append(following)
         self.snapshots.clear()
+        self._merge()
 
     def _captions(self, era: Era) -> Vectors:
-        """Of learned clips, spread over the era: captions of held-out ones are questions, and stay out."""
         assert era.encoder is not None
-        rows = era.partition.view().rows
-        spread = self._catalog.clips(rows[:: max(1, -(-len(rows) // _CAPTIONS))].tolist()).values()
-        texts = [clip.captions[0] for clip in spread if clip.split == "train"][:_CAPTIONS]
+        texts = self._clips.learned(era.partition.view().rows, _CAPTIONS)
         return era.encoder.texts(texts) if texts else era.captions
 
     def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
@@ -164,9 +168,10 @@ class Eras:
         if not closing:
             return self._refresh()
         era = closing[0]
-        assert era.encoder is not None
+        encoder = (era.into or era).encoder
+        assert encoder is not None
         batch = [era.pending.popleft() for _ in range(min(self._settings.reencode_batch_clips, len(era.pending)))]
-        era.reencoded.update(self._encode(batch, era.encoder))
+        era.reencoded.update(self._clips.encode(batch, encoder))
         if not era.pending:
             self._swap_in(era)
         return len(batch)
@@ -177,33 +182,58 @@ class Eras:
         rows = self._catalog.stale_rows(
             era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips, since_row=self._kept_from
         )
-        fresh = self._encode(rows, QueryEncoder(self._learner.local))
+        fresh = self._clips.encode(rows, QueryEncoder(self._learner.local))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.
         self._kept_from = max([self._kept_from, *(row + 1 for row in rows if row not in fresh)])
         self._store(era, fresh, step)
         return len(fresh)
 
-    def _encode(self, rows: Sequence[int], encoder: QueryEncoder) -> dict[int, Vectors]:
-        """Vectors of the rows whose frames are still kept."""
-        frames = {row: recent for row in rows if (recent := self._frames.recent.get(row)) is not None}
-        older = [row for row in rows if row not in frames]
-        loaded = zip(older, self._readers.map(self._frames.get, older), strict=True)
-        frames |= {row: stored for row, stored in loaded if stored is not None}
-        out: dict[int, Vectors] = {}
-        for shape in {stored.shape for stored in frames.values()}:  # settings may have changed meanwhile
-            same = [row for row, stored in frames.items() if stored.shape == shape]
-            out |= dict(zip(same, encoder.clips(np.stack([frames[row] for row in same])), strict=True))
-        return out
-
     def _swap_in(self, era: Era) -> None:
-        assert era.sealed_step is not None
+        target = era.into or era
+        assert target.sealed_step is not None
         partition = era.partition.view()
-        # Without frames, the vector that was written on arrival stays.
-        left = partition.rows[~np.isin(partition.rows, list(era.reencoded))]
-        kept = dict(zip(left.tolist(), partition.vectors(left), strict=True))
-        live = set(partition.rows.tolist())
-        self._store(era, {row: v for row, v in (era.reencoded | kept).items() if row in live}, era.sealed_step)
+        # Without frames, the vector that was written on arrival stays, turned into the other space where it is merged.
+        known = np.isin(partition.rows, list(era.reencoded))
+        done = {row: era.reencoded[row] for row in partition.rows[known].tolist()}
+        left = partition.rows[~known]
+        others = partition.vectors(left)
+        if era.into is not None and done and len(left):
+            others = mapped(partition.vectors(list(done)), np.stack(list(done.values())), others)
+        self._store(target, done | dict(zip(left.tolist(), others, strict=True)), target.sealed_step)
         era.reencoded = {}
+        if era.into is not None:
+            self.eras.remove(era)
+            self._merger.forget(era.number)
+            self._merger.forget(target.number)
+            assert era.merge is not None
+            target.absorbed += [*era.absorbed, asdict(era.merge) | {"task": era.task}]
+            target.captions = self._captions(target)
+            log.info("era %d of %s is now part of era %d", era.number, era.task, target.number)
+            self._merge()
+
+    def _merge(self) -> None:
+        """Decide on a merge, where there are too many eras or two that follow each other agree; one at a time."""
+        if any(era.into is not None for era in self.eras):
+            return
+        sealed, settings = self.eras[:-1], self._settings
+        over = len(self.eras) > settings.max_eras
+        if len(sealed) < 2 or not (over or settings.merge_loss is not None):
+            return
+        judges = {
+            era.number: self._clips.judges(era.task, era.partition.view().rows, _MERGE_JUDGES, _MERGE_CAPTIONS)
+            for era in sealed
+        }
+        if over:
+            merge = self._merger.cheapest(sealed, judges)
+        else:
+            assert settings.merge_loss is not None
+            merge = self._merger.superfluous(sealed[-2:], judges, settings.merge_loss)
+        if merge is not None:
+            by_number = {era.number: era for era in sealed}
+            absorb, keep = by_number[merge.absorb], by_number[merge.keep]
+            absorb.into, absorb.merge, absorb.reencoded = keep, merge, {}
+            absorb.pending = deque(absorb.partition.view().rows.tolist())
+            log.info("era %d of %s goes into era %d: %s", absorb.number, absorb.task, keep.number, merge)
 
     def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
         if vectors:
@@ -232,6 +262,7 @@ class Eras:
                 "opened_step": e.opened_step,
                 "sealed_step": e.sealed_step,
                 "reencoded": not e.pending,
+                "absorbed": e.absorbed,
             }
             for e in self.eras
         ]
@@ -250,6 +281,7 @@ class Eras:
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])
+            era.absorbed = [*facts.get("absorbed", ())]
             era.captions = tensors["captions"][f"{era.number:04d}"].numpy()
             era.sealed_step = facts["sealed_step"]
             if era.sealed_step is not None:
@@ -262,6 +294,7 @@ class Eras:
             self.eras.append(era)
         self.snapshots.restore(tensors)
         self._kept_from = 0
+        self._merge()  # one that was cut short is decided alike
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step

@@ -38,6 +38,16 @@ class SearchSettings(Section):
     familiarity_weight: float = Field(
         1.0, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."
     )
+    max_eras: int = Field(
+        16,
+        ge=2,
+        description="Eras at most, each with its encoders; beyond, the two whose merge costs least are merged.",
+    )
+    merge_loss: float | None = Field(
+        0.0,
+        description="Two eras in a row are merged where held-out clips lose no more mean reciprocal rank by it;"
+        " null: never.",
+    )
     snapshot_interval_clips: int = Field(
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."
     )

@@ -306,7 +306,7 @@ class State:
         self._carried = [*facts.get("carried", ())]
         changed = self.reading.carried(facts.get("reading", {}), self.generations.state_dir)
         if changed:
-            self._carried.append({"changed": changed, "row": max(self.catalog.kept_rows(), default=0)})
+            self._carried.append({"changed": changed, "row": int(max(self.catalog.kept_rows(), default=0))})
             log.warning("%d clips keep vectors that were made otherwise: %s", self.carried_clips(), changed)
         self.ledger.restore(facts["counts"])
         self.tasks = TaskLog.from_state(facts["tasks"])

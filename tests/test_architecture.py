@@ -28,8 +28,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # parts made of parts
     ("catalog_rows", "catalog_cuts", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
     ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer"),
-    ("catalog", "learner", "api", "publish", "connectors.kafka_reader", "routes_generations", "generation_facts"),
-    ("snapshots", "search", "warmup", "connectors.kafka", "rollback"),
+    (
+        "catalog",
+        "era_merge",
+        "learner",
+        "api",
+        "publish",
+        "connectors.kafka_reader",
+        "routes_generations",
+        "generation_facts",
+    ),
+    ("snapshots", "era_clips", "search", "warmup", "connectors.kafka", "rollback"),
     ("eras",),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
