@@ -1,11 +1,13 @@
 """The two ways of reading a folder: the lines of a growing manifest, and video files beside their sidecars.
 
-Both give clip messages whose media is a `file://` URI. What cannot be understood is passed on as it is, so that it
-becomes a dead letter and is never silently dropped. Neither waits, nor opens a video.
+Each knows its records by what they are, not by where the folder lies: a folder that was moved goes on, another one of
+the same name begins. Both give clip messages whose media is a `file://` URI. What cannot be understood is passed on as
+it is, so that it becomes a dead letter and is never silently dropped. Neither waits, nor opens a video.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +23,7 @@ VIDEO_SUFFIXES = frozenset(
     (".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
 )
 _HELDOUT_SPLITS = ("val", "validation", "test")
+_HEAD_BYTES = 2**16  # of a manifest's first line, by which it is known
 _MAX_BYTES = 128 * 2**20  # of one line or sidecar, and about of what one poll returns
 
 _log = logging.getLogger(__name__)
@@ -29,34 +32,39 @@ _log = logging.getLogger(__name__)
 class ManifestReader:
     """One partition: a record is a line, its offset the byte at which the line starts.
 
-    An incomplete last line is not delivered while the folder is watched.
+    The partition is named after the manifest's first line, which stays when rows are appended: offsets of another
+    manifest of the same name do not count. An incomplete last line is not delivered while the folder is watched.
     """
 
     def __init__(self, folder: Path, topic: str, offsets: Offsets, watch: bool) -> None:
         self._folder = folder
         self._path = folder / MANIFEST
-        self._partition = Partition(topic, MANIFEST)
+        self._topic = topic
+        self._offsets = offsets
         self._watch = watch
-        self._next = offsets.get(self._partition, 0)
-        self._aligned = self._next <= 0  # whether `_next` is known to be the start of a line
-        self._counted = self._next  # up to here lines have been counted,
+        self._partition: Partition | None = None
+        self._begin(0)
+
+    def _begin(self, offset: int) -> None:
+        self._next = offset
+        self._aligned = offset <= 0  # whether `_next` is known to be the start of a line
+        self._counted = offset  # up to here lines have been counted,
         self._ahead = 0  # and so many of them lie beyond `_next`
 
     def read(self, limit: int) -> list[Record]:
         """Return up to `limit` records from the next line on; none for now, or no more."""
         records: list[Record] = []
-        size = self._path.stat().st_size
-        if size < self._next:
-            _log.warning(
-                "%s has %d bytes, fewer than the %d already read: it was cut or replaced; it is read again,"
-                " clips that are known are replaced by themselves",
-                self._path,
-                size,
-                self._next,
-            )
-            self._next, self._aligned = 0, True
-            self._counted, self._ahead = 0, 0
         with self._path.open("rb") as file:
+            if not self._identify(file):
+                return []
+            size = os.fstat(file.fileno()).st_size
+            if size < self._next:
+                _log.warning(
+                    "%s has %d bytes, fewer than the %d already read: it was cut or replaced; it is read again,"
+                    " clips that are known are replaced by themselves",
+                    *(self._path, size, self._next),
+                )
+                self._begin(0)
             if not self._align(file):
                 return []
             taken = 0
@@ -78,7 +86,7 @@ class ManifestReader:
         """Count the lines beyond the last one delivered; only what was appended since the last count is read."""
         try:
             with self._path.open("rb") as file:
-                if not self._align(file):
+                if not self._identify(file) or not self._align(file):
                     return 0
                 if self._counted < self._next:
                     self._counted, self._ahead = self._next, 0
@@ -89,6 +97,23 @@ class ManifestReader:
         except OSError:
             pass  # `read` will say it
         return self._ahead
+
+    def _identify(self, file: IO[bytes]) -> bool:
+        """Find the partition, and where to go on in it; False where there is no first line yet."""
+        head = file.readline(_HEAD_BYTES)
+        if not head or (self._watch and len(head) < _HEAD_BYTES and not head.endswith(b"\n")):
+            return False
+        name = f"{MANIFEST}#{hashlib.sha256(head.rstrip()).hexdigest()[:12]}"
+        if self._partition is not None and self._partition.partition == name:
+            return True
+        if self._partition is not None:
+            _log.warning("%s begins with another line than before: it was replaced, and is read anew", self._path)
+        self._partition = Partition(self._topic, name)
+        # Checkpoints of earlier versions knew a manifest by its folder's name alone.
+        known = any(p.topic == self._topic and p.partition.startswith(f"{MANIFEST}#") for p in self._offsets)
+        begin = 0 if known else self._offsets.get(Partition(self._topic, MANIFEST), 0)
+        self._begin(self._offsets.get(self._partition, begin))
+        return True
 
     def _align(self, file: IO[bytes]) -> bool:
         """Go to `_next`, moved to the start of a line; False where no line has started there yet."""
@@ -102,6 +127,7 @@ class ManifestReader:
         return True
 
     def _record(self, line: bytes) -> Record:
+        assert self._partition is not None
         position = Position(*self._partition, self._next)
         row = _parsed(line)
         if row is None:
@@ -110,14 +136,17 @@ class ManifestReader:
 
 
 class FilesReader:
-    """A partition a file: its offset is its time of change in nanoseconds, so that a replaced file is read again."""
+    """A partition a file of a size: its offset is its time of change in nanoseconds.
+
+    So a replaced file is read again, also one that is older than its predecessor, as in another folder of this name.
+    """
 
     def __init__(self, folder: Path, topic: str, offsets: Offsets, watch: bool) -> None:
         self._folder = folder
         self._topic = topic
         self._watch = watch
         self._next = {p.partition: offset for p, offset in offsets.items() if p.topic == topic}
-        self._found: deque[tuple[int, str]] = deque()  # (mtime_ns, path below the folder)
+        self._found: deque[tuple[int, str, int]] = deque()  # (mtime_ns, path below the folder, bytes)
         self.delivered = False
 
     def read(self, limit: int) -> list[Record]:
@@ -132,7 +161,7 @@ class FilesReader:
         """Count the files found and not yet delivered."""
         return len(self._found)
 
-    def _scan(self) -> list[tuple[int, str]]:
+    def _scan(self) -> list[tuple[int, str, int]]:
         found = []
         for root, folders, names in os.walk(self._folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
@@ -145,16 +174,21 @@ class FilesReader:
                     continue  # its sidecar is still to come
                 path = os.path.join(root, name)
                 try:
-                    mtime_ns = os.stat(path).st_mtime_ns
+                    status = os.stat(path)
                 except OSError:
                     continue  # gone again, or a link to nowhere
                 relative = os.path.relpath(path, self._folder)
-                if mtime_ns >= self._next.get(_printable(relative), 0):
-                    found.append((mtime_ns, relative))
+                if status.st_mtime_ns >= self._expected(relative, status.st_size):
+                    found.append((status.st_mtime_ns, relative, status.st_size))
         return found
 
-    def _record(self, mtime_ns: int, relative: str) -> Record:
-        partition, stem = _printable(relative), os.path.splitext(relative)[0]
+    def _expected(self, relative: str, size: int) -> int:
+        # Checkpoints of earlier versions knew a file by its path alone.
+        name = _printable(relative)
+        return self._next.get(f"{name}#{size}", self._next.get(name, 0))
+
+    def _record(self, mtime_ns: int, relative: str, size: int) -> Record:
+        partition, stem = f"{_printable(relative)}#{size}", os.path.splitext(relative)[0]
         self._next[partition] = mtime_ns + 1
         position = Position(self._topic, partition, mtime_ns)
         row = self._row(stem)
@@ -196,9 +230,16 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _record_of(row: dict[str, Any], folder: Path, position: Position) -> Record:
-    """A row as a clip message: `id`, `path` and the usual names of splits are put into the contract's terms."""
+    """A row as a clip message: `id`, `path` and the usual names of splits are put into the contract's terms.
+
+    `"deleted": true` makes it a tombstone.
+    """
     if "id" in row and "video_id" not in row:
         row["video_id"] = row.pop("id")
+    video_id = row.get("video_id")
+    key = video_id.encode("utf-8", "backslashreplace") if isinstance(video_id, str) else None
+    if row.get("deleted") is True:
+        return Record(key, None, position)
     if row.get("split") in _HELDOUT_SPLITS:
         row["split"] = "heldout"
     timestamp_ms = None
@@ -210,9 +251,12 @@ def _record_of(row: dict[str, Any], folder: Path, position: Position) -> Record:
             timestamp_ms = path.stat().st_mtime_ns // 1_000_000
         except (OSError, ValueError, RuntimeError):
             pass  # no file, or no possible path: whoever validates or fetches has the words for it
-    video_id = row.get("video_id")
-    key = video_id.encode("utf-8", "backslashreplace") if isinstance(video_id, str) else None
     return Record(key, json.dumps(row).encode(), position, timestamp_ms=timestamp_ms)
+
+
+def known_name(partition: str) -> str:
+    """What a partition is called without that by which it is told from others of the name."""
+    return partition.rpartition("#")[0] or partition
 
 
 def _printable(path: str) -> str:

@@ -12,21 +12,22 @@ from typing import Any
 from kafka import KafkaConsumer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from streamlearn.connectors.kafka_client import KafkaOptions, check_topics, client_config, open_client
+from streamlearn.connectors.kafka_client import KafkaOptions, client_config, open_client
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_producer import KafkaDeadLetters
 from streamlearn.connectors.kafka_reader import Reader
+from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.records import Offsets, Partition, Record
 
 
 class KafkaSource:
-    """Topics of a Kafka cluster, read as a member of a consumer group.
+    """Topics of a Kafka cluster, read as a member of a consumer group; or partitions of it, read by themselves.
 
     The offsets given to `start` are where their partitions are read from; a partition not named there begins at
     the group's committed offset, else where `auto_offset_reset` says.
     """
 
-    def __init__(self, options: KafkaOptions, *, max_queued_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, options: KafkaOptions) -> None:
         """Connects at `start`.
 
         Raises:
@@ -34,7 +35,7 @@ class KafkaSource:
         """
         self._options = options
         self._config = _consumer_config(options)
-        self._max_queued_bytes = max_queued_bytes
+        self._subscription = Subscription(options, self._config)
         self._handover = self._new_handover({})
         self._reader: Reader | None = None
 
@@ -54,9 +55,11 @@ class KafkaSource:
 
     @property
     def waiting(self) -> str | None:
-        """Why nothing comes although the broker answers; None where nothing is wrong."""
-        if self._reader is None or not self._reader.connected or self._reader.has_partitions:
+        """Why nothing, or not all, comes although the broker answers; None where nothing is wrong."""
+        if self._reader is None or not self._reader.connected:
             return None
+        if self._subscription.problem is not None or self._reader.has_partitions:
+            return self._subscription.problem
         return "the group has given this member no partitions yet; after a crash that takes up to session_timeout_ms"
 
     @property
@@ -64,11 +67,16 @@ class KafkaSource:
         """How often the watchdog replaced a consumer that got nothing although there was something."""
         return self._reader.restarts if self._reader else 0
 
+    @property
+    def lost(self) -> int:
+        """Records that were gone before they were read, as far as their number is known."""
+        return self._reader.lost if self._reader else 0
+
     def start(self, offsets: Offsets) -> None:
         """Join the group, in the background: a broker that is away is reported by `poll`."""
         assert self._reader is None, "a source is started once"
         self._handover = self._new_handover(offsets)
-        self._reader = Reader(self._options, self._connect, self._handover)
+        self._reader = Reader(self._options, self._connect, self._subscription, self._handover)
         self._reader.start()
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
@@ -76,6 +84,7 @@ class KafkaSource:
 
         Raises:
             SourceError: once each time that the broker goes away, or refuses us.
+            SourceLostError: always, once records are gone that were to be read and `on_truncated` is "error".
         """
         return self._handover.take(self._options.max_poll_records, timeout_s)
 
@@ -102,11 +111,11 @@ class KafkaSource:
             self._reader.close()
 
     def _connect(self) -> KafkaConsumer:
-        check_topics(self._options, self._config)
+        self._subscription.look()
         return open_client(KafkaConsumer, self._config)
 
     def _new_handover(self, offsets: Offsets) -> Handover:
-        return Handover(offsets, max_records=4 * self._options.max_poll_records, max_bytes=self._max_queued_bytes)
+        return Handover(offsets, max_records=self._options.prefetch_records, max_bytes=self._options.prefetch_bytes)
 
 
 def _consumer_config(options: KafkaOptions) -> dict[str, Any]:
@@ -119,6 +128,7 @@ def _consumer_config(options: KafkaOptions) -> dict[str, Any]:
             "session_timeout_ms": options.session_timeout_ms,
             "heartbeat_interval_ms": min(3_000, options.session_timeout_ms // 3),
             "max_poll_records": options.max_poll_records,
+            "fetch_max_bytes": min(options.prefetch_bytes, KafkaConsumer.DEFAULT_CONFIG["fetch_max_bytes"]),
             "enable_auto_commit": False,
             # Not the operator's choice: we resolve unknown positions ourselves, and must hear of lost ranges.
             "auto_offset_reset": "none",

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
+from streamlearn.connectors.kafka_auth import LoginOptions, given_options
 from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
 
 Client = TypeVar("Client")
@@ -27,23 +29,28 @@ _REFUSED = (
     kafka_errors.SaslAuthenticationFailedError,
     kafka_errors.UnsupportedSaslMechanismError,
     kafka_errors.IllegalSaslStateError,
+    kafka_errors.KafkaConfigurationError,
 )
+_TLS = "[SSL: "  # as Python's ssl module begins
 
 
-class KafkaOptions(Protocol):
+class KafkaOptions(LoginOptions, Protocol):
     """The settings a Kafka connection reads: the `kafka` section of the daemon's settings has them all."""
 
     bootstrap_servers: list[str]
     topics: list[str]
+    topic_pattern: str | None
+    partitions: list[str]
     group_id: str
     group_instance_id: str | None
     auto_offset_reset: Literal["earliest", "latest"]
+    on_truncated: Literal["earliest", "error"]
     dead_letter_topic: str
     session_timeout_ms: int
     max_poll_records: int
+    prefetch_records: int
+    prefetch_bytes: int
     request_timeout_ms: int
-    client: dict[str, Any]
-    client_secret_files: dict[str, Path]
 
 
 def client_config(options: KafkaOptions, client: type[Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,12 +61,7 @@ def client_config(options: KafkaOptions, client: type[Any], defaults: Mapping[st
     Raises:
         SettingsError: a key that no client knows, or a secret file that cannot be read.
     """
-    given = dict(options.client)
-    for name, path in options.client_secret_files.items():
-        try:
-            given[name] = path.read_text().strip()
-        except OSError as error:
-            raise SettingsError(f"kafka.client_secret_files.{name} = {str(path)!r} cannot be read: {error}") from error
+    given = given_options(options)
     for name in given:
         if not any(name in other.DEFAULT_CONFIG for other in (KafkaConsumer, KafkaProducer, KafkaAdminClient)):
             raise SettingsError(f"kafka.client.{name}: kafka-python has no such option")
@@ -77,14 +79,23 @@ def open_client(client: Callable[..., Client], config: Mapping[str, Any]) -> Cli
 
     kafka-python's constructors start an I/O thread and do not stop it when the connection fails; a daemon that
     waits for its broker would collect one per attempt.
+
+    Raises:
+        SourceError: no token is to be had; and whatever the client raises.
     """
     parts: list[KafkaNetClient] = []
 
     def build(**network: Any) -> KafkaNetClient:
-        part = KafkaNetClient(**network)
+        net = NetworkSelector(**network)
+        connections = _Connections(net, **network)
+        part = KafkaNetClient(net, connections, **network)
         parts.append(part)
+        # kafka-python 3.0 (seen in 3.0.12) loses this on the way: a topic that was deleted would come back, empty.
+        connections.cluster.config["allow_auto_create_topics"] = network.get("allow_auto_create_topics", True)
         return part
 
+    if (provider := config.get("sasl_oauth_token_provider")) is not None:
+        provider.token()  # its trouble has a sentence; inside of the client it would be a timeout
     try:
         return client(**config, kafka_client=build)
     except BaseException:
@@ -93,50 +104,49 @@ def open_client(client: Callable[..., Client], config: Mapping[str, Any]) -> Cli
         raise
 
 
-def check_topics(options: KafkaOptions, config: Mapping[str, Any]) -> None:
-    """Ask the broker for the topics; a consumer would silently wait for one that does not exist.
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """Ends the first contact when it is refused; the client tries on, and says in the end that time is up."""
 
-    Raises:
-        SourceError: a topic does not exist, or (SourceRefusedError) may not be read.
-    """
-    admin = open_client(
-        KafkaAdminClient, {name: value for name, value in config.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
-    )
-    try:
-        described = {topic["name"]: topic["error_code"] for topic in admin.describe_topics(list(options.topics))}
-    finally:
-        admin.close()
-    for topic in options.topics:
-        code = described.get(topic, kafka_errors.UnknownTopicOrPartitionError.errno)
-        if code == kafka_errors.TopicAuthorizationFailedError.errno:
-            raise as_source_error(kafka_errors.TopicAuthorizationFailedError(topic), options)
-        if code in (kafka_errors.UnknownTopicOrPartitionError.errno, kafka_errors.InvalidTopicError.errno):
-            raise SourceError(
-                f"Kafka at {_where(options)} has no topic {topic!r}: create it, or correct kafka.topics;"
-                " it is looked for again"
-            )
+    refusal: BaseException | None = None
+
+    def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the client asks for it, again and again."""
+        if self.refusal is not None and self.cluster.is_bootstrap(node_id):
+            raise self.refusal
+        connection = super().get_connection(node_id, *args, **kwargs)
+        connection.init_future.add_errback(self._look_at)
+        return connection
+
+    def _look_at(self, error: BaseException) -> None:
+        if isinstance(error, _REFUSED) or _TLS in str(error):
+            self.refusal = error
 
 
 def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
     """One sentence for the operator: what, where, and what to do."""
-    where = _where(options)
+    at = where(options)
     match error:
         case SourceError():
             return error
         case kafka_errors.TopicAuthorizationFailedError():
             return SourceRefusedError(
-                f"Kafka at {where} does not let us use the topic {_names(error)}: grant Read and Describe on it"
+                f"Kafka at {at} does not let us use the topic {_names(error)}: grant Read and Describe on it"
             )
         case kafka_errors.GroupAuthorizationFailedError():
             return SourceRefusedError(
-                f"Kafka at {where} does not let us join the group {options.group_id!r}: grant Read on the group"
+                f"Kafka at {at} does not let us join the group {options.group_id!r}: grant Read on the group"
+            )
+        case _ if _TLS in str(error):
+            return SourceRefusedError(
+                f"Kafka at {at} and we do not come to terms over TLS ({error}): see ssl_cafile, ssl_certfile and"
+                " ssl_keyfile of kafka.client"
             )
         case _ if isinstance(error, _REFUSED):
             return SourceRefusedError(
-                f"Kafka at {where} refuses our credentials ({error}): see kafka.client and kafka.client_secret_files"
+                f"Kafka at {at} refuses our credentials ({error}): see kafka.client and kafka.client_secret_files"
             )
         case kafka_errors.MessageSizeTooLargeError():
-            return SourceError(f"Kafka at {where} takes no message of this size: raise the topic's max.message.bytes")
+            return SourceError(f"Kafka at {at} takes no message of this size: raise the topic's max.message.bytes")
         case kafka_errors.FencedInstanceIdError():
             return SourceError(
                 f"another process took over kafka.group_instance_id {options.group_instance_id!r}: each needs its own"
@@ -145,13 +155,13 @@ def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
             # kafka-python 3.0 (seen in 3.0.12) overlooks an answer that comes together with the end of the
             # connection, as Kafka's refusal does.
             return SourceRefusedError(
-                f"Kafka at {where} accepts connections and closes them at the login: most likely it refuses our"
+                f"Kafka at {at} accepts connections and closes them at the login: most likely it refuses our"
                 " credentials; see kafka.client and kafka.client_secret_files"
             )
         case kafka_errors.KafkaTimeoutError() | kafka_errors.KafkaConnectionError() | OSError():
-            return SourceError(f"Kafka at {where} cannot be reached ({error}): it is tried again")
+            return SourceError(f"Kafka at {at} cannot be reached ({error}): it is tried again")
         case _:
-            return SourceError(f"Kafka at {where}: {type(error).__name__}: {error}; it is tried again")
+            return SourceError(f"Kafka at {at}: {type(error).__name__}: {error}; it is tried again")
 
 
 def _protocol(options: KafkaOptions) -> str:
@@ -167,7 +177,8 @@ def _accepts_connections(options: KafkaOptions) -> bool:
     return True
 
 
-def _where(options: KafkaOptions) -> str:
+def where(options: KafkaOptions) -> str:
+    """The brokers, for a sentence."""
     return ", ".join(options.bootstrap_servers)
 
 

@@ -32,6 +32,7 @@ class Handover:
         self._owned: set[Partition] = set()
         self._paused = False
         self._trouble: SourceError | None = None
+        self._failure: SourceError | None = None
 
     @property
     def wants_more(self) -> bool:
@@ -48,11 +49,13 @@ class Handover:
         """Up to `limit` records, waiting for the first; none while paused.
 
         Raises:
-            SourceError: what `report` was given, once.
+            SourceError: what `report` was given, once; what `fail` was given, whenever there are no records.
         """
         deadline = time.monotonic() + timeout_s
         with self._condition:
             while self._paused or not self._queue:
+                if self._failure is not None:
+                    raise self._failure
                 if self._trouble is not None:
                     trouble, self._trouble = self._trouble, None
                     raise trouble
@@ -122,6 +125,12 @@ class Handover:
         """Let the next `take` raise `trouble`; None: it is over, and need not be raised any more."""
         with self._condition:
             self._trouble = trouble
+            self._condition.notify_all()
+
+    def fail(self, failure: SourceError) -> None:
+        """Nothing will ever be put again, for this reason."""
+        with self._condition:
+            self._failure = failure
             self._condition.notify_all()
 
     def lag(self, ends: Mapping[Partition, int]) -> dict[Partition, int]:

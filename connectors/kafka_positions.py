@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
+from uuid import UUID
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
 from streamlearn.connectors.kafka_client import KafkaOptions
 from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.errors import SourceLostError
 from streamlearn.records import Partition
 
 log = logging.getLogger(__name__)
@@ -33,10 +35,13 @@ class Positions:
 
     Attributes:
         unplaced: assigned partitions that stay paused until `place` has looked at them.
+        lost: records that were gone before they were read, as far as their number is known.
     """
 
     def __init__(self, options: KafkaOptions, handover: Handover) -> None:
         self.unplaced: set[TopicPartition] = set()
+        self.lost = 0
+        self._topic_ids: dict[str, UUID] = {}
         self._options = options
         self._handover = handover
         self._committed: dict[TopicPartition, int] = {}  # at the broker, while the partition was ours
@@ -50,7 +55,11 @@ class Positions:
 
         Only an offset that was committed since we had the partition says so: one from before `start` may be ahead
         of the checkpoint that we were started with, and what lies between is to be read again.
+
+        Raises:
+            SourceLostError: its topic was made anew, and `on_truncated` says that this is the end.
         """
+        self.follow_topics(consumer)
         for tp in list(self.unplaced):
             try:
                 committed = consumer.committed(tp, timeout_ms=_LOOKUP_MS)
@@ -65,13 +74,37 @@ class Positions:
                 self._committed.setdefault(tp, -1)
             self.unplaced.discard(tp)
 
+    def follow_topics(self, consumer: KafkaConsumer) -> None:
+        """Notice topics that were deleted and made anew: our offsets are not of this log, even where it has them.
+
+        Raises:
+            SourceLostError: there is one, and `on_truncated` says that this is the end.
+        """
+        for topic in {tp.topic for tp in consumer.assignment()}:
+            # There is no public way to the id; the client itself uses it for its epochs alone.
+            now = consumer._cluster.topic_id(topic)
+            before = self._topic_ids.get(topic, now)
+            if now is None:
+                continue
+            if now != before:
+                anew = [tp for tp in consumer.assignment() if tp.topic == topic]
+                earliest = consumer.beginning_offsets(anew, timeout_ms=self._options.request_timeout_ms)
+                for tp in anew:
+                    self._lose(consumer, tp, earliest[tp], "its topic was deleted and made anew")
+                    self._committed.pop(tp, None)
+            self._topic_ids[topic] = now
+
     def forget(self) -> None:
         """The consumer is gone, and its partitions with it."""
         self.unplaced.clear()
         self._handover.revoke()
 
     def put_right(self, consumer: KafkaConsumer, error: BaseException) -> None:
-        """Go on after one of `ASTRAY`."""
+        """Go on after one of `ASTRAY`.
+
+        Raises:
+            SourceLostError: there is nothing to go on with but a gap, and `on_truncated` says that this is the end.
+        """
         match error:
             case kafka_errors.NoOffsetForPartitionError():
                 latest = self._options.auto_offset_reset == "latest"
@@ -86,16 +119,20 @@ class Positions:
         earliest = consumer.beginning_offsets(list(wanted), timeout_ms=self._options.request_timeout_ms)
         for tp, offset in wanted.items():
             if offset < earliest[tp]:
-                log.warning(
-                    "%s/%s: offsets %d to %d are lost, retention removed them before they were read; going on from %d",
-                    *(tp.topic, tp.partition, offset, earliest[tp] - 1, earliest[tp]),
-                )
+                why = f"offsets {offset} to {earliest[tp] - 1} are lost, retention removed them before they were read"
+                self._lose(consumer, tp, earliest[tp], why, earliest[tp] - offset)
             else:
-                log.warning(
-                    "%s/%s: offset %d is beyond the end of the log, as if the topic was made anew; going on from %d",
-                    *(tp.topic, tp.partition, offset, earliest[tp]),
-                )
-            self._move(consumer, tp, earliest[tp])
+                why = f"offset {offset} is beyond the end of the log, as if the topic was made anew"
+                self._lose(consumer, tp, earliest[tp], why)
+
+    def _lose(self, consumer: KafkaConsumer, tp: TopicPartition, go_on: int, why: str, records: int = 0) -> None:
+        """Say what is gone; go on or stop, as the operator wants it."""
+        said = f"{tp.topic}/{tp.partition}: {why}"
+        if self._options.on_truncated == "error":
+            raise SourceLostError(f'{said}; kafka.on_truncated = "earliest" would go on from offset {go_on}')
+        log.warning("%s; going on from offset %d", said, go_on)
+        self.lost += records
+        self._move(consumer, tp, go_on)
 
     def _follow_truncation(self, consumer: KafkaConsumer, ends: Mapping[TopicPartition, Any]) -> None:
         """A new leader has a shorter log than the one we read: what follows its end is news to us."""

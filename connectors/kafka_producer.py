@@ -35,6 +35,7 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None  # where the topic has it; otherwise, and for None, the key decides
 
 
 class AcknowledgedProducer:
@@ -125,7 +126,10 @@ class AcknowledgedProducer:
     def _send(self, message: Message) -> Any:
         if self._producer is None:
             self._producer = open_client(KafkaProducer, self._config)
-        return self._producer.send(message.topic, message.value, message.key, list(message.headers))
+        partition = message.partition
+        if partition is not None and partition not in (self._producer.partitions_for(message.topic) or ()):
+            partition = None
+        return self._producer.send(message.topic, message.value, message.key, list(message.headers), partition)
 
 
 class KafkaDeadLetters:

@@ -20,6 +20,8 @@ from kafka.structs import OffsetAndMetadata
 from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions, as_source_error
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_positions import ASTRAY, Positions, partition_of, topic_partition
+from streamlearn.connectors.kafka_subscription import Subscription
+from streamlearn.errors import SourceLostError
 from streamlearn.records import Offsets, Partition, Position, Record
 
 log = logging.getLogger(__name__)
@@ -47,13 +49,20 @@ class Reader:
         ends: where the log of each assigned partition ends, as of the last look.
     """
 
-    def __init__(self, options: KafkaOptions, connect: Callable[[], KafkaConsumer], handover: Handover) -> None:
+    def __init__(
+        self,
+        options: KafkaOptions,
+        connect: Callable[[], KafkaConsumer],
+        subscription: Subscription,
+        handover: Handover,
+    ) -> None:
         self.connected = False
         self.restarts = 0
         self.has_partitions = False
         self.ends: Mapping[Partition, int] = {}
         self._options = options
         self._connect = connect
+        self._subscription = subscription
         self._handover = handover
         # The client gives up on a request after request_timeout_ms and tries again; only after that is it stuck.
         self._stall_s = 2 * options.request_timeout_ms / 1000
@@ -65,6 +74,11 @@ class Reader:
         self._answered_at = self._member_at = 0.0
         self._positions = Positions(options, handover)
         self._progress: dict[TopicPartition, tuple[int | None, float]] = {}
+
+    @property
+    def lost(self) -> int:
+        """Records that were gone before they were read, as far as their number is known."""
+        return self._positions.lost
 
     def start(self) -> None:
         """Begin, in the background."""
@@ -91,6 +105,10 @@ class Reader:
             except Stalled as stall:
                 self.restarts += 1
                 log.warning("%s: making a new Kafka consumer", stall)
+            except SourceLostError as error:
+                log.error("%s", error)
+                self._handover.fail(error)
+                return
             except Exception as error:  # noqa: BLE001 - whatever it was, a dead thread would be a stream that silently ended
                 failures = 1 if self.connected else failures + 1
                 self._report(error)
@@ -104,10 +122,12 @@ class Reader:
         self._progress.clear()
         probed: tuple[float, Collection[TopicPartition]] = (0.0, ())
         try:
-            consumer.subscribe(self._options.topics, listener=self._positions.listener(consumer))
+            listener = self._positions.listener(consumer)
+            self._subscription.begin(consumer, listener)
             while not self._closing.is_set():
                 self._commit(consumer)
                 _finish_joining(consumer)
+                self._subscription.follow(consumer, listener)
                 try:
                     self._positions.place(consumer)
                     self._open_or_shut(consumer)
@@ -128,10 +148,12 @@ class Reader:
         """Poll, which is what keeps us a member; wait for records if we want any, else for room for them."""
         wanted = self._handover.wants_more
         timeout_ms = _POLL_MS if wanted else _FULL_POLL_MS
-        for tp, records in consumer.poll(timeout_ms=timeout_ms if _is_member(consumer) else _JOIN_MS).items():
+        for tp, records in consumer.poll(
+            timeout_ms=timeout_ms if self._subscription.joined(consumer) else _JOIN_MS
+        ).items():
             self._handover.put(partition_of(tp), map(_record, records))
             self._answered()
-        if not wanted and _is_member(consumer):
+        if not wanted and self._subscription.joined(consumer):
             self._handover.wait_for_room((_POLL_MS - _FULL_POLL_MS) / 1000)
 
     def _open_or_shut(self, consumer: KafkaConsumer) -> None:
@@ -163,9 +185,7 @@ class Reader:
     def _probe(self, consumer: KafkaConsumer, assigned: Collection[TopicPartition]) -> None:
         """See how far the logs go: that is the lag, a sign of life, and what the watchdog judges by."""
         try:
-            ends = consumer.end_offsets(
-                list(assigned) or [TopicPartition(self._options.topics[0], 0)], timeout_ms=1000 * _PROBE_S
-            )
+            ends = self._subscription.ends(consumer, timeout_ms=1000 * _PROBE_S)
         except CLIENT_ERRORS as error:
             silence_s = time.monotonic() - self._answered_at
             if silence_s > self._stall_s:
@@ -175,6 +195,7 @@ class Reader:
             return
         self._answered()
         self.ends = {partition_of(tp): end for tp, end in ends.items() if tp in assigned}
+        self._positions.follow_topics(consumer)
         self._watch(consumer, assigned, ends)
 
     def _watch(
@@ -182,7 +203,7 @@ class Reader:
     ) -> None:
         """Raise `Stalled` when a partition that has more to read, and may be read, has not moved for too long."""
         now = time.monotonic()
-        if _is_member(consumer):
+        if self._subscription.joined(consumer):
             self._member_at = now
         elif now - self._member_at > self._stall_s + self._options.session_timeout_ms / 1000:
             raise Stalled(f"not let into the group for {now - self._member_at:.0f} s")
@@ -217,10 +238,6 @@ class Reader:
             self._trouble = None
             self._handover.report(None)
             log.info("Kafka at %s answers again", ", ".join(self._options.bootstrap_servers))
-
-
-def _is_member(consumer: KafkaConsumer) -> bool:
-    return consumer.group_metadata().state is MemberState.STABLE
 
 
 def _finish_joining(consumer: KafkaConsumer) -> None:

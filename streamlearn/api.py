@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from streamlearn import __version__, problems, schemas
-from streamlearn.guard import Guard, read_token
+from streamlearn.guard import Access, Guard
 from streamlearn.metrics import Metrics
 from streamlearn.schemas import SearchAnswer, SearchRequest
 from streamlearn.settings import ApiSettings
@@ -98,14 +98,15 @@ def create_app(
     Args:
         service: what it serves.
         areas: more routes, below /v1; modules `routes_*` make them.
-        settings: limits and the token, which is read here, once.
+        settings: limits and the tokens, which are read here, once.
         metrics: `search_seconds` is observed: "queue", and "total" of every search that was answered.
         registry: what `/metrics` shows.
 
     Raises:
-        SettingsError: the token cannot be read.
+        SettingsError: a token cannot be read.
     """
-    token = read_token(settings.token_file)
+    access = Access.from_settings(settings)
+    token = access.read or access.admin
     app = Api(
         title="streamlearn",
         version=__version__,
@@ -116,7 +117,7 @@ def create_app(
         responses=problems.responses(500) | (problems.responses(401) if token else {}),
     )
     open_paths = frozenset({*_HEALTH, "/metrics", *_PAGE})  # the page holds no data; it asks for the token
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, token=token, open_paths=open_paths)
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, access=access, open_paths=open_paths)
     problems.install(app)
     reads = Reads()
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn import __version__, cli_generations
+from streamlearn import __version__, cli_generations, cli_streams
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
 from streamlearn.errors import StreamlearnError
 
@@ -28,6 +28,8 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Settings: defaults < TOML file < environment < flags.")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_generations.app, name="generations")
+app.add_typer(cli_streams.dlq, name="dlq")
+app.command()(cli_streams.replay)
 
 
 class OnMismatch(StrEnum):

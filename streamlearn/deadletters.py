@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from streamlearn.errors import SourceError
 from streamlearn.records import Position, Record, Rejected
@@ -75,17 +75,58 @@ class FileDeadLetters:
             self._file = None
 
 
+class Mark(NamedTuple):
+    """Letters of these codes (all, if none) that lie before these offsets of their partition were sent again."""
+
+    codes: tuple[str, ...]
+    ends: Mapping[str, int]
+
+    def covers(self, code: str, partition: str, offset: int) -> bool:
+        """Whether a letter is among them."""
+        return (not self.codes or code in self.codes) and offset < self.ends.get(partition, 0)
+
+
 def read_dead_letters(path: Path) -> Iterator[Rejected]:
     """The letters of a file, oldest first; none if there is no file.
 
     A record whose flush failed half-way, or that was read again after a crash, may be there twice.
     """
+    for _, entry in read_letters(path):
+        if isinstance(entry, Rejected):
+            yield entry
+
+
+def read_letters(path: Path) -> Iterator[tuple[int, Rejected | Mark]]:
+    """Letters and marks with the byte at which they begin."""
     if not path.exists():
         return
+    offset = 0
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
-                yield _from_json(json.loads(line))
+                entry = json.loads(line)
+                yield (
+                    offset,
+                    Mark(tuple(entry["replayed"]), entry["ends"]) if "replayed" in entry else _from_json(entry),
+                )
+            offset += len(line)
+
+
+def append_mark(path: Path, mark: Mark) -> None:
+    """Note what was sent again; a daemon may be writing to the file.
+
+    Raises:
+        SourceError: it cannot be written.
+    """
+    try:
+        # One write of one line: letters that are appended meanwhile come before or after it.
+        with path.open("ab", buffering=0) as file:
+            file.write(json.dumps({"replayed": list(mark.codes), "ends": dict(mark.ends)}).encode() + b"\n")
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise SourceError(
+            f"{path} cannot be written: {error.strerror or error}; the letters were sent again"
+        ) from error
 
 
 def _to_json(rejected: Rejected) -> dict[str, Any]:

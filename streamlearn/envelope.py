@@ -26,6 +26,9 @@ __all__ = ["ClipMessage", "clip_schema", "parse"]
 def parse(record: Record, *, max_bytes: int, max_caption_chars: int) -> ClipMessage | Tombstone:
     """Validate one record.
 
+    The body's `video_id` names the clip. The key stands in where there is none, and is the id of a tombstone;
+    otherwise it is the producer's own affair, as it decides the partition: a camera's name keeps a camera's order.
+
     Args:
         record: key, value and headers as the source gave them.
         max_bytes: largest value.
@@ -87,7 +90,9 @@ def _unwrap(body: dict[str, Any], content_type: str, headers: Mapping[str, Seque
     if "ce_specversion" in headers:
         attributes = {name[3:]: _text(v[0], f"header {name}") for name, v in headers.items() if name.startswith("ce_")}
         data: Any = body
-    elif content_type.startswith("application/cloudevents") or ("specversion" in body and "captions" not in body):
+    elif content_type.startswith("application/cloudevents") or (
+        "specversion" in body and not {"caption", "captions"} & body.keys()
+    ):
         if content_type.startswith("application/cloudevents") and content_type != "application/cloudevents+json":
             raise MessageError("unsupported_envelope", f"{content_type[:80]} is not read; send application/json")
         if "data_base64" in body:

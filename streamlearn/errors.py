@@ -6,7 +6,8 @@ StreamlearnError
 │   └── NewerStateError     ... because a newer streamlearn wrote it
 ├── BusyError               the learner cannot do it now; nothing was done
 ├── SourceError             the source is away; `retriable` says whether waiting can help
-│   └── SourceRefusedError  ... it answers and refuses us: credentials, permissions
+│   ├── SourceRefusedError  ... it answers and refuses us: credentials, permissions
+│   └── SourceLostError     ... it has lost what was to be read next, and is not to go on without it
 ├── TaskError               a task cannot be started under this name (the operator's fault)
 ├── SearchError             a query that cannot be answered (the user's fault)
 └── RejectedClip            `dead_letter` is true: one record is bad, the stream goes on
@@ -85,6 +86,12 @@ class SourceError(StreamlearnError):
 
 class SourceRefusedError(SourceError):
     """The source answers and refuses us: waiting does not help, new credentials or permissions do."""
+
+    retriable: ClassVar[bool] = False
+
+
+class SourceLostError(SourceError):
+    """What was to be read next is gone, and the operator wants to decide: learning ends, reads go on."""
 
     retriable: ClassVar[bool] = False
 

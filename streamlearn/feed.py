@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Protocol
 
-from streamlearn.errors import SourceError
+from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Offsets, Partition, Record
 from streamlearn.source import EndOfStream, Source
@@ -107,6 +107,9 @@ class Feed:
         """The next batch: full, or what there is when the source is silent; empty when there is nothing, or on `wake`.
 
         None means that the stream has ended and everything was handed over.
+
+        Raises:
+            SourceLostError: the stream cannot go on; everything before that was handed over.
         """
         silent_since = time.monotonic()
         while not self._interrupted.is_set():
@@ -121,6 +124,8 @@ class Feed:
                 return batch
             if event is None:
                 if self._failure is not None:
+                    if self._partial:
+                        return self._hand_over()
                     raise self._failure
                 if self._over() or time.monotonic() - silent_since >= self._max_wait_s:
                     return self._hand_over() or (None if self._over() else [])
@@ -237,6 +242,8 @@ class Feed:
                     self._ended = True
                     self._changed.notify_all()
                 return
+            except SourceLostError:
+                raise  # nothing will come again before somebody has decided
             except SourceError as error:
                 self._away(error)
                 self._closing.wait(delay_s)

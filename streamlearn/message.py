@@ -58,6 +58,13 @@ def _no_chain(value: str) -> str:
     return value
 
 
+def _addressable(value: str) -> str:
+    # Clients fold these away in a path, even escaped: nobody could ask for such a clip by its link.
+    if value in (".", ".."):
+        raise PydanticCustomError("dots", "must not be . or .., which no link can name")
+    return value
+
+
 def _timestamp(value: str) -> str:
     try:
         if _RFC3339.fullmatch(value):
@@ -84,7 +91,10 @@ class ClipMessage(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", title="streamlearn clip")
 
-    video_id: Name = Field(description="Names the clip; the same id again replaces it. Defaults to the record's key.")
+    video_id: Annotated[Name, AfterValidator(_addressable)] = Field(
+        description="Names the clip, whatever the record's key; the same id again replaces it. Defaults to the key.",
+        json_schema_extra={"not": {"enum": [".", ".."]}},
+    )
     captions: Annotated[tuple[str, ...], Field(min_length=1, max_length=256, strict=False)] = Field(
         description="What the clip shows; `caption` with one string is accepted."
     )

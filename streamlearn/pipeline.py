@@ -7,13 +7,15 @@ published whole. Offsets move with the checkpoint and nowhere else, so that a cr
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Sequence
 
 import numpy as np
+from safetensors import SafetensorError
 
-from streamlearn.errors import SourceError, TaskError
+from streamlearn.errors import SourceError, SourceLostError, TaskError
 from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
@@ -21,12 +23,16 @@ from streamlearn.ledger import Ledger
 from streamlearn.mailbox import Mailbox
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, StepStats, Vectors
+from streamlearn.room import Room
 from streamlearn.settings import Settings
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries, Boundary
 
 log = logging.getLogger(__name__)
 
+# What a checkpoint can fail on that may be over later: dead letters that cannot be delivered, a disk that is full.
+_MAY_PASS = (SourceError, OSError, sqlite3.OperationalError, SafetensorError)
+_ROOM_S = 2.0  # between two looks at a full disk
 _IDLE_SLICES = 16  # of re-encoding, before the feed is asked again
 
 
@@ -57,6 +63,7 @@ class Pipeline:
     ) -> None:
         self.feed, self.learner, self.ledger, self.boundaries = feed, learner, ledger, boundaries
         self.evaluator, self.state, self.settings, self.metrics = evaluator, state, settings, metrics
+        self.room = Room(settings.state_dir, settings.checkpoint.min_free_bytes)
         self._stopping = threading.Event()
         self.mailbox = Mailbox(feed.wake)
 
@@ -67,7 +74,12 @@ class Pipeline:
             while not self._stopping.is_set():
                 self.mailbox.work()
                 start = time.perf_counter()
-                batch = self.feed.next()
+                try:
+                    batch = self.feed.next()
+                except SourceLostError:
+                    self.settle()  # what was learned before it is kept
+                    raise
+                self._await_room()
                 if self._stopping.is_set():
                     break
                 if batch:
@@ -148,8 +160,9 @@ class Pipeline:
     def checkpoint(self) -> None:
         """Make everything so far durable; the source is told afterwards.
 
-        While dead letters cannot be delivered this waits: the source is paused instead of memory filled, and searches
-        are answered. Told to stop, it gives up after one more try; the next run reads on from the checkpoint before.
+        While dead letters cannot be delivered, or the disk takes no more, this waits: the source is paused instead of
+        memory filled, and searches are answered. Told to stop, it gives up after one more try; the next run reads on
+        from the checkpoint before.
         """
         progress, delay_s = self.state.progress, 1.0
         with self.metrics.stage_seconds.labels("checkpoint").time():
@@ -157,14 +170,28 @@ class Pipeline:
                 try:
                     self.state.checkpoint()
                     break
-                except SourceError as error:
-                    log.error("no checkpoint, and no further learning, until dead letters can be delivered: %s", error)
+                except _MAY_PASS as error:
+                    log.error("no checkpoint, and no further learning, until this is over: %s", error)
                     progress.detail = str(error)
                 if self._stopping.wait(delay_s):
                     return
                 delay_s = min(2 * delay_s, 30.0)
         progress.detail = None
         self.feed.commit(self.state.offsets)
+
+    def _await_room(self) -> None:
+        progress, said = self.state.progress, None
+        while (trouble := self.room.trouble()) is not None:
+            if said is None:
+                log.error("%s", trouble)
+            said = progress.detail = trouble
+            self.metrics.learner_ok.set(0)
+            if self._stopping.wait(_ROOM_S):
+                return
+        if said is not None:
+            log.info("there is room again")
+            progress.detail = None
+            self.metrics.learner_ok.set(1)
 
     def _learn(self, clips: dict[int, Clip], train: Sequence[int]) -> StepStats | None:
         if not train:

@@ -23,6 +23,7 @@ MEDIA_TYPE = "application/problem+json"
 _NAMES = {
     400: "invalid-json",
     401: "unauthorized",
+    403: "forbidden",
     404: "not-found",
     405: "method-not-allowed",
     409: "conflict",

@@ -131,7 +131,7 @@ def _video_files(folder: Path) -> _Rows:
     reader = FilesReader(folder, folder.name, {}, False)
     while records := reader.read(64):
         for record in records:
-            yield lambda record=record: str(folder / record.position.partition), record  # type: ignore[misc]
+            yield lambda record=record: str(folder / record.position.partition.rpartition("#")[0]), record  # type: ignore[misc]
 
 
 def _manifest(path: Path) -> _Rows:

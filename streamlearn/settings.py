@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from streamlearn.errors import SettingsError
-from streamlearn.settings_base import Section, parse
+from streamlearn.settings_base import Section, masked, parse
 from streamlearn.settings_learning import DriftSettings, LearnerSettings, ModelSettings, Momentum, momentum_horizon
 from streamlearn.settings_serving import ApiSettings, CheckpointSettings, EvaluateSettings, LogSettings, SearchSettings
 from streamlearn.settings_sources import FolderSettings, KafkaSettings, MediaSettings
@@ -83,6 +83,10 @@ class Settings(BaseSettings):
     def _from_text(cls, value: Any) -> Any:
         return parse(dict[str, Any], value)
 
+    @field_serializer("source_options")
+    def _masked(self, options: dict[str, Any]) -> dict[str, Any]:
+        return masked(options)
+
 
 def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read the tree.
@@ -129,7 +133,7 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
         raise SettingsError(f"{config or 'environment'}: {error}") from error
 
 
-_NO_SETTINGS = ("config", "url")  # which file to read; which daemon to ask
+_NO_SETTINGS = ("config", "url", "token")  # which file to read; which daemon to ask, and with what right
 
 
 def _refuse_unknown_sections() -> None:
@@ -155,13 +159,13 @@ def describe(settings: Settings | None) -> list[tuple[str, str, str]]:
     for name, field in Settings.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
-            values = section() if settings is None else getattr(settings, name)
+            values = (section() if settings is None else getattr(settings, name)).model_dump()  # secrets are masked
             out += [
-                (f"{name}.{leaf}", _json(getattr(values, leaf)), inner.description or "")
+                (f"{name}.{leaf}", _json(values[leaf]), inner.description or "")
                 for leaf, inner in section.model_fields.items()
             ]
         else:
-            value = field.get_default() if settings is None else getattr(settings, name)
+            value = field.get_default() if settings is None else settings.model_dump(include={name})[name]
             out.append((name, _json(value), field.description or ""))
     return out
 

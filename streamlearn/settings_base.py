@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -36,3 +38,20 @@ def parse(annotation: Any, value: Any) -> Any:
         except ValueError:
             return value  # of the wrong type: pydantic says so, and names the field
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+_SECRET = re.compile(r"pass(word|wd)?|secret|token|credential|(api|access|private)_?key", re.IGNORECASE)
+_LOGIN_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def masked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A map as it may be shown: nothing whose name or form says that it is a secret."""
+    shown: dict[str, Any] = {}
+    for name, value in values.items():
+        if _SECRET.search(name):
+            shown[name] = "***"
+        elif isinstance(value, Mapping):
+            shown[name] = masked(value)
+        else:
+            shown[name] = _LOGIN_IN_URL.sub("***", value) if isinstance(value, str) else value
+    return shown

@@ -77,6 +77,11 @@ class CheckpointSettings(Section):
         description="Where media.frames, size_px or sampling differ from those of the stored vectors: refuse to start,"
         " or carry the vectors over as they are, counted in index_carried_clips.",
     )
+    min_free_bytes: int = Field(
+        512 * 2**20,
+        ge=0,
+        description="Learning waits, and searches are answered, while the disk of state_dir has less than this left.",
+    )
 
 
 class ApiSettings(Section):
@@ -86,6 +91,11 @@ class ApiSettings(Section):
     port: int = Field(8080, ge=0, le=65535, description="Port; 0: any free one.")
     token_file: Path | None = Field(
         None, description="File with the bearer token that every request but health and metrics must carry."
+    )
+    admin_token_file: Path | None = Field(
+        None,
+        description="File with the bearer token that changes need; that of token_file may then only read. Without any"
+        " token, changes are accepted only where host is this machine alone.",
     )
     max_body_bytes: int = Field(1 * 2**20, ge=1, description="Largest request.")
     max_concurrent_searches: int = Field(16, ge=1, description="More than these wait not, they get 429.")

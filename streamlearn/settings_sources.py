@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
-from streamlearn.settings_base import Section
+from streamlearn.settings_base import Section, masked
 
 
 class FolderSettings(Section):
@@ -27,6 +28,14 @@ class KafkaSettings(Section):
         ["localhost:9092"], min_length=1, description="host:port of brokers to begin with."
     )
     topics: list[str] = Field(["clips"], min_length=1, description="Topics to read.")
+    topic_pattern: str | None = Field(
+        None,
+        description="Read every topic whose whole name matches this regular expression, instead of `topics`; the"
+        " dead-letter topic is never among them.",
+    )
+    partitions: list[str] = Field(
+        [], description="Read these partitions (clips:0,clips:3) and no others, outside of any group's assignment."
+    )
     group_id: str = Field("streamlearn", min_length=1, description="Consumer group.")
     group_instance_id: str | None = Field(
         None, description="Static membership: a name that survives a restart of this process."
@@ -34,11 +43,20 @@ class KafkaSettings(Section):
     auto_offset_reset: Literal["earliest", "latest"] = Field(
         "earliest", description="Where to begin when neither checkpoint nor broker knows."
     )
+    on_truncated: Literal["earliest", "error"] = Field(
+        "earliest",
+        description="When records that were to be read next are gone (retention, a topic made anew): go on with the"
+        " oldest there is, or stop learning. Either way the lost range is said.",
+    )
     dead_letter_topic: str = Field("clips.dlq", min_length=1, description="Where rejected records go.")
     session_timeout_ms: int = Field(
         45_000, ge=1_000, description="A member not heard of for this long leaves the group."
     )
-    max_poll_records: int = Field(64, ge=1, description="Records handed over by one poll.")
+    max_poll_records: int = Field(500, ge=1, description="Records handed over by one poll.")
+    prefetch_records: int = Field(2_000, ge=1, description="Records fetched ahead; then fetching pauses.")
+    prefetch_bytes: int = Field(
+        64 * 2**20, ge=2**20, description="Bytes fetched ahead; then fetching pauses. Exceeded by one fetch at most."
+    )
     request_timeout_ms: int = Field(30_000, ge=1_000, description="Longest wait for a broker's answer.")
     client: dict[str, Any] = Field(
         {}, description="Passed through to the client (kafka-python names): security_protocol, sasl_mechanism ..."
@@ -46,6 +64,54 @@ class KafkaSettings(Section):
     client_secret_files: dict[str, Path] = Field(
         {}, description="As `client`, each value read from a file: sasl_plain_password ..."
     )
+    oauth_token_file: Path | None = Field(
+        None, description="SASL OAUTHBEARER: a file that holds the token; read again at every login."
+    )
+    oauth_token_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="SASL OAUTHBEARER: an OIDC token endpoint to get tokens from (client credentials; extra `oauth`).",
+    )
+    oauth_client_id: str | None = Field(None, description="For `oauth_token_url`.")
+    oauth_client_secret_file: Path | None = Field(None, description="For `oauth_token_url`.")
+    oauth_scope: str | None = Field(None, description="For `oauth_token_url`, where the provider wants one.")
+
+    @field_validator("topic_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return pattern
+
+    @field_validator("partitions")
+    @classmethod
+    def _named(cls, partitions: list[str]) -> list[str]:
+        for name in partitions:
+            topic, _, number = name.rpartition(":")
+            if not topic or not number.isdecimal():
+                raise ValueError(f"{name!r}: write a partition as topic:number, such as clips:0")
+        return partitions
+
+    @model_validator(mode="after")
+    def _one_way(self) -> KafkaSettings:
+        if self.topic_pattern is not None and self.partitions:
+            raise ValueError("topic_pattern and partitions exclude each other: give one")
+        if self.dead_letter_topic in self.topics and self.topic_pattern is None and not self.partitions:
+            raise ValueError(
+                f"dead_letter_topic {self.dead_letter_topic!r} is among the topics: dead letters would be read again"
+            )
+        if self.oauth_token_url is not None:
+            if self.oauth_token_file is not None:
+                raise ValueError("oauth_token_file and oauth_token_url exclude each other: give one")
+            if self.oauth_client_id is None or self.oauth_client_secret_file is None:
+                raise ValueError("oauth_token_url needs oauth_client_id and oauth_client_secret_file")
+        return self
+
+    @field_serializer("client")
+    def _masked(self, client: dict[str, Any]) -> dict[str, Any]:
+        return masked(client)
 
 
 class MediaSettings(Section):

@@ -192,9 +192,10 @@ class State:
         number = self.catalog.generation
         tensors = self.learner.state_dict() | self.eras.tensors()
         tensors["detector"] = {name: torch.from_numpy(np.array(a)) for name, a in self.detector.state_dict().items()}
-        self.generations.write(Generation(number, self.offsets, self._facts(), tensors, self.eras.sealed()))
-        self.catalog.sync()
-        self.generations.publish(number)  # the commit point
+        if self.generations.current() != number:  # else: published, but then the disk was full
+            self.generations.write(Generation(number, self.offsets, self._facts(), tensors, self.eras.sealed()))
+            self.catalog.sync()
+            self.generations.publish(number)  # the commit point
         self.catalog.begin(number + 1)
         self.frames.delete(self.catalog.prune(self.generations.prune()))
         self.done("checkpoint")

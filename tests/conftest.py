@@ -17,7 +17,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
+from streamlearn.connectors.kafka import KafkaSource
+from streamlearn.records import Partition
+from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import BrokerUnavailable, KafkaBroker, find_broker
+from tests.kafka_source import OpenSource
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -71,3 +75,19 @@ def new_topic(kafka: KafkaBroker, request: pytest.FixtureRequest) -> Callable[..
         return kafka.create_topic(f"{name}-{uuid.uuid4().hex[:8]}", partitions, configs)
 
     return create
+
+
+@pytest.fixture
+def open_source() -> Iterator[OpenSource]:
+    """Start sources, and close them whatever happens to the test."""
+    sources: list[KafkaSource] = []
+
+    def start(settings: KafkaSettings, offsets: dict[Partition, int] | None = None) -> KafkaSource:
+        source = KafkaSource(settings)
+        sources.append(source)
+        source.start(offsets or {})
+        return source
+
+    yield start
+    for source in sources:
+        source.close()

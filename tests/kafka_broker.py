@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import trustme
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
@@ -28,8 +30,16 @@ HOW_TO_GET_ONE = (
     " (the broker's jars are then fetched once, about 45 MB)"
 )
 
-#: The user that the SASL listener knows.
+#: The user that the SASL listeners know, by PLAIN and by both SCRAM mechanisms.
 SASL_USER, SASL_PASSWORD = "alice", "alice-secret"
+
+#: The listeners beside the plain one: what a client speaks, and what the listener asks of its certificate.
+_SECURE = {
+    "SASL": ("SASL_PLAINTEXT", "none"),
+    "SASLTLS": ("SASL_SSL", "none"),
+    "TLS": ("SSL", "none"),
+    "MTLS": ("SSL", "required"),
+}
 
 
 class BrokerUnavailable(Exception):
@@ -41,12 +51,15 @@ class KafkaBroker:
 
     Attributes:
         bootstrap: "host:port", no authentication.
-        bootstrap_sasl: "host:port", SASL_PLAINTEXT with PLAIN; None for a broker that was found.
+        secure: "host:port" by listener, of a broker of our own: SASL and SASLTLS (PLAIN, SCRAM, OAUTHBEARER with
+            unsecured tokens), TLS, MTLS.
+        certificates: a folder with ca.pem, client.pem (certificate and key), stranger.pem (of another authority).
     """
 
-    def __init__(self, bootstrap: str, bootstrap_sasl: str | None = None) -> None:
+    def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
-        self.bootstrap_sasl = bootstrap_sasl
+        self.secure: dict[str, str] = {}
+        self.certificates = Path()
 
     @property
     def is_own(self) -> bool:
@@ -87,9 +100,11 @@ class LocalKafkaBroker(KafkaBroker):
     """A broker of our own, in a child process."""
 
     def __init__(self, jars: Path, folder: Path) -> None:
-        port, sasl_port, controller_port = _free_ports(3)
-        super().__init__(f"127.0.0.1:{port}", f"127.0.0.1:{sasl_port}")
-        self._ports = (port, sasl_port)
+        port, controller_port, *secure_ports = _free_ports(2 + len(_SECURE))
+        super().__init__(f"127.0.0.1:{port}")
+        self.secure = {name: f"localhost:{number}" for name, number in zip(_SECURE, secure_ports, strict=True)}
+        self.certificates = folder
+        self._ports = (port, *secure_ports)
         self._java = [
             *("java", "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
             *("-cp", f"{jars}/*"),
@@ -97,8 +112,16 @@ class LocalKafkaBroker(KafkaBroker):
         self._config = folder / "server.properties"
         self._log = folder / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._config.write_text(_server_properties(folder / "data", port, sasl_port, controller_port))
-        self._run("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._config))
+        _issue_certificates(folder)
+        self._config.write_text(
+            _server_properties(folder, port, controller_port, dict(zip(_SECURE, secure_ports, strict=True)))
+        )
+        users = [
+            flag
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+            for flag in ("--add-scram", f"{mechanism}=[name={SASL_USER},password={SASL_PASSWORD}]")
+        ]
+        self._run("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._config), *users)
         self.start()
 
     @property
@@ -184,23 +207,61 @@ def _jars() -> Path:
     return folder
 
 
-def _server_properties(data: Path, port: int, sasl_port: int, controller_port: int) -> str:
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule"
+def _issue_certificates(folder: Path) -> None:
+    """An authority, the broker's certificate, a client's, and one that the broker does not trust."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    for name, issuer, subject in (
+        ("broker", authority, "localhost"),
+        ("client", authority, "streamlearn@example.org"),
+        ("stranger", trustme.CA(), "stranger@example.org"),
+    ):
+        issued = issuer.issue_cert(subject)
+        key = load_pem_private_key(issued.private_key_pem.bytes(), None).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        )  # the only form that the broker reads
+        chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
+        (folder / f"{name}.pem").write_bytes(key + chain)
+
+
+def _server_properties(folder: Path, port: int, controller_port: int, secure: dict[str, int]) -> str:
+    login = "org.apache.kafka.common.security"
+    names = ["PLAINTEXT", *secure]
+    at = {"PLAINTEXT": f"127.0.0.1:{port}", **{name: f"localhost:{number}" for name, number in secure.items()}}
+    protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"} | {n: p for n, (p, _) in _SECURE.items()}
+    mechanisms = {
+        "plain": f'{login}.plain.PlainLoginModule required user_{SASL_USER}="{SASL_PASSWORD}";',
+        "scram-sha-256": f"{login}.scram.ScramLoginModule required;",
+        "scram-sha-512": f"{login}.scram.ScramLoginModule required;",
+        # Without a validator of its own the broker takes unsecured tokens, as it says, for tests.
+        "oauthbearer": f'{login}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";',
+    }
+    listeners = ",".join(f"{name}://{at[name]}" for name in names)
     return "\n".join(
         [
             "process.roles=broker,controller",
             "node.id=1",
             f"controller.quorum.voters=1@127.0.0.1:{controller_port}",
-            f"listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port},CONTROLLER://127.0.0.1:{controller_port}",
-            f"advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}",
-            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+            f"listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}",
+            f"advertised.listeners={listeners}",
+            "listener.security.protocol.map=" + ",".join(f"{name}:{p}" for name, p in protocols.items()),
             "controller.listener.names=CONTROLLER",
-            "sasl.enabled.mechanisms=PLAIN",
-            f'listener.name.sasl.plain.sasl.jaas.config={login} required user_{SASL_USER}="{SASL_PASSWORD}";',
+            "sasl.enabled.mechanisms=" + ",".join(mechanisms).upper(),
+            *(
+                f"listener.name.{name.lower()}.{mechanism}.sasl.jaas.config={module}"
+                for name, (protocol, _) in _SECURE.items()
+                if protocol.startswith("SASL")
+                for mechanism, module in mechanisms.items()
+            ),
+            "ssl.keystore.type=PEM",
+            f"ssl.keystore.location={folder / 'broker.pem'}",
+            "ssl.truststore.type=PEM",
+            f"ssl.truststore.location={folder / 'ca.pem'}",
+            *(f"listener.name.{name.lower()}.ssl.client.auth={wanted}" for name, (_, wanted) in _SECURE.items()),
             "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "allow.everyone.if.no.acl.found=true",
             "super.users=User:ANONYMOUS",
-            f"log.dirs={data}",
+            f"log.dirs={folder / 'data'}",
             "offsets.topic.replication.factor=1",
             "offsets.topic.num.partitions=1",
             "transaction.state.log.replication.factor=1",

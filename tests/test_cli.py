@@ -14,11 +14,16 @@ from typing import NamedTuple
 
 import jsonschema
 import pytest
+from prometheus_client import CollectorRegistry
 
 from streamlearn import __version__, cli
+from streamlearn.api import create_app
 from streamlearn.checkpoint import Generations
+from streamlearn.metrics import Metrics
 from streamlearn.retention import Retention
-from streamlearn.testing import ListSource
+from streamlearn.server import Server
+from streamlearn.settings import ApiSettings
+from streamlearn.testing import FakeService, ListSource, fake_clips
 from tests.test_daemon import Stream, daemon, settled
 
 
@@ -155,6 +160,25 @@ def test_no_daemon_there_is_a_sentence(say: Callable[..., Said], verb: tuple[str
     assert (code, out) == (2, "")
     assert err.startswith("streamlearn: no daemon answers at ")
     assert err.count("\n") == 1
+
+
+def test_the_environments_token_is_sent(
+    say: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("s3cret-ü", encoding="utf-8")
+    registry = CollectorRegistry()
+    app = create_app(
+        FakeService(fake_clips(3)),
+        settings=ApiSettings(token_file=tmp_path / "token"),
+        metrics=Metrics.create(registry),
+        registry=registry,
+    )
+    with Server(app, host="127.0.0.1", port=0) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        assert "401: Send the header Authorization" in say("status", "--url", url).err
+        monkeypatch.setenv("STREAMLEARN_TOKEN", "s3cret-ü")
+        assert say("status", "--url", url).code == 0
+        assert say("config", "check").code == 0
 
 
 @contextmanager

@@ -17,8 +17,8 @@ import pytest
 from streamlearn.app import Daemon
 from streamlearn.connectors.synthetic import encode, render, sample
 from streamlearn.deadletters import read_dead_letters
-from streamlearn.errors import SettingsError, SourceError, StateError
-from streamlearn.records import Position, Record, Rejected
+from streamlearn.errors import SettingsError, SourceError, SourceLostError, StateError
+from streamlearn.records import Partition, Position, Record, Rejected
 from streamlearn.settings import load
 from streamlearn.testing import ListSource
 from tests.daemon import ask, until
@@ -270,6 +270,87 @@ def test_a_damaged_generation_is_passed_over_for_the_one_before_and_the_log_is_r
         settled(running)
         assert len(everything(running)) == 40
         assert "streamlearn_generations_rejected_total 1.0" in httpx.get(f"{running.url}/metrics").text
+
+
+class NoRoom:
+    """A disk that is full until `emptied`."""
+
+    def __init__(self) -> None:
+        self.emptied = threading.Event()
+        self.asked = threading.Event()
+
+    def trouble(self) -> str | None:
+        self.asked.set()
+        return None if self.emptied.is_set() else "the disk is full: nothing is learned until there is room"
+
+
+def test_with_a_full_disk_learning_waits_with_a_sentence_and_goes_on_when_there_is_room(
+    tmp_path: Path, stream: Stream
+) -> None:
+    source = ListSource(stream.clips("studio", 16), ends=False)
+    with daemon(tmp_path, source) as running:
+        settled(running, "idle")
+        steps, room = running.state.learner.steps, NoRoom()
+        running.pipeline.room = room  # type: ignore[assignment]
+        source.add(*stream.clips("studio", 8))
+        assert room.asked.wait(60)
+        until(lambda: running.service.status()["detail"], "it says why")
+        assert "the disk is full" in running.service.status()["detail"]
+        assert "streamlearn_learner_ok 0.0" in httpx.get(f"{running.url}/metrics").text
+        assert httpx.get(f"{running.url}/readyz").status_code == 200
+        assert (len(everything(running)), running.state.learner.steps) == (16, steps)
+        room.emptied.set()
+        until(lambda: len(everything(running)) == 24, "what came meanwhile is learned")
+        assert running.service.status()["detail"] is None
+        assert "streamlearn_learner_ok 1.0" in httpx.get(f"{running.url}/metrics").text
+
+
+def test_a_checkpoint_that_the_disk_does_not_take_is_made_up_for(
+    tmp_path: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills within the checkpoint itself: in its files, and after its publication."""
+    fails = [("write", 1), ("begin", 1)]
+    source = ListSource(stream.clips("studio", 16), ends=False)
+    with daemon(tmp_path, source) as running:
+        for owner, (name, times) in zip((running.state.generations, running.catalog), fails, strict=True):
+            left, real = [OSError(28, "No space left on device")] * times, getattr(owner, name)
+
+            def full(*arguments: Any, left: list[OSError] = left, real: Any = real) -> Any:
+                if left:
+                    raise left.pop()
+                return real(*arguments)
+
+            monkeypatch.setattr(owner, name, full)
+        settled(running, "idle")
+        until(lambda: running.state.generations.current() is not None, "the checkpoint was made up for")
+        until(lambda: source.committed, "the source was told")
+        source.add(*stream.clips("studio", 8))
+        until(lambda: len(everything(running)) == 24, "and learning goes on")
+        assert running.service.status()["state"] != "stopped"
+    with daemon(tmp_path, ListSource()) as again:
+        assert len(everything(again)) == 24
+
+
+class LostSource(ListSource):
+    """Delivers, and then finds that the rest is gone."""
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        records = super().poll(timeout_s)
+        if not records and not self.paused:
+            raise SourceLostError("clips/0: offsets 20 to 59 are lost")
+        return records
+
+
+def test_where_the_source_has_lost_what_comes_next_learning_ends_with_a_checkpoint_and_its_sentence(
+    tmp_path: Path, stream: Stream
+) -> None:
+    source = LostSource(stream.clips("studio", 20), ends=False)
+    with daemon(tmp_path, source) as running:
+        status = settled(running, "stopped")
+        assert "offsets 20 to 59 are lost" in status["detail"]
+        assert len(everything(running)) == 20
+        assert running.state.generations.current() is not None
+        assert running.state.offsets == {Partition("clips", "0"): 20}
 
 
 class RefusedOnce:

@@ -60,6 +60,8 @@ def test_plain_message_keeps_every_field() -> None:
 def test_key_names_the_clip_unless_the_message_does() -> None:
     assert parsed({"uri": URI, "caption": "c"}, key=b"k").video_id == "k"
     assert parsed({"uri": URI, "caption": "c", "video_id": "v"}, key=b"k").video_id == "v"
+    data = {"uri": URI, "caption": "c", "video_id": "v"}
+    assert parsed({"specversion": "1.0", "id": "e", "data": data}, key=b"k").video_id == "v"
     assert rejection({"uri": URI, "caption": "c"}, key=None).code == "missing_field"
 
 
@@ -121,6 +123,22 @@ def test_null_value_is_a_tombstone() -> None:
     assert parse(record(None, key=b"k"), max_bytes=1, max_caption_chars=1) == Tombstone("k", Position("clips", "0", 0))
 
 
+def test_a_tombstone_reaches_even_ids_that_are_taken_no_more() -> None:
+    tombstone = parse(record(None, key=b".."), max_bytes=1, max_caption_chars=1)
+    assert isinstance(tombstone, Tombstone)
+    assert tombstone.video_id == ".."
+
+
+@pytest.mark.parametrize("video_id", ["...", "a/../b", "./a", ".hidden", "a/."])
+def test_other_ids_with_dots_are_taken(video_id: str) -> None:
+    assert parsed({"video_id": video_id, "uri": URI, "caption": "c"}).video_id == video_id
+
+
+def test_a_plain_message_may_have_a_field_that_cloud_events_have_too() -> None:
+    for captions in ({"caption": "c"}, {"captions": ["c"]}):
+        assert parsed({"uri": URI, "specversion": "7", **captions}).meta == {"specversion": "7"}
+
+
 def test_tombstone_needs_a_key() -> None:
     assert rejection(None, key=None).code == "empty_value"
     assert rejection(b"").code == "empty_value"
@@ -158,6 +176,8 @@ GOOD: dict[str, Any] = {"uri": URI, "caption": "c"}
         ({"video_id": 12}, "invalid_field", "video_id"),
         ({"video_id": "x" * 513}, "invalid_field", "video_id"),
         ({"video_id": "a\nb"}, "invalid_field", "video_id"),
+        ({"video_id": "."}, "invalid_field", "link"),
+        ({"video_id": ".."}, "invalid_field", "link"),
         ({"start_s": -1}, "invalid_field", "start_s"),
         ({"start_s": "1"}, "invalid_field", "start_s"),
         ({"start_s": True}, "invalid_field", "start_s"),
@@ -256,6 +276,7 @@ def test_schema_agrees_with_the_parser() -> None:
         GOOD | {"meta": {"a": []}},
         GOOD | {"start_s": -1},
         GOOD | {"split": 1},
+        GOOD | {"video_id": ".."},
     ):
         assert not validator.is_valid(bad)
         assert rejection(bad).code in ("invalid_field", "missing_field")

@@ -112,7 +112,8 @@ def test_row_becomes_a_clip_message_with_a_file_uri(folder: Path) -> None:
     assert Path(unquote(uri.path)) == folder / "clips" / "ü b.mp4"
     assert row == {"video_id": "ü", "captions": ["ein Würfel", "立方体 🎲"], "license": "CC0", "split": "train"}
     assert record.key == "ü".encode()
-    assert record.position == ("wild clips", "manifest.jsonl", 0)
+    assert (record.position.topic, record.position.offset) == ("wild clips", 0)
+    assert record.position.partition.startswith("manifest.jsonl#")
     assert record.timestamp_ms is None
 
 
@@ -121,6 +122,14 @@ def test_timestamp_is_the_time_of_change_of_the_video(folder: Path) -> None:
     append(folder, ROWS[0])
     (record,) = everything(opened(folder))
     assert record.timestamp_ms == 5_000
+
+
+def test_a_row_may_say_that_the_clip_is_deleted(folder: Path) -> None:
+    append(folder, {"id": "ü", "deleted": True}, ROWS[0] | {"deleted": False}, {"deleted": True})
+    gone, kept, nobody = everything(opened(folder))
+    assert (gone.key, gone.value) == ("ü".encode(), None)
+    assert message(kept)["deleted"] is False
+    assert (nobody.key, nobody.value) == (None, None)
 
 
 def test_id_is_accepted_for_video_id(folder: Path) -> None:
@@ -187,9 +196,60 @@ def test_resume_at_every_offset_equals_the_tail_of_a_full_read(folder: Path, end
     (folder / "manifest.jsonl").write_bytes(content)
     full = everything(opened(folder))
     assert len(full) == 4
+    partition = Partition(*full[0].position[:2])
     for offset in range(len(content) + 1):
-        resumed = everything(opened(folder, {Partition("wild clips", "manifest.jsonl"): offset}, max_records=2))
-        assert resumed == [record for record in full if record.position.offset >= offset]
+        for known_as in (partition, Partition("wild clips", "manifest.jsonl")):  # now, and in older checkpoints
+            resumed = everything(opened(folder, {known_as: offset}, max_records=2))
+            assert resumed == [record for record in full if record.position.offset >= offset]
+
+
+def test_a_folder_that_was_moved_goes_on_where_it_was(folder: Path) -> None:
+    append(folder, *ROWS)
+    (first,) = opened(folder, max_records=1).poll(0)
+    (folder.parent / "elsewhere").mkdir()
+    moved = folder.rename(folder.parent / "elsewhere" / folder.name)
+    assert ids(everything(opened(moved, {Partition(*first.position[:2]): first.position.offset + 1}))) == ["ü", "c"]
+
+
+def test_another_folder_of_the_same_name_is_read_from_its_beginning(folder: Path) -> None:
+    append(folder, ROWS[0])
+    offsets = {Partition(*r.position[:2]): r.position.offset + 1 for r in everything(opened(folder))}
+    another = folder.parent / "other" / folder.name
+    another.mkdir(parents=True)
+    append(another, *[row | {"video_id": f"other-{i}"} for i, row in enumerate(ROWS)])
+    assert ids(everything(opened(another, offsets))) == ["other-0", "other-1", "other-2"]
+    assert ids(everything(opened(folder, offsets))) == []
+
+
+def test_another_folder_of_the_same_name_with_older_files_of_the_same_names_is_read(folder: Path) -> None:
+    add_video(folder, "a.mp4", mtime_ns=10, caption="new")
+    offsets = {Partition(*r.position[:2]): r.position.offset + 1 for r in everything(opened(folder))}
+    another = folder.parent / "other" / folder.name
+    add_video(another, "a.mp4", mtime_ns=5, caption="old")
+    (another / "a.mp4").write_bytes(b"another video")
+    os.utime(another / "a.mp4", ns=(5, 5))
+    (record,) = everything(opened(another, offsets))
+    assert message(record)["captions"] == ["old"]
+    assert everything(opened(folder, offsets)) == []
+
+
+def test_files_of_an_older_checkpoint_are_not_read_again(folder: Path) -> None:
+    for name, mtime_ns in (("a.mp4", 3), ("b.mp4", 4)):
+        add_video(folder, name, mtime_ns=mtime_ns, caption="x")
+    assert ids(everything(opened(folder, {Partition("wild clips", "a.mp4"): 4}))) == ["b"]
+
+
+def test_a_manifest_that_is_replaced_by_another_while_it_is_followed_is_read_anew(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    append(folder, ROWS[0])
+    source = opened(folder, watch=True)
+    assert ids(list(source.poll(0))) == ["a"]
+    (folder / "manifest.jsonl").unlink()
+    append(folder, ROWS[1], ROWS[2], ROWS[0])  # longer than before
+    with caplog.at_level(logging.WARNING):
+        assert ids(list(source.poll(10))) == ["ü", "c", "a"]
+    assert "it was replaced" in caplog.text
 
 
 def test_one_more_than_the_position_is_the_next_offset(folder: Path) -> None:
@@ -284,7 +344,8 @@ def test_text_sidecar_gives_a_caption_a_line(folder: Path) -> None:
     add_video(folder, "day 1/a.MP4", mtime_ns=1_000_000, caption="\ufeffeins \n\n  zwei 🎲\n")
     (record,) = everything(opened(folder))
     assert record.key == b"day 1/a"
-    assert record.position == ("wild clips", "day 1/a.MP4", 1_000_000)
+    size = (folder / "day 1/a.MP4").stat().st_size
+    assert record.position == ("wild clips", f"day 1/a.MP4#{size}", 1_000_000)
     assert record.timestamp_ms == 1
     assert message(record) == {
         "video_id": "day 1/a",
@@ -375,7 +436,7 @@ def test_file_name_that_is_not_utf8_gets_an_id_that_can_be_stored(folder: Path) 
         pytest.skip("this file system takes UTF-8 names only")
     (record,) = everything(opened(folder))
     assert message(record)["video_id"] == "caf\\xe9"
-    assert record.position.partition == "caf\\xe9.mp4"
+    assert record.position.partition.startswith("caf\\xe9.mp4#")
     assert message(record)["uri"].endswith("caf%E9.mp4")
 
 

@@ -1,115 +1,42 @@
 """The Kafka source against a real broker; only the watchdog is tried on a client that was made to hang."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kafka import KafkaProducer, TopicPartition
+from kafka import TopicPartition
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, NewPartitions, ResourcePattern, ResourceType
 from kafka.coordinator.base import MemberState
 
 from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_reader import Reader
+from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.errors import SettingsError, SourceError
-from streamlearn.records import Partition, Record
+from streamlearn.records import Partition
 from streamlearn.settings import KafkaSettings
 from streamlearn.source import DeadLetters, Source
 from tests.kafka_broker import SASL_PASSWORD, SASL_USER, KafkaBroker
+from tests.kafka_source import (
+    DEADLINE_S,
+    NewTopic,
+    OpenSource,
+    collect,
+    members,
+    numbers,
+    options,
+    send,
+    trouble,
+    until,
+    values,
+)
 
 pytestmark = pytest.mark.slow
-
-DEADLINE_S = 60.0
-
-NewTopic = Callable[..., str]
-OpenSource = Callable[..., KafkaSource]
-
-
-def options(broker: KafkaBroker, topic: str, **others: Any) -> KafkaSettings:
-    given: dict[str, Any] = {
-        "bootstrap_servers": [broker.bootstrap],
-        "topics": [topic],
-        "group_id": f"{topic}-group",
-        "session_timeout_ms": 3_000,
-        "request_timeout_ms": 5_000,
-    }
-    return KafkaSettings.model_validate(given | others)
-
-
-@pytest.fixture
-def open_source() -> Iterator[OpenSource]:
-    """Start sources, and close them whatever happens to the test."""
-    sources: list[KafkaSource] = []
-
-    def start(settings: KafkaSettings, offsets: dict[Partition, int] | None = None) -> KafkaSource:
-        source = KafkaSource(settings)
-        sources.append(source)
-        source.start(offsets or {})
-        return source
-
-    yield start
-    for source in sources:
-        source.close()
-
-
-def send(broker: KafkaBroker, topic: str, values: Sequence[bytes | None], partition: int = 0, **others: Any) -> None:
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, max_request_size=2**24)
-    try:
-        futures = [producer.send(topic, value, b"key", partition=partition, **others) for value in values]
-        for future in futures:
-            future.get(DEADLINE_S)
-    finally:
-        producer.close()
-
-
-def numbers(count: int, start: int = 0) -> list[bytes]:
-    return [b"%d" % n for n in range(start, start + count)]
-
-
-def values(records: Sequence[Record]) -> list[bytes | None]:
-    return [record.value for record in records]
-
-
-def collect(source: KafkaSource, count: int) -> list[Record]:
-    """Poll until `count` records came, however often the broker is away meanwhile."""
-    records: list[Record] = []
-    deadline = time.monotonic() + DEADLINE_S
-    while len(records) < count:
-        assert time.monotonic() < deadline, f"{len(records)} of {count} records came in {DEADLINE_S} s"
-        with contextlib.suppress(SourceError):
-            records += source.poll(0.5)
-    return records
-
-
-def trouble(source: KafkaSource) -> SourceError:
-    """Poll until the source says that something is wrong."""
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        try:
-            assert source.poll(0.5) == []
-        except SourceError as error:
-            return error
-    raise AssertionError("the source said nothing")
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline, tick = time.monotonic() + DEADLINE_S, Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        tick.wait(0.02)
-
-
-def members(broker: KafkaBroker, group: str) -> dict[str, list[Any]]:
-    """Member ids and what they were assigned."""
-    with broker.admin() as admin:
-        described = admin.describe_groups([group])
-    return {m["member_id"]: m["member_assignment"] for m in described[group]["members"]}
 
 
 def committed(broker: KafkaBroker, topic: str) -> int | None:
@@ -373,7 +300,7 @@ def test_a_topic_that_does_not_exist_is_one_sentence_and_read_once_it_does(
 
 def sasl(broker: KafkaBroker, password: str) -> dict[str, Any]:
     return {
-        "bootstrap_servers": [broker.bootstrap_sasl],
+        "bootstrap_servers": [broker.secure["SASL"]],
         "client": {
             "security_protocol": "SASL_PLAINTEXT",
             "sasl_mechanism": "PLAIN",
@@ -468,6 +395,8 @@ class HungConsumer:
         self.closed = Event()
         self._tick = Event()
 
+    _cluster = SimpleNamespace(topic_id=lambda topic: None)
+
     def subscribe(self, topics: Sequence[str], listener: Any) -> None:
         listener.on_partitions_assigned(self.assignment())
 
@@ -510,7 +439,7 @@ def test_a_consumer_that_gets_nothing_although_there_is_something_is_replaced_an
         return made[-1]
 
     settings = KafkaSettings(request_timeout_ms=1_000)
-    reader = Reader(settings, connect, Handover({}, max_records=10, max_bytes=10))
+    reader = Reader(settings, connect, Subscription(settings, {}), Handover({}, max_records=10, max_bytes=10))
     reader.start()
     until(lambda: reader.restarts == 1 and len(made) == 2)
     assert made[0].closed.is_set()

@@ -107,6 +107,16 @@ def test_trouble_is_raised_once_and_after_the_records_that_are_there() -> None:
     assert taken(made) == []
 
 
+def test_a_failure_is_raised_for_ever_and_after_the_records_that_are_there() -> None:
+    made = handover()
+    made.put(P0, records([0]))
+    made.fail(SourceError("gone"))
+    assert taken(made) == [0]
+    for _ in range(2):
+        with pytest.raises(SourceError, match="gone"):
+            taken(made)
+
+
 def test_trouble_that_is_over_is_not_raised() -> None:
     made = handover()
     made.report(SourceError("away"))

@@ -208,3 +208,19 @@ def test_momentum_means_the_same_from_a_file_and_as_text(monkeypatch: pytest.Mon
 def test_unknown_keys_of_every_section_are_errors() -> None:
     sections = [f.annotation for f in Settings.model_fields.values() if isinstance(f.annotation, type)]
     assert all(s.model_config["extra"] == "forbid" for s in sections if issubclass(s, Section))
+
+
+def test_what_is_shown_holds_no_secret() -> None:
+    client = {
+        "sasl_plain_username": "alice",
+        "sasl_plain_password": "hush-1",
+        "ssl_password": "hush-2",
+        "proxy_url": "socks5://user:hush-3@proxy:1080",
+        "session": {"api_key": "hush-4"},
+    }
+    settings = load(None, {"kafka.client": client, "source_options": {"token": "hush-5", "path": "clips.db"}})
+    shown = "".join(value for _, value, _ in describe(settings)) + settings.model_dump_json()
+    assert "hush" not in shown
+    for plain in ("alice", "proxy:1080", "clips.db"):
+        assert plain in shown
+    assert settings.kafka.client == client  # and is used as it is

@@ -1,0 +1,38 @@
+"""Whether the state directory can take what is about to be written; looked at before a batch is learned.
+
+It knows the file system, not what is written. A batch that fails half-way could only be mended by a restart, so
+learning waits while there is still room for the batch and the checkpoint in hand.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class Room:
+    """The room in a folder's file system.
+
+    Args:
+        folder: exists.
+        min_free_bytes: with less than this, it is full.
+    """
+
+    def __init__(self, folder: Path, min_free_bytes: int) -> None:
+        self._folder, self._min_free_bytes = folder, min_free_bytes
+
+    def trouble(self) -> str | None:
+        """Why nothing should be written, with the remedy; None where it may be."""
+        try:
+            system = os.statvfs(self._folder)
+        except OSError as error:
+            return f"{self._folder} cannot be looked at ({error}): nothing is learned until it can"
+        if system.f_flag & os.ST_RDONLY or not os.access(self._folder, os.W_OK):
+            return f"{self._folder} is read-only: nothing is learned until it can be written"
+        free = system.f_bavail * system.f_frsize
+        if free < self._min_free_bytes:
+            return (
+                f"{self._folder} has {free / 2**20:.0f} MiB left, less than checkpoint.min_free_bytes"
+                f" ({self._min_free_bytes / 2**20:.0f} MiB): nothing is learned until there is room"
+            )
+        return None

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+
+from streamlearn.room import Room
+
+
+def test_a_disk_with_enough_left_is_no_trouble(tmp_path: Path) -> None:
+    assert Room(tmp_path, 1).trouble() is None
+
+
+def test_a_disk_with_less_than_is_asked_for_is_named_with_the_setting(tmp_path: Path) -> None:
+    said = str(Room(tmp_path, 2**62).trouble())
+    assert str(tmp_path) in said
+    assert "checkpoint.min_free_bytes" in said
+
+
+def test_a_folder_that_is_read_only_or_gone_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "cannot be looked at" in str(Room(tmp_path / "gone", 1).trouble())
+    monkeypatch.setattr("os.access", lambda *_: False)  # a superuser may write anywhere but on a read-only mount
+    assert "read-only" in str(Room(tmp_path, 0).trouble())
