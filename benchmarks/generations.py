@@ -70,15 +70,15 @@ def write_path(folder: Path, clips: int, dim: int) -> dict[str, float]:
         fill(catalog, range(clips), dim, rng)
         at, plain, versioned, pruned = clips, [], [], []
         for _ in range(5):  # nothing is kept: vectors are written over in place
-            plain.append(timed(lambda: interval(catalog, at, dim, rng)))
+            plain.append(timed(partial(interval, catalog, at, dim, rng)))
             at += CHECKPOINT_CLIPS
         size = (folder / "catalog.db").stat().st_size
-        for n in range(8):
+        for _ in range(8):
             catalog.begin(catalog.generation + 1)
-            versioned.append(timed(lambda: interval(catalog, at, dim, rng)))
+            versioned.append(timed(partial(interval, catalog, at, dim, rng)))
             at += CHECKPOINT_CLIPS
             newest = catalog.generation
-            pruned.append(timed(lambda: catalog.prune([1, *range(max(2, newest - 2), newest + 1)])))  # 1 is pinned
+            pruned.append(timed(partial(catalog.prune, [1, *range(max(2, newest - 2), newest + 1)])))  # 1 is pinned
         out["interval, written in place (s)"] = statistics.median(plain)
         out["interval, versions kept (s)"] = statistics.median(versioned[3:])
         out["pruning at a checkpoint, 3 kept and a pinned one (s)"] = statistics.median(pruned[3:])
@@ -112,7 +112,7 @@ def checkpoints(folder: Path) -> dict[str, float]:
             # Every checkpoint finds four new ones where its interval is four of theirs, as by default.
             sealed |= {f"snapshots/0001-{number:04d}{i:04d}": weights.tensors for i in range(snapshots)}
             generation = Generation(number, {}, {}, learner.state_dict(), sealed)
-            times.append(timed(lambda: (generations.write(generation), generations.publish(generation.number))))
+            times.append(timed(partial(generations.write, generation)) + timed(partial(generations.publish, number)))
         out[f"checkpoint, {eras} sealed eras, {snapshots} new snapshots (s)"] = statistics.median(times[2:])
     files = sorted((folder / "g16-0" / "current" / "eras").iterdir())
     out["of that, before: all 16 eras halved and hashed twice (s)"] = timed(

@@ -46,7 +46,7 @@ from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries
-from streamlearn.warmup import build_towers, device_of
+from streamlearn.warmup import build_towers, device_of, reading_of
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Daemon:
             metrics=self.metrics,
             reading=Reading(
                 {f"media.{name}": getattr(media, name) for name in ("frames", "size_px", "sampling")},
-                learner.online.reading,
+                reading_of(learner.online),
                 carry=settings.checkpoint.on_mismatch == "carry",
             ),
         )

@@ -233,19 +233,6 @@ class Towers(nn.Module):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def reading(self) -> dict[str, Any]:
-        """What else decides how pixels and words are read, that a model's files say beside its weights."""
-        facts: dict[str, Any] = {}
-        for name in ("mean", "std"):
-            if (buffer := dict(self.video.named_buffers()).get(name)) is not None:
-                facts[f"model.video {name}"] = [round(value, 6) for value in buffer.tolist()]
-        tokenizer = getattr(self.text, "tokenizer", None)
-        if tokenizer is not None:
-            words = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-            facts["model.text vocabulary"] = hashlib.sha256(words).hexdigest()[:16]
-        return facts
-
-    @property
     def size_px(self) -> int:
         """Height and width of the frames that the video tower reads."""
         return int(self.video.size_px)  # type: ignore[arg-type]
