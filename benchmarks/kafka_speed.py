@@ -1,6 +1,6 @@
 """How fast clips come out of Kafka, beside the bare client, in one run; and how fast a restart comes back.
 
-    python benchmarks/kafka_speed.py [--rounds 3] [--json results.jsonl]     # the broker of STREAMLEARN_TEST_KAFKA, or one
+    python benchmarks/kafka_speed.py [--rounds 3] [--json results.jsonl]  # the broker of STREAMLEARN_TEST_KAFKA, or one
     python benchmarks/kafka_speed.py --recovery 100000                      # kill -9 of a daemon with so many clips
 
 The bare client is kafka-python's own consumer, which polls and validates in a loop: no hand-over, no thread, no
