@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from streamlearn.connectors.folder_inbox import FolderInbox
 from streamlearn.connectors.folder_readers import MANIFEST, FilesReader, ManifestReader
 from streamlearn.errors import SettingsError, SourceError
 from streamlearn.records import Offsets, Partition, Record
@@ -46,6 +47,10 @@ class FolderSource:
         """Build from `folder.path`, `folder.watch` and `folder.poll_interval_s`."""
         folder = settings.folder
         return cls(folder.path, watch=folder.watch, poll_interval_s=folder.poll_interval_s)
+
+    def publisher(self) -> FolderInbox:
+        """Where clips that come over HTTP go: the folder's own manifest."""
+        return FolderInbox(self._folder, watched=self._watch)
 
     def start(self, offsets: Offsets) -> None:
         """Begin at `offsets`; one inside a manifest's line means the line after it.

@@ -9,25 +9,33 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from streamlearn.connectors.folder_readers import MANIFEST, FilesReader, known_name
 from streamlearn.errors import SourceError, SourceRefusedError
-from streamlearn.records import Record
+from streamlearn.records import Partition, Record
 
 MEDIA_FOLDER = "posted"
 
 
 class FolderInbox:
-    """The writing end of a folder."""
+    """The writing end of a folder; a `streamlearn.source.Publisher` too.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: that the source reads.
+        watched: whether what is written will be read.
+    """
+
+    def __init__(self, folder: Path, *, watched: bool = True) -> None:
         self._folder = folder.resolve()
+        self._watched = watched
+        self._lock = threading.Lock()
         self._manifest = self._folder / MANIFEST
 
-    def put(self, message: dict[str, Any], media: bytes | None = None) -> None:
+    def put(self, message: dict[str, Any], media: bytes | None, partition: Partition | None = None) -> None:
         """Append a clip message, with the bytes of its video in a file of their own.
 
         Raises:
@@ -40,7 +48,7 @@ class FolderInbox:
                 message = message | {"path": self._store(media)}
             self._append(json.dumps(message).encode())
 
-    def delete(self, video_id: str) -> None:
+    def delete(self, video_id: str, partition: Partition | None = None) -> None:
         """Append that a clip goes.
 
         Raises:
@@ -49,6 +57,9 @@ class FolderInbox:
         self._need_manifest()
         with self._writing():
             self._append(json.dumps({"video_id": video_id, "deleted": True}).encode())
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
     def requeue(self, record: Record) -> str | None:
         """Let a record be read again: its row is appended, its file touched. Returns why that cannot be, or None.
@@ -75,6 +86,8 @@ class FolderInbox:
         return None
 
     def _need_manifest(self) -> None:
+        if not self._watched:
+            raise SourceRefusedError("folder.watch is off, so nothing that is added will be read: set it")
         if not self._manifest.exists() and FilesReader(self._folder, "", {}, False).read(1):
             raise SourceRefusedError(
                 f"{self._folder} is read by its video files: put the video and its .txt or .json there; deleting, and"
@@ -84,7 +97,8 @@ class FolderInbox:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            yield
+            with self._lock:
+                yield
         except OSError as error:
             raise SourceRefusedError(
                 f"{self._folder} cannot be written ({error.strerror or error}): let the daemon write there, or add the"

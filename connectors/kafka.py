@@ -15,6 +15,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from streamlearn.connectors.kafka_client import KafkaOptions, client_config, open_client
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_producer import KafkaDeadLetters
+from streamlearn.connectors.kafka_publisher import KafkaPublisher
 from streamlearn.connectors.kafka_reader import Reader
 from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.records import Offsets, Partition, Record
@@ -47,6 +48,10 @@ class KafkaSource:
     def dead_letters(self) -> KafkaDeadLetters:
         """Where this source's rejected records go: `dead_letter_topic` of the same cluster."""
         return KafkaDeadLetters(self._options)
+
+    def publisher(self) -> KafkaPublisher:
+        """Where clips that come over HTTP go: the topic itself."""
+        return KafkaPublisher(self._options)
 
     @property
     def connected(self) -> bool:

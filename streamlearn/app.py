@@ -17,10 +17,11 @@ import torch
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from pythonjsonlogger.json import JsonFormatter
 
-from streamlearn import __version__
+from streamlearn import __version__, allocator
 from streamlearn.api import create_app
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
+from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
 from streamlearn.drift import Detector, MeanShift, NoDetector
 from streamlearn.eras import Eras
@@ -37,13 +38,14 @@ from streamlearn.lineage import Reading
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
+from streamlearn.routes_clips import clip_routes
 from streamlearn.routes_generations import generation_routes
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
 from streamlearn.service_generations import GenerationsService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
-from streamlearn.source import DeadLetters, Source, load_source_class
+from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries
 from streamlearn.warmup import build_towers, device_of, reading_of
@@ -76,6 +78,7 @@ class Daemon:
         settings, opened = self.settings, self._stack
         torch.set_num_threads(settings.model.threads or max(1, (os.cpu_count() or 1) - settings.media.workers))
         configure_faiss()
+        allocator.tune()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -154,17 +157,31 @@ class Daemon:
             source=settings.source,
             heldout_max=settings.evaluate.heldout_max_per_task,
         )
+        writer = ClipWriter(
+            self._publisher(source),
+            source=settings.source,
+            catalog=self.catalog,
+            max_bytes=settings.media.max_bytes,
+            max_caption_chars=settings.media.max_caption_chars,
+        )
         app = create_app(
             self.service,
             settings=settings.api,
             metrics=self.metrics,
             registry=self.registry,
-            areas=[generation_routes(GenerationsService(self.state.generations, self.pipeline))],
+            areas=[
+                clip_routes(writer),
+                generation_routes(GenerationsService(self.state.generations, self.pipeline)),
+            ],
         )
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
         opened.callback(self.server.stop)
         self.metrics.build_info.info({"version": __version__, "model": self.state.model_version})
         self._thread = threading.Thread(target=self.pipeline.run, name="pipeline", daemon=True)
+
+    def _publisher(self, source: Source) -> Publisher | None:
+        own = getattr(source, "publisher", None)
+        return None if own is None else self._stack.enter_context(closing(own()))
 
     @property
     def url(self) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from safetensors import SafetensorError
 
+from streamlearn import allocator
 from streamlearn.errors import SourceError, SourceLostError, TaskError
 from streamlearn.evaluator import Evaluator
 from streamlearn.feed import Feed
@@ -178,6 +179,7 @@ class Pipeline:
                 delay_s = min(2 * delay_s, 30.0)
         progress.detail = None
         self.feed.commit(self.state.offsets)
+        allocator.trim()
 
     def _await_room(self) -> None:
         progress, said = self.state.progress, None

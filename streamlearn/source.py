@@ -8,8 +8,8 @@ the source's own lag tools, never for correctness.
 `start` comes first. Everything after it but `close` is called from one thread, which may be another. `close` is last.
 
 Optional: `connected` (bool) and `waiting` (a sentence or None), for a source that can be away or kept waiting without
-failing a poll; `dead_letters() -> DeadLetters`, for one that has a place for rejected records; others' go to a file in
-the state directory.
+failing a poll; `dead_letters() -> DeadLetters`, for one that has a place for rejected records, others' go to a file in
+the state directory; `publisher() -> Publisher`, for one that clips can be written to, over HTTP.
 """
 
 from __future__ import annotations
@@ -83,6 +83,26 @@ class DeadLetters(Protocol):
         Raises:
             SourceError: it could not be made durable; the caller will flush again.
         """
+        ...
+
+    def close(self) -> None:
+        """Release everything; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Publisher(Protocol):
+    """Writes into the stream that its source reads; from any thread. It has the record durably when a call returns.
+
+    Every method raises `SourceRefusedError` where that can never be, `SourceError` where it cannot be now.
+    """
+
+    def put(self, message: dict[str, Any], media: bytes | None, partition: Partition | None) -> None:
+        """Write a valid clip message, its video apart; into `partition`, where the clip of this id came from."""
+        ...
+
+    def delete(self, video_id: str, partition: Partition | None) -> None:
+        """Write a tombstone, likewise."""
         ...
 
     def close(self) -> None:

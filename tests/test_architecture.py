@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
     ("durable", "retention", "cutover"),
-    ("settings_base", "recent", "page", "assets", "lineage", "mailbox"),
+    ("settings_base", "allocator", "recent", "page", "assets", "lineage", "mailbox"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index", "room"),
@@ -27,13 +27,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
     ("catalog_rows", "catalog_cuts", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
-    ("connectors.folder", "connectors.kafka_client"),
-    ("connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
-    ("connectors.kafka_range",),
-    ("connectors.folder_inbox", "connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("connectors.folder_inbox", "connectors.kafka_client"),
+    ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
+    ("connectors.kafka_range", "connectors.kafka_publisher"),
+    ("connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
+    ("routes_clips",),
     ("catalog", "era_merge", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("routes_generations", "generation_facts"),
-    ("snapshots", "era_clips", "search", "warmup", "connectors.kafka", "rollback"),
+    ("snapshots", "era_clips", "search", "warmup", "clip_writer", "connectors.kafka", "rollback"),
     ("eras",),
     ("ledger", "evaluator"),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
@@ -50,7 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 245,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 260,  # shorter, in truth: the loop is what everybody reads
     "catalog": 340,  # one statement of SQL after the other
 }
 
