@@ -127,7 +127,7 @@ def main() -> None:
     arguments.add_argument("--dim", type=int, default=256)
     arguments.add_argument("--json", type=Path)
     chosen = arguments.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         found = write_path(Path(folder), chosen.clips, chosen.dim) | checkpoints(Path(folder))
     for name, value in found.items():
         print(f"{name:70} {value:10.3f}")

@@ -67,9 +67,6 @@ def main() -> None:
         with Daemon(settings) as daemon:
             while daemon.service.status()["state"] not in ("finished", "stopped"):
                 time.sleep(0.5)
-            while daemon.state.eras.stale:
-                daemon.pipeline.settle()
-            daemon.pipeline.evaluate()
             status, tasks = daemon.service.status(), daemon.service.tasks()
     print(f"{status['clips']}, {time.monotonic() - begin:.0f} s")
     print("streams begin at clip: " + ", ".join(f"{name} {at}" for name, at in starts))

@@ -255,7 +255,7 @@ def _record(record: Any) -> Record:
         key=record.key,
         value=record.value,
         position=Position(record.topic, str(record.partition), record.offset),
-        headers=tuple((name, value if value is not None else b"") for name, value in record.headers),
+        headers=tuple([(name, value if value is not None else b"") for name, value in record.headers]),
         timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
     )
 

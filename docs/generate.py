@@ -48,7 +48,9 @@ LABELS = {
     "k": ", ".join(f"`{k}`" for k in KS) + ": how many of the first answers count.",
     "view": "`served`: what a user gets, the same search over the index as it stands, all clips in one pool."
     " `learner`: each task's own held-out clips, encoded anew by today's momentum encoders: what the weights still"
-    " know.",
+    " know. `pool`: as served, but among `evaluate.pool_clips` clips drawn from the pool: comparable while that grows;"
+    " text to video only.",
+    "era": "Number of an era; those that are served.",
     "outcome": ", ".join(f"`{outcome}`" for outcome in OUTCOMES) + ".",
     "code": "Why a record was rejected; [operations.md](operations.md#dead-letters) explains the codes. One of "
     + ", ".join(f"`{code}`" for codes in CODES.values() for code in codes)

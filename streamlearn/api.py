@@ -25,6 +25,7 @@ from starlette.routing import Route
 from streamlearn import __version__, problems, schemas
 from streamlearn.guard import Access, Guard
 from streamlearn.metrics import Metrics
+from streamlearn.routes_evaluation import Evaluations, add_evaluation
 from streamlearn.schemas import SearchAnswer, SearchRequest
 from streamlearn.settings import ApiSettings
 
@@ -36,6 +37,7 @@ _PAGE = {
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/api.js": ("api.js", "text/javascript; charset=utf-8"),
     "/live.js": ("live.js", "text/javascript; charset=utf-8"),
+    "/recall.js": ("recall.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
@@ -48,7 +50,7 @@ _READ_THREADS = 8
 _THUMBNAIL_MAX_AGE_S = 60
 
 
-class Service(Protocol):
+class Service(Evaluations, Protocol):
     """What the API serves. Every method may be called from several threads at once; values are plain JSON types."""
 
     def search(self, request: SearchRequest) -> SearchAnswer:
@@ -66,9 +68,6 @@ class Service(Protocol):
 
     def tasks(self) -> list[dict[str, Any]]:
         """The task log, oldest first."""
-
-    def scores(self) -> dict[str, Any]:
-        """Recall and forgetting of the tasks over time."""
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
@@ -125,6 +124,7 @@ def create_app(
     _add_reads(v1, service, reads)
     for area in areas:
         v1.include_router(area)
+    add_evaluation(v1, service, reads.run)
     app.include_router(v1)
     _add_health(app, service)
     _add_metrics(app, registry, reads)
@@ -213,11 +213,6 @@ def _add_reads(v1: APIRouter, service: Service, reads: Reads) -> None:
     async def tasks() -> Response:
         """The task log, oldest first, with what is still known of each."""
         return _json(await reads.run(service.tasks))
-
-    @v1.get("/scores", response_model=dict[str, Any])
-    async def scores() -> Response:
-        """Recall and forgetting of the tasks over time."""
-        return _json(await reads.run(service.scores))
 
     @v1.get("/status", response_model=dict[str, Any])
     async def status() -> Response:

@@ -23,15 +23,18 @@ from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
-from streamlearn.drift import Detector, MeanShift, NoDetector
+from streamlearn.drift import Detector, NoDetector
+from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.errors import SettingsError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
+from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
+from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.lineage import Reading
@@ -40,14 +43,18 @@ from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
 from streamlearn.routes_clips import clip_routes
 from streamlearn.routes_generations import generation_routes
+from streamlearn.routes_tasks import task_routes
+from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
 from streamlearn.service_generations import GenerationsService
+from streamlearn.service_tasks import TasksService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries
+from streamlearn.tune import mean_shift
 from streamlearn.warmup import build_towers, device_of, reading_of
 
 log = logging.getLogger(__name__)
@@ -83,7 +90,7 @@ class Daemon:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.metrics = Metrics.create(self.registry)
-        opened.enter_context(lock(settings.state_dir))
+        opened.enter_context(lock_state(settings.state_dir))
 
         device = device_of(settings.model.device)
         learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
@@ -92,12 +99,19 @@ class Daemon:
         self.frames = opened.enter_context(
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
         )
-        self.searcher = Searcher(self.catalog, self.frames, settings.search, self.metrics)
         reopen = None if source is not None else partial(load_source_class(settings.source).from_settings, settings)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
+        )
+        self.searcher = Searcher(
+            self.catalog,
+            self.frames,
+            settings.search,
+            self.metrics,
+            submit=self.loader.submit,
+            decode_timeout_s=2 * settings.media.timeout_s,
         )
         self.feed = Feed(
             source,
@@ -110,9 +124,14 @@ class Daemon:
         )
         opened.callback(self.feed.close)
         book = ScoreBook()
-        eras = Eras(learner, self.catalog, self.frames, settings.search)
+        frozen = learner.online.frozen_copy() if settings.drift.frozen_judge else None  # before anything is learned
+        eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
+        judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = _detector(settings.drift)
-        evaluator = Evaluator(learner, self.catalog, self.frames, self.searcher, book, settings.evaluate, self.metrics)
+        evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)
+        self.scoreboard = Scoreboard(book, self.catalog, self.metrics)
+        examiner = Examiner(evaluator, self.scoreboard, self.metrics, budget_ratio=settings.evaluate.budget_ratio)
+        opened.callback(examiner.close)
         ledger = Ledger(
             self.catalog,
             self.frames,
@@ -120,13 +139,13 @@ class Daemon:
             self.dead_letters,
             self.metrics,
             heldout_ratio=settings.evaluate.heldout_ratio,
-            heldout_max=settings.evaluate.heldout_max_per_task,
         )
         self.state = State(
             learner=learner,
             eras=eras,
             ledger=ledger,
             detector=detector,
+            judge=judge,
             book=book,
             catalog=self.catalog,
             frames=self.frames,
@@ -145,7 +164,7 @@ class Daemon:
             learner=learner,
             ledger=ledger,
             boundaries=Boundaries(detector),
-            evaluator=evaluator,
+            examiner=examiner,
             state=self.state,
             settings=settings,
             metrics=self.metrics,
@@ -171,6 +190,7 @@ class Daemon:
             registry=self.registry,
             areas=[
                 clip_routes(writer),
+                task_routes(TasksService(self.pipeline)),
                 generation_routes(GenerationsService(self.state.generations, self.pipeline)),
             ],
         )
@@ -192,7 +212,7 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self.state.restore()
-            self.pipeline.evaluator.export()
+            self.scoreboard.export()
             self.server.start()
             self.feed.start(self.state.offsets)
         except BaseException:
@@ -260,7 +280,7 @@ def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
     )
 
 
-def lock(state_dir: Path) -> IO[str]:
+def lock_state(state_dir: Path) -> IO[str]:
     """Make the state directory and hold it: two daemons in one would destroy each other's work."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -282,13 +302,19 @@ def _dead_letters(source: Source, state_dir: Path) -> DeadLetters:
     return own() if own is not None else FileDeadLetters(state_dir / "dead_letters.jsonl")
 
 
-def _detector(settings: DriftSettings) -> Detector:
-    if settings.detector == "none":
-        return NoDetector()
-    return MeanShift(
-        window_batches=settings.window_batches,
-        reference_batches=settings.reference_batches,
-        threshold=settings.threshold,
-        warmup_batches=settings.warmup_batches,
-        cooldown_batches=settings.cooldown_batches,
+def _judge(frozen: Towers | None, catalog: Catalog, frames: FrameStore, eras: Eras, settings: Settings) -> Judge | None:
+    if frozen is None:
+        return None
+    return Judge(
+        frozen,
+        catalog,
+        frames,
+        eras,
+        batch_size=settings.learner.batch_size,
+        clips_per_false_boundary=settings.drift.clips_per_false_boundary,
+        revisits=settings.drift.revisits,
     )
+
+
+def _detector(settings: DriftSettings) -> Detector:
+    return NoDetector() if settings.detector == "none" else mean_shift(settings)

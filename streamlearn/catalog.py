@@ -22,17 +22,17 @@ import numpy.typing as npt
 
 from streamlearn import catalog_cuts
 from streamlearn.catalog_file import CatalogFile
+from streamlearn.catalog_learned import Learned
 from streamlearn.catalog_rows import (
     CLIP_COLUMNS,
     INSERT_CLIP,
-    INSERT_SCORE,
-    SCORE_COLUMNS,
     ClipRow,
     Score,
+    TaskRanks,
     clip_of,
     clip_values,
-    score_values,
 )
+from streamlearn.catalog_scores import Scores
 from streamlearn.errors import StateError
 from streamlearn.filters import tags, where
 from streamlearn.records import Vectors
@@ -40,6 +40,9 @@ from streamlearn.records import Vectors
 __all__ = ["Catalog", "ClipRow", "Rows", "Score"]
 
 Rows = npt.NDArray[np.int64]
+Halves = npt.NDArray[np.float16]
+
+_FETCHED = 4_096  # rows at once
 
 
 _LIVE_CLIPS = f"SELECT {CLIP_COLUMNS} FROM clips WHERE died IS NULL"
@@ -60,6 +63,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self._file = CatalogFile(path)
+        self.learned, self.matrix = Learned(self._file), Scores(self._file)
         stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
         stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
         self._generation: int = max(stamp for query in stamps for (stamp,) in self._file.fetch(query))
@@ -164,6 +168,7 @@ class Catalog:
                 "INSERT INTO tags (name, value, row) VALUES (?, ?, ?)",
                 [(*tag, row) for row, clip in newest.values() for tag in tags(clip.meta)],
             )
+            self.learned.note(db, clips, self._generation)
         stored = {row for row, _ in newest.values()}
         return rows, replaced + [row for row in rows if row not in stored]
 
@@ -243,19 +248,23 @@ class Catalog:
             )
         return rows
 
-    def add_scores(self, scores: Sequence[Score]) -> None:
-        """Append to the matrix."""
+    def add_scores(self, scores: Sequence[Score], ranks: Sequence[TaskRanks] = ()) -> None:
+        """Append to the matrix; the ranks take the place of earlier ones of the same task, direction and view."""
         with self._file.transaction() as db:
-            db.executemany(
-                INSERT_SCORE,
-                [score_values(score, self._generation) for score in scores],
-            )
+            self.matrix.add(db, scores, ranks, self._generation)
 
     def clips(self, rows: Iterable[int]) -> dict[int, ClipRow]:
         """The clips of those rows that are live."""
         wanted = json.dumps([int(row) for row in rows])
         found = self._file.fetch(f"{_LIVE_CLIPS} AND {_OF_ROWS}", wanted)
         return {values[0]: clip_of(values) for values in found}
+
+    def successors(self, rows: Iterable[int]) -> dict[int, ClipRow]:
+        """Of those rows that were replaced and are still remembered, the live clips of the same ids."""
+        of = f"SELECT row AS old, video_id AS id FROM clips WHERE died IS NOT NULL AND {_OF_ROWS}"
+        query = f"SELECT old, {CLIP_COLUMNS} FROM ({of}) JOIN clips ON video_id = id AND died IS NULL"
+        found = self._file.fetch(query, json.dumps([int(row) for row in rows]))
+        return {old: clip_of(tuple(values)) for old, *values in found}
 
     def clip(self, video_id: str) -> ClipRow | None:
         """The live clip of this id."""
@@ -273,9 +282,14 @@ class Catalog:
         return np.sort(np.fromiter((row for (row,) in found), np.int64, len(found)))
 
     def heldout(self, task: str, limit: int) -> list[ClipRow]:
-        """Live clips of a task that it is evaluated with, oldest first."""
-        query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY row LIMIT ?"
+        """The live clips that a task is evaluated with: of those held out, the ones that drew the lowest lots."""
+        query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
         return [clip_of(values) for values in self._file.fetch(query, task, limit)]
+
+    def other_questions(self, task: str, limit: int) -> list[str]:
+        """What held-out clips of other tasks are asked with, a fair sample of them."""
+        query = f"{_LIVE_CLIPS} AND task != ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
+        return [clip_of(values).asked for values in self._file.fetch(query, task, limit)]
 
     def count(self, up_to_row: int = 2**63 - 1) -> int:
         """Live clips, of those with a row up to this one."""
@@ -291,23 +305,27 @@ class Catalog:
         found = self._file.fetch("SELECT row FROM clips ORDER BY row")
         return np.fromiter((row for (row,) in found), np.int64, len(found))
 
-    def era_vectors(self, era: int) -> tuple[Rows, Vectors, Rows]:
-        """The live vectors of an era.
+    def eras(self) -> list[int]:
+        """Eras that have live vectors, ascending."""
+        return [era for (era,) in self._file.fetch("SELECT DISTINCT era FROM vectors WHERE died IS NULL ORDER BY era")]
+
+    def era_vectors(self, era: int) -> tuple[Rows, Halves, Rows]:
+        """The live vectors of an era, as they are stored.
 
         Returns:
-            rows: (n,) int64; vectors: (n, d) float32, (0, 0) where there are none; steps: (n,) int64.
+            rows: (n,) int64; vectors: (n, d) float16, (0, 0) where there are none; steps: (n,) int64.
         """
         rows, steps, halves = array("q"), array("q"), bytearray()
         with self._file.reading() as db:
-            for row, step, half in db.execute(
-                "SELECT row, step, vector FROM vectors WHERE died IS NULL AND era = ?", (era,)
-            ):
-                rows.append(row)
-                steps.append(step)
-                halves += half
+            found = db.execute("SELECT row, step, vector FROM vectors WHERE died IS NULL AND era = ?", (era,))
+            while some := found.fetchmany(_FETCHED):
+                some_rows, some_steps, some_vectors = zip(*some, strict=True)
+                rows.extend(some_rows)
+                steps.extend(some_steps)
+                halves += b"".join(some_vectors)
         # A zero width cannot be inferred from nothing.
         width = len(halves) // 2 // len(rows) if rows else 0
-        vectors = np.frombuffer(halves, "<f2").reshape(len(rows), width).astype(np.float32)
+        vectors = np.frombuffer(halves, "<f2").reshape(len(rows), width)
         return np.array(rows, np.int64), vectors, np.array(steps, np.int64)
 
     def vector_steps(self, rows: Iterable[int]) -> dict[int, int]:
@@ -324,8 +342,7 @@ class Catalog:
 
     def scores(self, task: str | None = None) -> list[Score]:
         """The matrix, oldest first; of one task where one is named."""
-        query = f"SELECT {SCORE_COLUMNS} FROM scores WHERE ?1 IS NULL OR task = ?1 ORDER BY id"
-        return [Score(*values) for values in self._file.fetch(query, task)]
+        return self.matrix.scores(task=task)
 
     def _bury(self, db: sqlite3.Connection, rows: list[int]) -> None:
         for table in ("clips", "vectors"):

@@ -37,7 +37,7 @@ def rewind(db: sqlite3.Connection, cut: int) -> list[int]:
         " WHERE clips.row = first.row",
         (cut,),
     )
-    for table in ("vectors", "moves", "scores"):
+    for table in ("vectors", "moves", "scores", "ranks", "learned"):
         db.execute(f"DELETE FROM {table} WHERE born > ?", (cut,))
     for table in ("clips", "vectors"):
         db.execute(f"UPDATE {table} SET died = NULL WHERE died > ?", (cut,))

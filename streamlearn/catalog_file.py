@@ -6,15 +6,17 @@ survives the death of the process; `sync` makes it survive a loss of power.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from streamlearn.errors import NewerStateError, StateError
+from streamlearn.heldout import fingerprint, keep_back, lot
 
 _APPLICATION_ID = 0x736C6541  # "sleA": tells our file from any other SQLite file
 
@@ -64,12 +66,47 @@ MIGRATIONS = (
     INSERT INTO pruned VALUES (0);
     """,
     """
+    -- What a held-out clip is asked with, and its place in the draw of those that are asked (streamlearn.heldout).
+    ALTER TABLE clips ADD COLUMN question TEXT;
+    ALTER TABLE clips ADD COLUMN lot INTEGER NOT NULL DEFAULT 0;
+    UPDATE clips SET lot = lot_of(video_id);
+    UPDATE clips SET question = question_of(captions), captions = rest_of(captions) WHERE split = 'heldout';
+    CREATE INDEX clips_lot ON clips (task, lot) WHERE died IS NULL AND split = 'heldout';
+    CREATE INDEX clips_heldout_media ON clips (sha256) WHERE died IS NULL AND split = 'heldout';
+
+    -- Never pruned. An "extra" clip may have been learned from before: it counts as if it was.
+    CREATE TABLE learned (
+        id INTEGER NOT NULL, media INTEGER NOT NULL, start_s REAL NOT NULL, end_s REAL NOT NULL, born INTEGER NOT NULL,
+        PRIMARY KEY (id, media, start_s, end_s)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX learned_media ON learned (media);
+    INSERT OR IGNORE INTO learned
+        SELECT fingerprint_of(video_id), fingerprint_of(sha256), coalesce(start_s, 0.0), coalesce(end_s, 9e999), born
+        FROM clips WHERE split != 'heldout' ORDER BY born;
+
+    -- The interval of a score; and of the last evaluation of each series, the rank of every question.
+    ALTER TABLE scores ADD COLUMN low REAL;
+    ALTER TABLE scores ADD COLUMN high REAL;
+    CREATE TABLE ranks (
+        task TEXT NOT NULL, direction TEXT NOT NULL, view TEXT NOT NULL, clips_seen INTEGER NOT NULL,
+        clip_rows BLOB NOT NULL, ranks BLOB NOT NULL, born INTEGER NOT NULL, PRIMARY KEY (task, direction, view)
+    ) STRICT;
+    """,
+    """
     -- The cuts that the last pruning left; before it is empty, every cut from `pruned` on.
     CREATE TABLE kept (generation INTEGER PRIMARY KEY) STRICT;
     -- Whose vectors these are, oldest first, each from the cut on at which it left the one before; empty: not said.
     CREATE TABLE lineages (id INTEGER PRIMARY KEY, lineage TEXT NOT NULL, cut INTEGER NOT NULL) STRICT;
     """,
 )
+
+#: What migrations compute that SQL cannot.
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "lot_of": lot,
+    "fingerprint_of": fingerprint,
+    "question_of": lambda captions: json.dumps(keep_back(json.loads(captions))[0]),
+    "rest_of": lambda captions: json.dumps(keep_back(json.loads(captions))[1]),
+}
 
 
 class CatalogFile:
@@ -194,6 +231,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     # The log is copied into the file, with two fsyncs, every 16 MiB and not every 4: a batch is a few pages.
     db.execute("PRAGMA wal_autocheckpoint = 4096")
     db.execute("PRAGMA cache_size = -32768")
+    for name, function in _FUNCTIONS.items():
+        db.create_function(name, 1, function, deterministic=True)
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
         db.executescript(
             f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID};"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn import __version__, cli_generations, cli_streams
+from streamlearn import __version__, cli_eval, cli_generations, cli_streams, cli_tasks
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
 from streamlearn.errors import StreamlearnError
 
@@ -29,7 +29,9 @@ config_app = typer.Typer(no_args_is_help=True, help="Settings: defaults < TOML f
 app.add_typer(config_app, name="config")
 app.add_typer(cli_generations.app, name="generations")
 app.add_typer(cli_streams.dlq, name="dlq")
+app.add_typer(cli_tasks.tasks, name="tasks")
 app.command()(cli_streams.replay)
+app.command("eval")(cli_eval.evaluate)
 
 
 class OnMismatch(StrEnum):
@@ -108,24 +110,6 @@ def status(url: Url = _URL, as_json: AsJson = False) -> None:
         return
     for name, value in answer.items():
         out.print(Text.assemble((f"{name:>16}", "dim"), f"  {value}"))
-
-
-@app.command()
-def tasks(url: Url = _URL, as_json: AsJson = False) -> None:
-    """The task log of a running daemon, with recall and forgetting."""
-    answer = ask(url, "/v1/tasks")
-    if as_json:
-        typer.echo(json.dumps(answer))
-        return
-    table = Table("task", "cause", "from clip", "to clip", "clips", "R@5 served", "R@5 learner", "forgetting served")
-    for task in answer:
-        recall, forgetting = task["recall"], task["forgetting"]["served"]
-        table.add_row(
-            Text(task["name"]), task["cause"], str(task["started_clips"]), str(task["ended_clips"] or ""),
-            str(task["clips"]), *(_percent(recall[view].get("5")) for view in ("served", "learner")),
-            _percent(forgetting),
-        )  # fmt: skip
-    out.print(table)
 
 
 @app.command()
@@ -232,7 +216,3 @@ def main() -> None:
     except StreamlearnError as error:
         err.print(f"streamlearn: {error}", highlight=False, markup=False, style="red", soft_wrap=True)
         sys.exit(2)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"

@@ -113,11 +113,11 @@ def rollback(
             timeout_s=_ROLLBACK_TIMEOUT_S,
         )  # fmt: skip
     else:
-        from streamlearn.app import lock
+        from streamlearn.app import lock_state
         from streamlearn.rollback import roll_back_offline
 
         generations = _generations(config, override)
-        with lock(generations.state_dir):
+        with lock_state(generations.state_dir):
             done = vars(roll_back_offline(generations, number, resume_from.value)).copy()
     if as_json:
         typer.echo(json.dumps(done))

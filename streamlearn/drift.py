@@ -1,22 +1,28 @@
 """Detectors of drift: one batch of embeddings at a time, an alarm where their distribution changes.
 
 They know nothing of tasks, encoders or torch. They cost no forward pass: the embeddings are the keys that a
-learner step makes anyway. Their whole state survives a restart, bit by bit.
+learner step makes anyway. Those come from an encoder that moves while it learns, so an alarm is a suspicion, which
+`streamlearn.judge` can refuse. A detector's whole state survives a restart, bit by bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from streamlearn.onset import WHOLE, onset_of
 from streamlearn.records import Vectors
+from streamlearn.tail import Quiet, Spread, Summary
 
 Floats = npt.NDArray[np.float64]
 State = dict[str, npt.NDArray[Any]]
+
+_PAUSE_BATCHES = 4  # after a refused alarm, before the next
+_STEP_BATCHES = 4
 
 
 class Detector(Protocol):
@@ -25,6 +31,11 @@ class Detector(Protocol):
     @property
     def score(self) -> float:
         """The statistic after the last update; about 1 where nothing drifts."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """What the score is compared with."""
         ...
 
     @property
@@ -45,6 +56,10 @@ class Detector(Protocol):
         """Forget what came before: somebody else has found a change here."""
         ...
 
+    def refuse(self) -> None:
+        """The alarm of the last update was none: what came before it is still the reference for what comes."""
+        ...
+
     def state_dict(self) -> State:
         """Everything that decides what follows, as arrays."""
         ...
@@ -58,6 +73,7 @@ class NoDetector:
     """Finds nothing: boundaries are the operator's alone."""
 
     score = 1.0
+    threshold = 0.0
     drift_detected = False
     onset_batches_ago = 0
 
@@ -65,6 +81,9 @@ class NoDetector:
         """Do nothing."""
 
     def restart(self) -> None:
+        """Do nothing."""
+
+    def refuse(self) -> None:
         """Do nothing."""
 
     def state_dict(self) -> State:
@@ -80,77 +99,82 @@ class MeanShift:
 
         score = |mean(w) - mean(r)|^2 / (tr(cov(r)) (1/n_w + 1/n_r))
 
-    with the window w (newest batches, n_w rows) and the reference r (the batches before the window, n_r rows).
-    Without drift the expectation is 1 whatever the width, scale and number of rows, so one threshold serves every
-    stream. What does depend on the stream is the spread around 1: its variance is near 2 / e, where
-    e = tr(cov)^2 / tr(cov^2) counts the directions in which the rows really vary. The default threshold is meant
-    for e of 10 and more; rows that vary in fewer directions alarm more often.
+    with a window w (newest batches, n_w rows) and its reference r (the batches before the window, n_r rows). Without
+    drift the expectation is 1 whatever the width, scale and number of rows. There are two windows: a short one beside
+    a short reference, from which an encoder that learns has not moved far, finds what comes at once; a long one finds
+    what comes slowly.
 
-    A score above the threshold is judged by when its change began and how it came (`_onset`):
-    - It began before most of what is remembered, which is twice the reference: the encoder moves, not the stream, as
-      it does while it learns. What came before is forgotten, without an alarm. So a change that takes longer than
-      that goes unnoticed; one that comes at once while the encoder moves is found a few batches later.
+    The threshold of each window follows from how often it may be wrong: once in `rows_per_false_alarm` rows, both
+    together. How far a score strays by chance is known from the spread of the rows (`streamlearn.tail.Spread`), and
+    is corrected by how far it has strayed (`streamlearn.tail.Quiet`).
+
+    A score above the threshold is judged by when its change began and how it came (`streamlearn.onset`):
+    - It began before most of what is remembered: the encoder moves, not the stream, as it does while it learns. What
+      came before is forgotten, without an alarm. So a change that takes longer than that goes unnoticed; one that
+      comes at once while the encoder moves is found a few batches later.
     - It is a ramp inside the cool-down: the reported change is still coming. The reference is flushed again, so that
-      a gradual change is found once. A step inside the cool-down is another change, found when the cool-down ends.
-    - Otherwise it is an alarm: the reference is flushed and the cool-down begins.
+      a gradual change is found once.
+    - Otherwise it is an alarm: the reference is flushed and the cool-down begins. A step is found in the cool-down,
+      too, as soon as the reference is warm.
 
     Example:
-        >>> rng = np.random.default_rng(0)
-        >>> detector = MeanShift()
+        >>> rng, detector = np.random.default_rng(0), MeanShift()
         >>> for batch in range(40):
-        ...     x = rng.normal(size=(32, 64)).astype(np.float32)
-        ...     detector.update(x + 0.5 if batch >= 30 else x)
+        ...     detector.update(rng.normal(0.5 * (batch >= 30), size=(32, 64)).astype(np.float32))
         ...     if detector.drift_detected:
         ...         print(batch, detector.onset_batches_ago)
         30 1
 
     Args:
-        window_batches: batches in the window. More are steadier and slower.
-        reference_batches: batches in the reference at most.
-        threshold: the score above which a change is found.
-        warmup_batches: batches the reference needs before a change can be found.
-        cooldown_batches: batches after a change in which none is found.
+        windows: of each the batches in the window, and in its reference at most; the first is the shortest.
+        threshold: the score above which a change is found, in place of the calibrated ones; 0: those.
+        rows_per_false_alarm: see above.
+        warmup_batches: batches a reference needs before a change can be found.
+        cooldown_batches: batches after a change in which a ramp is taken for the rest of it.
 
     Raises:
-        ValueError: the reference cannot hold the warm-up, or a number is out of range.
+        ValueError: a reference cannot hold the warm-up, or a number is out of range.
     """
 
     def __init__(
         self,
         *,
-        window_batches: int = 2,
-        reference_batches: int = 48,
-        threshold: float = 5.0,
+        windows: Sequence[tuple[int, int]] = ((2, 16), (8, 48)),
+        threshold: float = 0.0,
+        rows_per_false_alarm: float = 100_000,
         warmup_batches: int = 8,
         cooldown_batches: int = 24,
     ) -> None:
-        if window_batches < 1 or cooldown_batches < 0 or threshold <= 1:
-            raise ValueError("window_batches must be at least 1, cooldown_batches at least 0, threshold above 1")
-        if not 2 <= warmup_batches <= reference_batches:
+        if not windows or min(w for w, _ in windows) < 1 or cooldown_batches < 0 or (threshold and threshold <= 1):
+            raise ValueError("windows must be at least 1 long, cooldown_batches at least 0, threshold above 1, or 0")
+        if not 2 <= warmup_batches <= min(r for _, r in windows) or rows_per_false_alarm < 1:
             raise ValueError(
-                f"warmup_batches = {warmup_batches} must be at least 2"
-                f" and at most reference_batches = {reference_batches}"
+                f"warmup_batches = {warmup_batches} must be at least 2, at most the shortest reference of {windows}"
             )
-        self._window = window_batches
-        self._compared = window_batches + reference_batches
-        # Twice the reference is remembered: to see that a slow change has a beginning, one must see before it.
-        self._capacity = window_batches + 2 * reference_batches
-        self._threshold = threshold
-        self._warmup = warmup_batches
-        self._cooldown = cooldown_batches
+        self._windows = tuple(windows)
+        # Twice the longest is remembered: to see that a slow change has a beginning, one must see before it.
+        self._capacity = 2 * max(w + r for w, r in windows)
+        self._threshold, self._rows_per_alarm = threshold, rows_per_false_alarm
+        self._warmup, self._cooldown = warmup_batches, cooldown_batches
         # One entry a batch, oldest first. Batches are kept, not running totals: adding and taking away again would
         # round differently after a restart, and the onset is sought among them.
         self._sums: Floats = np.empty((0, 0))  # (b, d), of the rows
         self._squares: Floats = np.empty(0)  # (b,), of the rows' squared norms
         self._rows: Floats = np.empty(0)  # (b,), how many
-        self._wait = 0
-        self._score = 1.0
-        self._onset = 0
+        self._spread, self._quiet = Spread(), [Quiet() for _ in windows]
+        self._wait = self._onset = self._pause = 0
+        self._score, self._limit = 1.0, 0.0
+        self._before_alarm: tuple[Floats, Floats, Floats] | None = None
 
     @property
     def score(self) -> float:
-        """The statistic after the last update; 1, its expectation, while there is too little to compare."""
+        """The short window's statistic, or that of the window which found a change; 1 while there is too little."""
         return self._score
+
+    @property
+    def threshold(self) -> float:
+        """What that window's score is compared with; 0 while there is too little to compare."""
+        return self._limit
 
     @property
     def drift_detected(self) -> bool:
@@ -171,48 +195,65 @@ class MeanShift:
         Raises:
             ValueError: another width than before, or a value that is not finite.
         """
-        self._onset = 0
-        if not len(x):
+        self.take(Summary.of(x))
+
+    def take(self, batch: Summary) -> None:
+        """As `update`."""
+        self._onset, self._before_alarm = 0, None
+        if not batch.rows:
             return
-        wide = x.astype(np.float64)
-        square = float(np.vdot(wide, wide))
-        if not math.isfinite(square):
+        if not math.isfinite(batch.square):
             raise ValueError("embeddings must be finite")
-        self._append(wide.sum(axis=0), square, len(x))
+        self._append(batch.sums, batch.square, batch.rows)
+        self._spread.update(batch.traces)
         cooling = self._wait > 0
         self._wait -= cooling
-        reference = len(self._rows) - self._window
-        self._score = self._statistic() if reference >= 2 else 1.0
-        if self._score <= self._threshold or reference < self._warmup:
+        found = self._look()
+        self._pause = max(0, self._pause - 1)
+        if not found or self._pause:
             return
-        onset, is_ramp = _onset(self._sums, self._rows)
-        if cooling:
-            if is_ramp:
-                self._keep_newest(0)
-        elif onset > 0.75 * len(self._rows):
+        onset, is_ramp = onset_of(self._sums, self._rows)
+        remembered = len(self._rows)
+        coming = is_ramp and onset > _STEP_BATCHES  # a shorter ramp cannot be told from a step
+        if cooling and (coming or onset > remembered / 2):
+            self._keep_newest(0)
+        elif onset > WHOLE * remembered:
             self._keep_newest(onset)
         else:
+            self._before_alarm = self._sums, self._squares, self._rows
             self._onset, self._wait = onset, self._cooldown
             self._keep_newest(0)
 
     def restart(self) -> None:
         """Flush the reference and begin the cool-down, as after an alarm of its own."""
-        self._score, self._onset, self._wait = 1.0, 0, self._cooldown
+        self._score, self._limit, self._onset, self._wait = 1.0, 0.0, 0, self._cooldown
         self._keep_newest(0)
 
+    def refuse(self) -> None:
+        """Take the last update's alarm back, and be quiet for a moment: what is remembered stays, and counts."""
+        if self._before_alarm is not None:
+            self._sums, self._squares, self._rows = self._before_alarm
+            self._onset, self._wait, self._before_alarm, self._pause = 0, 0, None, _PAUSE_BATCHES
+
     def state_dict(self) -> State:
-        """The remembered batches, the cool-down and the last answer. Settings are not in it."""
-        return {
+        """The remembered batches, the calibration, the cool-down and the last answer. Settings are not in it."""
+        state = {
             "sums": self._sums.copy(),
             "squares": self._squares.copy(),
             "rows": self._rows.copy(),
+            "spread": self._spread.state(),
             "wait": np.array(self._wait),
+            "pause": np.array(self._pause),
             "score": np.array(self._score),
+            "limit": np.array(self._limit),
             "onset": np.array(self._onset),
         }
+        return state | {f"quiet{w}": quiet.state() for (w, _), quiet in zip(self._windows, self._quiet, strict=True)}
 
     def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Go on exactly where `state_dict` was taken; a smaller memory keeps the newest batches.
+
+        A state from before there was a calibration, or of other windows, begins that anew.
 
         Raises:
             KeyError: an array is missing.
@@ -223,7 +264,34 @@ class MeanShift:
             raise ValueError(f"detector state of shapes {sums.shape}, {squares.shape}, {rows.shape}")
         self._sums, self._squares, self._rows = (a[-self._capacity :] for a in (sums, squares, rows))
         self._wait, self._onset = int(state["wait"]), int(state["onset"])
-        self._score = float(state["score"])
+        self._score, self._limit = float(state["score"]), float(state["limit"] if "limit" in state else 0.0)
+        self._pause = int(state["pause"]) if "pause" in state else 0
+        if "spread" in state:
+            self._spread.load(state["spread"])
+        for (w, _), quiet in zip(self._windows, self._quiet, strict=True):
+            if f"quiet{w}" in state:
+                quiet.load(state[f"quiet{w}"])
+
+    def _look(self) -> bool:
+        """Compare every window with its reference; whether a score is above its threshold."""
+        self._score, self._limit, surprise = 1.0, 0.0, 1.0
+        p = float(self._rows[-1]) / self._rows_per_alarm / len(self._windows)
+        for i, ((window, reference), quiet) in enumerate(zip(self._windows, self._quiet, strict=True)):
+            compared = min(len(self._rows) - window, reference)
+            if compared < 2:
+                continue
+            score = self._statistic(window, compared)
+            if compared < self._warmup:
+                self._score = score if i == 0 else self._score
+                continue
+            # Long windows overlap: what one finds by chance, its neighbours find too, and it is one alarm.
+            alike = min(0.1, p * max(1.0, window / 8) ** 0.5)
+            limit = self._threshold or quiet.threshold(alike, self._spread.variance, self._spread.skewness)
+            quiet.update(score, 1.5 * limit)
+            if i == 0 or score / limit > surprise:
+                self._score, self._limit = score, limit
+                surprise = max(surprise, score / limit)
+        return surprise > 1
 
     def _append(self, row_sum: Floats, square: float, rows: int) -> None:
         sums = self._sums if self._sums.shape[1] else np.empty((0, len(row_sum)))
@@ -237,39 +305,16 @@ class MeanShift:
     def _keep_newest(self, batches: int) -> None:
         first = len(self._rows) - batches
         self._sums, self._squares, self._rows = self._sums[first:], self._squares[first:], self._rows[first:]
+        for quiet in self._quiet:
+            quiet.drop_waiting()
 
-    def _statistic(self) -> float:
-        window, reference = slice(-self._window, None), slice(-self._compared, -self._window)
-        n_w, n_r = self._rows[window].sum(), self._rows[reference].sum()
-        mean_w = self._sums[window].sum(axis=0) / n_w  # (d,)
-        mean_r = self._sums[reference].sum(axis=0) / n_r  # (d,)
-        squares = self._squares[reference].sum()
+    def _statistic(self, window: int, reference: int) -> float:
+        newest, before = slice(-window, None), slice(-window - reference, -window)
+        n_w, n_r = self._rows[newest].sum(), self._rows[before].sum()
+        mean_w = self._sums[newest].sum(axis=0) / n_w  # (d,)
+        mean_r = self._sums[before].sum(axis=0) / n_r  # (d,)
+        squares = self._squares[before].sum()
         # The floor is far below any real spread and far above rounding: rows all alike score 0, not 0 / 0.
         trace = max((squares - n_r * (mean_r @ mean_r)) / (n_r - 1), 1e-12 * squares / n_r, 1e-300)
         shift = mean_w - mean_r
         return float(shift @ shift / (trace * (1 / n_w + 1 / n_r)))
-
-
-def _onset(sums: Floats, rows: Floats) -> tuple[int, bool]:
-    """When the change began and how it comes, by the course of the mean that explains the batches best.
-
-    The courses are constant up to the onset and then a step (the change came at once) or a ramp (it is still
-    coming). Explained is the batches' weighted variance; for a step that is the between-segment mean shift.
-    A step alone would place the onset of a ramp a third too late.
-
-    Shape:
-        sums: (b, d).
-        rows: (b,).
-
-    Returns:
-        The newest batches that came after the change began; whether it is a ramp.
-    """
-    ages = np.arange(len(rows), 0, -1)  # the newest batch has age 1
-    onsets = np.arange(1, len(rows))[:, None]
-    ramps = np.maximum(onsets + 1 - ages, 0)  # (b - 1, b)
-    courses = np.concatenate([ramps > 0, ramps]).astype(np.float64)  # (2 (b - 1), b): steps, then ramps
-    courses -= (courses @ rows)[:, None] / rows.sum()
-    fits = courses @ sums  # (2 (b - 1), d)
-    explained = np.square(fits).sum(axis=1) / (np.square(courses) @ rows)
-    ramp, onset = divmod(int(np.argmax(explained)), len(onsets))
-    return onset + 1, bool(ramp)

@@ -52,5 +52,5 @@ class EraClips:
         films = self.frames([clip.row for clip in held_out][:count])
         shape = next((frames.shape for frames in films.values()), None)
         films = {row: frames for row, frames in films.items() if frames.shape == shape}
-        questions = [clip.captions[0] for clip in held_out if clip.row in films]
+        questions = [clip.asked for clip in held_out if clip.row in films]
         return Judges(questions, np.stack(list(films.values())) if films else None, self.learned(rows, captions))

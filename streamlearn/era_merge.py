@@ -147,8 +147,8 @@ class Merger:
 def mapped(old: Vectors, new: Vectors, others: Vectors) -> Vectors:
     """Vectors of another pair, guessed where there are no frames to encode: by the linear map that fits best.
 
-    Ridge regression towards the identity: directions in which no clip lies stay as they are. It was measured closer
-    than a rotation with 13 clips, 50 and 200 (docs/log.md).
+    Ridge regression towards the identity: directions in which no clip lies stay as they are. Its gain was seen once,
+    between eras that were nearly alike (docs/decisions.md); that is not decisive.
 
     Shape:
         old, new: (n, d), the same clips by either pair.

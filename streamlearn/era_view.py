@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from streamlearn.encoders import Towers
-from streamlearn.index import PartitionView
+from streamlearn.index_view import PartitionView
 from streamlearn.records import Frames, Vectors
 
 _CACHED_TEXTS = 4096
@@ -21,7 +22,7 @@ class QueryEncoder:
     """A frozen pair behind a small cache; safe from any thread. Evaluation asks the same captions again and again."""
 
     def __init__(self, towers: Towers) -> None:
-        self._towers = towers
+        self.towers = towers
         self._texts: dict[str, Vectors] = {}
 
     @torch.inference_mode()
@@ -33,17 +34,31 @@ class QueryEncoder:
         if new:
             for start in range(0, len(new), _BATCH):
                 batch = new[start : start + _BATCH]
-                found |= dict(zip(batch, self._towers.encode_text(batch).float().cpu().numpy(), strict=True))
-            if len(self._texts) + len(new) > _CACHED_TEXTS:
-                self._texts = {}  # a new dict: other threads may be reading the old one
-            self._texts.update({text: found[text] for text in new})
+                found |= dict(zip(batch, self.towers.encode_text(batch).float().cpu().numpy(), strict=True))
+            self.remember(new, np.stack([found[text] for text in new]))
         return np.stack([found[text] for text in texts])
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+        return sum(weight.nbytes for weight in self.towers.state_dict().values())
+
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that would have to be encoded."""
+        known = self._texts
+        return [text for text in texts if text not in known]
+
+    def remember(self, texts: Sequence[str], vectors: Vectors) -> None:
+        """Take vectors that this pair has made elsewhere. Shape: n, (n, d)."""
+        if len(self._texts) + len(texts) > _CACHED_TEXTS:
+            self._texts = {}  # a new dict: other threads may be reading the old one
+        self._texts.update(zip(texts, vectors, strict=True))
 
     @torch.inference_mode()
     def clips(self, frames: Frames) -> Vectors:
         """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows."""
-        device = next(self._towers.parameters()).device
-        out: Vectors = self._towers.encode_video(torch.from_numpy(frames).to(device)).float().cpu().numpy()
+        device = next(self.towers.parameters()).device
+        out: Vectors = self.towers.encode_video(torch.from_numpy(frames).to(device)).float().cpu().numpy()
         return out
 
 
@@ -71,6 +86,7 @@ def familiarity(queries: Vectors, captions: Vectors) -> Vectors:
     """Mean cosine to the five nearest captions. Shape: (q, d), (m, d) -> (q,)."""
     if len(captions) == 0:
         return np.ones(len(queries), np.float32)  # nothing is known against it
-    nearest = np.sort(queries @ captions.T, axis=1)[:, -_NEAREST_CAPTIONS:]
-    mean: Vectors = nearest.mean(1)
+    count = min(_NEAREST_CAPTIONS, len(captions))
+    nearest = np.partition(queries @ captions.T, -count, axis=1)[:, -count:]
+    mean: Vectors = nearest.sum(1) / np.float32(count)
     return mean

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,20 @@ class Eras:
         catalog: where vectors are durable.
         frames: what sealed eras are re-encoded from.
         settings: how often to take snapshots, how many, how much to re-encode at a time.
+        hints: folder where large partitions remember how they lie in lists, for a quick start.
     """
 
-    def __init__(self, learner: Learner, catalog: Catalog, frames: FrameStore, settings: SearchSettings) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        catalog: Catalog,
+        frames: FrameStore,
+        settings: SearchSettings,
+        *,
+        hints: Path | None = None,
+    ) -> None:
         self._learner, self._catalog, self._frames, self._settings = learner, catalog, frames, settings
+        self._hints = hints
         self._dim = learner.online.dim
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
@@ -141,7 +152,7 @@ class Eras:
         frames = {i: f for i, clip in enumerate(clips) if (f := self._frames.get(clip.row)) is not None}
         if len(frames) < _FEWEST_JUDGES or len({f.shape for f in frames.values()}) > 1:
             return snapshot.local
-        texts, films = [clips[i].captions[0] for i in frames], np.stack(list(frames.values()))
+        texts, films = [clips[i].asked for i in frames], np.stack(list(frames.values()))
         towers, merit = self._learner.local.frozen_copy(), []
         for state in (snapshot.local, snapshot.online):
             towers.load_state_dict(state)
@@ -278,6 +289,8 @@ class Eras:
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Inverse of `state`, `tensors` and `sealed`, with the catalog already cut to the same generation."""
+        for era in self.eras:
+            era.partition.close()
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])
@@ -288,7 +301,7 @@ class Eras:
                 self._freeze(era, tensors[f"eras/{era.number:04d}"])
             rows, vectors, _ = self._catalog.era_vectors(era.number)
             if len(rows):
-                era.partition.upsert(rows, vectors)
+                era.partition.replace_all(rows, vectors)
             if not facts["reencoded"]:
                 era.pending = deque(rows.tolist())
             self.eras.append(era)
@@ -298,7 +311,8 @@ class Eras:
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step
-        return Era(number, task, opened, Partition(self._dim), np.zeros((0, self._dim), np.float32))
+        hints = None if self._hints is None else self._hints / f"{number:04d}.safetensors"
+        return Era(number, task, opened, Partition(self._dim, hints=hints), np.zeros((0, self._dim), np.float32))
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor]) -> None:
         era.pair = self._learner.local.frozen_copy()

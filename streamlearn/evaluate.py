@@ -6,6 +6,7 @@ direction (text to video or back), k and view (design: `served` or `learner`). T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ import numpy.typing as npt
 from streamlearn.errors import StateError
 
 Ranks = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_RESAMPLES = 1000
 
 
 def ranks(scores: npt.NDArray[np.floating[Any]], targets: npt.NDArray[np.integer[Any]]) -> Ranks:
@@ -74,6 +78,57 @@ def median_rank(ranks: Ranks) -> float:
     return float(np.median(ranks))
 
 
+def hits_in_pool(ranks: Ranks, k: int, *, candidates: int, pool: int) -> Floats:
+    """The chance of each query that its answer is among the first k, were only `pool` of the candidates there.
+
+    The answer and pool - 1 others, drawn at random: of the rank - 1 that are ahead, a hypergeometric number is drawn.
+    So recall over years can be compared though more and more clips compete for the same k places.
+
+    Shape:
+        ranks: (q,), among `candidates`; greater ones are not found in any pool.
+        returns: (q,).
+
+    Raises:
+        ValueError: the pool is larger than what it is drawn from.
+
+    >>> hits_in_pool(np.array([1, 2, 101]), 1, candidates=101, pool=51).round(2)
+    array([1. , 0.5, 0. ])
+    """
+    if not 1 <= pool <= candidates:
+        raise ValueError(f"a pool of {pool} cannot be drawn from {candidates} candidates")
+    ahead, drawn = np.minimum(ranks, candidates)[:, None] - 1, np.arange(min(k, pool))  # (q, 1), (k,)
+    behind = candidates - 1 - ahead
+    logs = _log_choose(ahead, drawn) + _log_choose(behind, pool - 1 - drawn) - _log_choose(candidates - 1, pool - 1)
+    hits: Floats = np.where(ranks <= candidates, np.exp(logs).sum(axis=1), 0.0)
+    return np.minimum(hits, 1.0)
+
+
+def _log_choose(n: npt.ArrayLike, k: npt.ArrayLike) -> Floats:
+    n, k = np.broadcast_arrays(np.asarray(n, np.float64), np.asarray(k, np.float64))
+    possible = (k >= 0) & (k <= n)
+    gamma = np.vectorize(math.lgamma, otypes=[np.float64])
+    inside = np.where(possible, k, 0.0)
+    return np.where(possible, gamma(n + 1) - gamma(inside + 1) - gamma(n - inside + 1), -np.inf)
+
+
+def bootstrap_intervals(values: npt.NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+    """The 95 % percentile intervals of means, by resampling the queries 1,000 times with a fixed seed.
+
+    Efron 1979 ("Bootstrap methods: another look at the jackknife"). The same queries are drawn for every column. Where
+    all values are equal the interval has no width: with few queries that is no certainty.
+
+    Shape:
+        values: (q, m), q at least 1.
+        returns: lower and upper bounds, (m,) each.
+    """
+    queries = len(values)
+    drawn = np.random.default_rng(0).integers(0, queries, (_RESAMPLES, queries))
+    drawn += queries * np.arange(_RESAMPLES)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=_RESAMPLES * queries).reshape(_RESAMPLES, queries)
+    low, high = np.percentile(times @ values / queries, [2.5, 97.5], axis=0)
+    return low, high
+
+
 class Series(NamedTuple):
     """Names one recall watched over time."""
 
@@ -119,6 +174,7 @@ class ScoreBook:
     def __init__(self) -> None:
         self._courses: dict[Series, _Course] = {}
         self._past: set[str] = set()
+        self._forward: dict[Series, tuple[float, int]] = {}
 
     def cells(self) -> tuple[Series, ...]:
         """Every series with a value, in the order of their first values."""
@@ -152,6 +208,15 @@ class ScoreBook:
         for course in self._of(task):
             course.learned = course.lowest = None
 
+    def rename(self, old: str, new: str) -> None:
+        """A task has another name; where that has values of its own, they stay, and the old one's are dropped."""
+        for series in [series for series in self._courses if series.task == old]:
+            course = self._courses.pop(series)
+            self._courses.setdefault(series._replace(task=new), course)
+        if old in self._past:
+            self._past.discard(old)
+            self._past.add(new)
+
     def now(self, task: str, direction: str, k: int, view: str) -> float | None:
         """The last recorded value; None where there is none."""
         course = self._courses.get(Series(task, direction, k, view))
@@ -178,6 +243,21 @@ class ScoreBook:
         """
         return _mean([c.now - c.learned for c in self._where(direction, k, view) if c.learned is not None])
 
+    def record_forward(self, task: str, direction: str, k: int, view: str, value: float, pairs: int) -> None:
+        """What the model knew of a task before it began: its recall then - that of chance. The last word counts."""
+        self._forward[Series(task, direction, k, view)] = value, pairs
+
+    def forward_pairs(self, task: str) -> int:
+        """Held-out pairs behind the task's forward transfer; 0 where none was recorded."""
+        return max((pairs for series, (_, pairs) in self._forward.items() if series.task == task), default=0)
+
+    def forward_transfer(self, direction: str, k: int, view: str) -> float | None:
+        """Mean over tasks but the first of the recall before the task began - that of chance; None without one.
+
+        Lopez-Paz & Ranzato 2017, whose R[i - 1, i] is the recall and b[i], of an untrained model, the chance.
+        """
+        return _mean([value for series, (value, _) in self._forward.items() if series[1:] == (direction, k, view)])
+
     def anytime_minimum(self, direction: str, k: int, view: str) -> float | None:
         """Mean over past tasks of the lowest value since learned, that one included; None without a past task.
 
@@ -201,6 +281,7 @@ class ScoreBook:
         return {
             "past": sorted(self._past),
             "series": [[*series, asdict(course)] for series, course in self._courses.items()],
+            "forward": [[*series, *value] for series, value in self._forward.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -215,9 +296,10 @@ class ScoreBook:
                 Series(task, direction, k, view): _Course(**course)
                 for task, direction, k, view, course in state["series"]
             }
+            forward = {Series(*of): (float(value), int(n)) for *of, value, n in state.get("forward", [])}
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"the score book cannot be read: {error!r}") from error
-        self._past, self._courses = past, courses
+        self._past, self._courses, self._forward = past, courses, forward
 
     def _of(self, task: str) -> Iterator[_Course]:
         return (course for series, course in self._courses.items() if series.task == task)

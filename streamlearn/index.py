@@ -1,184 +1,100 @@
-"""The vectors of one era, searched exactly with FAISS's kernels. It knows rows and inner products, nothing of clips.
+"""The vectors of one era, as the writer changes them; readers get a `PartitionView`.
 
-One thread writes a `Partition`; it hands out views, which never change and may be searched from any thread for ever.
-A partition is a main block that nobody writes to, a fresh block that is only appended to (a view sees a prefix of
-it), and one bit a vector that says whether it is live, copied for each view. So a view costs n / 8 bytes and what
-was written since the last; memory is that of the vectors. When the fresh block is full, or many vectors are dead,
-both become a new main block, while old views keep the old one.
+One thread writes; views never change and may be searched from any thread for ever. A partition is a main block that
+nobody writes to, a fresh one that is only appended to (a view sees a prefix of it), and one bit a vector that says
+whether it is live, copied for each view. When enough is fresh or dead, both become a new main block, beside the old
+one; it is swapped in whole, and old views keep the old one. A small main block is exact, a large one has lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from pathlib import Path
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
+from streamlearn.index_blocks import Block, FlatBlock, Mask, Rows, configure_faiss, packed
+from streamlearn.index_compact import compacted, settled
+from streamlearn.index_view import Layer, PartitionView
 from streamlearn.records import Vectors
 
-Rows = npt.NDArray[np.int64]
-Bits = npt.NDArray[np.uint8]  # packed booleans, the first in the lowest bit
+__all__ = ["Partition", "PartitionView", "Rows", "Sizes", "configure_faiss"]
 
-_LEAST_FRESH = 1024
+log = logging.getLogger(__name__)
+
+_ASKED = 64  # queries remembered, for the recall of the lists to be measured with
 
 
-def configure_faiss() -> None:
-    """Tune FAISS for this process; call it once, at start.
+@dataclass(frozen=True)
+class Sizes:
+    """When the index changes its shape, in vectors.
 
-    Its default takes the BLAS path only for batches of about a thousand queries, which makes smaller ones 10 to 25
-    times slower on one thread (FAISS pull request 5109).
+    Attributes:
+        flat_max: so many are searched exactly, in full precision; more lie in lists, in half precision.
+        fresh_min, fresh_max: so many fresh ones are put up with before a compaction, and between the two a quarter of
+            the main block. They are searched exactly, at some 4 MB a millisecond.
     """
-    faiss.cvar.distance_compute_blas_threshold = 1024
+
+    flat_max: int = 32_768
+    fresh_min: int = 1_024
+    fresh_max: int = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    rows: Rows  # (n,)
-    vectors: Vectors  # (n, d), contiguous
-    live: Bits  # (ceil(n / 8),)
-    live_count: int
+class _Fresh:
+    """Vectors in the order of arrival; what was appended does not change."""
 
-    def mask(self) -> npt.NDArray[np.bool_]:
-        return np.unpackbits(self.live, count=len(self.rows), bitorder="little").view(np.bool_)
+    def __init__(self, dim: int, room: int) -> None:
+        self.used = 0
+        self.rows: Rows = np.empty(room, np.int64)
+        self.vectors: Vectors = np.empty((room, dim), np.float32)  # memory that is not written to is not taken
+        self.live: Mask = np.zeros(room, np.bool_)
+        self.place: dict[int, int] = {}
 
-    def search(self, queries: Vectors, k: int, chosen: Bits | None) -> tuple[Vectors, Rows]:
-        """The best live vectors, unordered, at least k for each query where there are; others are (-inf, -1)."""
-        if chosen is not None:
-            scores, at = self._nearest(queries, min(k, len(self.rows)), chosen)
-            return scores, np.where(at < 0, -1, self.rows[at])
-        # FAISS uses BLAS only without a selection, and is many times faster with it. So ask for some more, drop the
-        # dead, and select only for the queries that are then short.
-        dead = len(self.rows) - self.live_count
-        scores, at = self._nearest(queries, min(len(self.rows), 2 * k + 16 if dead else k), None)
-        if dead:
-            scores[(self.live[at >> 3] >> (at & 7) & 1) == 0] = -np.inf
-            short = (scores > -np.inf).sum(axis=1) < min(k, self.live_count)
-            if short.any():
-                scores[short], at[short] = self._nearest(queries[short], at.shape[1], self.live)
-        return scores, np.where(scores > -np.inf, self.rows[at], -1)
+    def append(self, rows: Rows, vectors: Vectors, live: Mask | None = None) -> None:
+        end = self.used + len(rows)
+        if end > len(self.rows):
+            room = max(end, 2 * len(self.rows))
+            for name in ("rows", "vectors", "live"):
+                old = getattr(self, name)  # readers may have it
+                new = np.zeros((room, *old.shape[1:]), old.dtype)
+                new[: self.used] = old[: self.used]
+                setattr(self, name, new)
+        self.rows[self.used : end], self.vectors[self.used : end] = rows, vectors
+        self.live[self.used : end] = True if live is None else live
+        self.place.update(zip(rows.tolist(), range(self.used, end), strict=True))
+        self.used = end
 
-    def _nearest(self, queries: Vectors, k: int, chosen: Bits | None) -> tuple[Vectors, Rows]:
-        scores = np.empty((len(queries), k), np.float32)
-        at = np.empty((len(queries), k), np.int64)
-        selection = None if chosen is None else faiss.IDSelectorBitmap(len(chosen), faiss.swig_ptr(chosen))
-        # Decoders want the other cores. OpenMP keeps this number per thread and shares it with torch: the thread that
-        # learns searches too, and must not go on with one core.
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)
+    def kill(self, rows: Rows) -> int:
+        places = [place for row in rows.tolist() if (place := self.place.pop(row, None)) is not None]
+        self.live[places] = False
+        return len(places)
+
+    def layer(self) -> Layer:
+        live = self.live[: self.used]
+        block = FlatBlock(self.rows[: self.used], self.vectors[: self.used])
+        return Layer(block, packed(live), int(np.count_nonzero(live)))
+
+
+class _Job(threading.Thread):
+    """A new main block in the making."""
+
+    def __init__(self, make: Callable[[], Block], cut: int) -> None:
+        super().__init__(name="compaction")
+        self.made: Block | None = None
+        self.cut = cut  # so much of the fresh block goes into it
+        self.killed: list[Rows] = []  # since it began
+        self._make = make
+
+    def run(self) -> None:
         try:
-            faiss.knn_inner_product(
-                faiss.swig_ptr(queries),
-                faiss.swig_ptr(self.vectors),
-                self.vectors.shape[1],
-                len(queries),
-                len(self.rows),
-                k,
-                faiss.swig_ptr(scores),
-                faiss.swig_ptr(at),
-                selection,
-            )
-        finally:
-            faiss.omp_set_num_threads(threads)
-        scores[at < 0] = -np.inf
-        return scores, at
-
-
-class PartitionView:
-    """What a partition held at one moment; immutable, and safe in any thread for as long as anyone keeps it."""
-
-    def __init__(self, dim: int, blocks: Sequence[_Block]) -> None:
-        self.dim = dim
-        self._blocks = [block for block in blocks if block.live_count]
-
-    def __len__(self) -> int:
-        return sum(block.live_count for block in self._blocks)
-
-    @property
-    def rows(self) -> Rows:
-        """(n,) int64: the live rows, ascending."""
-        return self._directory[0]
-
-    def search(self, queries: Vectors, k: int, allowed: Rows | None = None) -> tuple[Vectors, Rows]:
-        """The k largest inner products.
-
-        Args:
-            queries: (q, d) float32.
-            k: answers wanted for each query.
-            allowed: only these rows may answer; others in it are passed over.
-
-        Returns:
-            scores: (q, k) float32, descending, -inf where there are no more; rows: (q, k) int64, -1 there.
-        """
-        queries = np.ascontiguousarray(queries, np.float32)
-        assert queries.shape == (len(queries), self.dim), f"queries {queries.shape}, dimension {self.dim}"
-        scores: list[Vectors] = [np.full((len(queries), k), -np.inf, np.float32)]
-        rows: list[Rows] = [np.full((len(queries), k), -1, np.int64)]
-        chosen: Sequence[Bits | None] = [None] * len(self._blocks) if allowed is None else self._choose(allowed)
-        for block, bits in zip(self._blocks, chosen, strict=True):
-            if len(queries) and k and (bits is None or bits.any()):
-                block_scores, block_rows = block.search(queries, k, bits)
-                scores.append(block_scores)
-                rows.append(block_rows)
-        all_scores, all_rows = np.hstack(scores), np.hstack(rows)
-        best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(all_scores, best, axis=1), np.take_along_axis(all_rows, best, axis=1)
-
-    def vectors(self, rows: Sequence[int] | Rows) -> Vectors:
-        """The stored vectors of rows.
-
-        Returns:
-            (n, d) float32, a copy.
-
-        Raises:
-            KeyError: a row is not live here.
-        """
-        wanted = np.asarray(rows, np.int64)
-        found, at = self._find(wanted)
-        if not found.all():
-            raise KeyError(int(wanted[~found][0]))
-        out = np.empty((len(wanted), self.dim), np.float32)
-        for block, inside, places in self._by_block(at):
-            out[inside] = block.vectors[places]
-        return out
-
-    @cached_property
-    def _directory(self) -> tuple[Rows, Rows]:
-        """Live rows, ascending, and where each stands when the blocks are laid end to end."""
-        empty = np.empty(0, np.int64)
-        at = np.flatnonzero(np.concatenate([empty.astype(np.bool_), *(block.mask() for block in self._blocks)]))
-        rows = np.concatenate([empty, *(block.rows for block in self._blocks)])[at]
-        order = np.argsort(rows, kind="stable")
-        return rows[order], at[order]
-
-    def _find(self, wanted: Rows) -> tuple[npt.NDArray[np.bool_], Rows]:
-        rows, at = self._directory
-        if not len(rows):
-            return np.zeros(len(wanted), np.bool_), np.empty(0, np.int64)
-        places = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
-        found: npt.NDArray[np.bool_] = rows[places] == wanted
-        return found, at[places[found]]
-
-    def _by_block(self, at: Rows) -> list[tuple[_Block, npt.NDArray[np.bool_], Rows]]:
-        split = []
-        begin = 0
-        for block in self._blocks:
-            inside = (at >= begin) & (at < begin + len(block.rows))
-            split.append((block, inside, at[inside] - begin))
-            begin += len(block.rows)
-        return split
-
-    def _choose(self, allowed: Rows) -> list[Bits]:
-        _, at = self._find(np.asarray(allowed, np.int64))
-        chosen = []
-        for block, _, places in self._by_block(at):
-            mask = np.zeros(len(block.rows), np.bool_)
-            mask[places] = True
-            chosen.append(np.packbits(mask, bitorder="little"))
-        return chosen
+            self.made = self._make()
+        except Exception:  # the old block goes on serving
+            log.exception("the index could not be compacted; it is tried again later")
 
 
 class Partition:
@@ -186,14 +102,19 @@ class Partition:
 
     Args:
         dim: of the vectors.
+        hints: file that remembers how the vectors lay in lists, for a quick start; it is never trusted with more.
+        sizes: when its shape changes.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, hints: Path | None = None, sizes: Sizes | None = None) -> None:
         self.dim = dim
+        self._hints, self._sizes = hints, sizes or Sizes()
         self._view: PartitionView | None = None
-        self._fresh = 0  # how much of the fresh block is used
-        self._dead = 0
-        self._settle(np.empty(0, np.int64), np.empty((0, dim), np.float32))
+        self._asked: deque[Vectors] = deque(maxlen=_ASKED)
+        self._job: _Job | None = None
+        self._install(FlatBlock(np.empty(0, np.int64), np.empty((0, dim), np.float32)))
+        self._fresh = _Fresh(dim, self._sizes.fresh_min)
+        self._retry_at = 0  # fresh vectors at which a compaction that failed is tried again
 
     def upsert(self, rows: Sequence[int] | Rows, vectors: Vectors) -> None:
         """Add rows or replace their vectors; the last of equal rows counts.
@@ -204,93 +125,109 @@ class Partition:
         """
         wanted, unique = self._unique(rows, vectors)
         self._kill(wanted)
-        if self._fresh + len(wanted) > len(self._fresh_rows):
-            live_rows, live_vectors = self._live()
-            self._settle(np.concatenate([live_rows, wanted]), np.concatenate([live_vectors, unique]))
-            return
-        begin, self._fresh = self._fresh, self._fresh + len(wanted)
-        self._fresh_rows[begin : self._fresh] = wanted
-        self._fresh_vectors[begin : self._fresh] = unique
-        self._fresh_live[begin : self._fresh] = True
-        self._fresh_at.update(zip(wanted.tolist(), range(begin, self._fresh), strict=True))
-        self._compact_where_dead()
+        self._fresh.append(wanted, unique.astype(np.float32, copy=False))
+        self._view = None
+        self._tend()
 
     def remove(self, rows: Sequence[int] | Rows) -> int:
         """Take rows out; those that are not there are passed over. Returns how many were."""
         killed = self._kill(np.asarray(rows, np.int64))
-        if killed:
-            self._compact_where_dead()
+        self._tend()
         return killed
 
-    def replace_all(self, rows: Sequence[int] | Rows, vectors: Vectors) -> None:
-        """Hold these and nothing else; arguments as those of `upsert`."""
-        self._settle(*self._unique(rows, vectors))
+    def replace_all(self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating]) -> None:
+        """Hold these and nothing else, at once; arguments as those of `upsert`, half precision will do."""
+        wanted, unique = self._unique(rows, vectors)
+        self.close()
+        self._job = None
+        self._install(settled(wanted, unique, flat_max=self._sizes.flat_max, hints=self._hints))
+        self._fresh = _Fresh(self.dim, self._sizes.fresh_min)
+        self._retry_at = 0
+        if len(wanted) > self._sizes.flat_max:
+            self._compact()  # what it came with may not be the best way to search it
 
     def view(self) -> PartitionView:
         """The present content, for readers; the same object until something changes."""
+        self._tend()
         if self._view is None:
-            fresh = slice(0, self._fresh)
-            self._view = PartitionView(
-                self.dim,
-                [
-                    _block(self._main_rows, self._main_vectors, self._main_live),
-                    _block(self._fresh_rows[fresh], self._fresh_vectors[fresh], self._fresh_live[fresh]),
-                ],
-            )
+            main = Layer(self._main, packed(self._live), len(self._live) - self._dead)
+            self._view = PartitionView(self.dim, [main, self._fresh.layer()], self._asked)
         return self._view
 
-    def _unique(self, rows: Sequence[int] | Rows, vectors: Vectors) -> tuple[Rows, Vectors]:
+    def close(self) -> None:
+        """Wait for work in the background to end."""
+        if self._job is not None:
+            self._job.join()
+
+    def _unique(
+        self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating]
+    ) -> tuple[Rows, npt.NDArray[np.floating]]:
         wanted = np.asarray(rows, np.int64)
         assert vectors.shape == (len(wanted), self.dim), f"vectors {vectors.shape}, {len(wanted)} x {self.dim} wanted"
+        if (np.diff(wanted) > 0).all():
+            return wanted, vectors
         unique, backwards = np.unique(wanted[::-1], return_index=True)
         return unique, vectors[len(wanted) - 1 - backwards]
 
     def _kill(self, rows: Rows) -> int:
         """Mark as dead; nothing moves."""
-        killed = 0
-        if len(self._main_rows):
-            at = np.minimum(np.searchsorted(self._main_rows, rows), len(self._main_rows) - 1)
-            at = np.unique(at[(self._main_rows[at] == rows) & self._main_live[at]])
-            self._main_live[at] = False
-            killed += len(at)
-        for row in rows.tolist():
-            place = self._fresh_at.pop(row, None)
-            if place is not None:
-                self._fresh_live[place] = False
-                killed += 1
-        self._dead += killed
+        if self._job is not None:
+            self._job.killed.append(rows)
+        killed = self._kill_main(rows) + self._fresh.kill(rows)
         if killed:
             self._view = None
         return killed
 
-    def _live(self) -> tuple[Rows, Vectors]:
-        fresh = slice(0, self._fresh)
-        live = self._fresh_live[fresh]
-        return (
-            np.concatenate([self._main_rows[self._main_live], self._fresh_rows[fresh][live]]),
-            np.concatenate([self._main_vectors[self._main_live], self._fresh_vectors[fresh][live]]),
-        )
+    def _kill_main(self, rows: Rows) -> int:
+        places = self._main.find(rows)
+        places = np.unique(places[(places >= 0) & self._live[places]]) if len(self._live) else places[:0]
+        self._live[places] = False
+        self._dead += len(places)
+        return len(places)
 
-    def _compact_where_dead(self) -> None:
-        self._view = None
-        if self._dead > max(_LEAST_FRESH, len(self._main_rows) // 4):
-            self._settle(*self._live())
+    def _tend(self) -> None:
+        """Swap in what is finished, and begin to compact where it is due."""
+        if self._job is not None:
+            if self._job.is_alive():
+                return
+            self._swap_in(self._job)
+        quarter = max(self._sizes.fresh_min, len(self._live) // 4)
+        enough = min(quarter, self._sizes.fresh_max) if not self._retry_at else self._retry_at
+        if self._fresh.used > enough or (self._dead > quarter and not self._retry_at):
+            self._compact()
 
-    def _settle(self, rows: Rows, vectors: Vectors) -> None:
-        """Make these, in new memory, the main block, and begin a fresh one; views keep what they have."""
-        order = np.argsort(rows, kind="stable")
-        self._main_rows: Rows = rows[order]
-        self._main_vectors: Vectors = np.ascontiguousarray(vectors[order], np.float32)
-        self._main_live = np.ones(len(rows), np.bool_)
-        room = max(_LEAST_FRESH, len(rows) // 4)  # memory that is not written to is not taken
-        self._fresh_rows: Rows = np.empty(room, np.int64)
-        self._fresh_vectors: Vectors = np.empty((room, self.dim), np.float32)
-        self._fresh_live = np.zeros(room, np.bool_)
-        self._fresh_at: dict[int, int] = {}
-        self._fresh = 0
+    def _compact(self) -> None:
+        cut, fresh = self._fresh.used, self._fresh
+        main, live, fresh_live = self._main, self._live.copy(), fresh.live[:cut].copy()
+        block = FlatBlock(fresh.rows[:cut], fresh.vectors[:cut])
+        asked, flat_max, hints = list(self._asked), self._sizes.flat_max, self._hints
+
+        def make() -> Block:
+            return compacted((main, live), (block, fresh_live), asked, flat_max=flat_max, hints=hints)
+
+        self._job = _Job(make, cut)
+        if len(live) + cut > self._sizes.flat_max:
+            self._job.start()
+        else:
+            self._job.run()  # it is done sooner than a thread has started
+            self._swap_in(self._job)
+
+    def _swap_in(self, job: _Job) -> None:
+        self._job = None
+        if job.made is None:
+            self._retry_at = 2 * max(self._fresh.used, self._sizes.fresh_min)
+            return
+        self._retry_at = 0
+        self._install(job.made)
+        old, self._fresh = self._fresh, _Fresh(self.dim, self._sizes.fresh_min)
+        later = slice(job.cut, old.used)
+        live = old.live[later]
+        self._fresh.append(old.rows[later][live], old.vectors[later][live])
+        for rows in job.killed:
+            self._kill_main(rows)
+
+    def _install(self, main: Block) -> None:
+        self._main = main
+        self._live: Mask = np.ones(len(main.rows), np.bool_)
         self._dead = 0
         self._view = None
-
-
-def _block(rows: Rows, vectors: Vectors, live: npt.NDArray[Any]) -> _Block:
-    return _Block(rows, vectors, np.packbits(live, bitorder="little"), int(np.count_nonzero(live)))

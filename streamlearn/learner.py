@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from streamlearn.contrast import KeyQueue, symmetric_loss
 from streamlearn.encoders import Towers
 from streamlearn.errors import StateError
+from streamlearn.evaluate import ranks, recall_at
 from streamlearn.momentum import coefficient, follow, pull
 from streamlearn.records import Frames, StepStats, Vectors
 from streamlearn.settings import LearnerSettings
@@ -194,7 +195,6 @@ def _array(x: Tensor) -> Vectors:
 
 
 def _in_batch_recall(video: Tensor, text: Tensor) -> float:
-    similarity = video @ text.T
-    own = similarity.diagonal()
-    hits = torch.cat([similarity.max(1).values <= own, similarity.max(0).values <= own])
-    return float(hits.float().mean())
+    scores = _array(video @ text.T)
+    own = np.arange(len(scores))
+    return recall_at(np.concatenate([ranks(scores, own), ranks(scores.T, own)]), 1)

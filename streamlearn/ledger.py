@@ -10,8 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from streamlearn.catalog import Catalog, ClipRow
+from streamlearn.catalog_learned import Seen
 from streamlearn.eras import Eras
 from streamlearn.frames import FrameStore
+from streamlearn.heldout import Footage, keep_back
 from streamlearn.metrics import OUTCOMES, Metrics
 from streamlearn.records import Clip, Event, Rejected, Vectors
 from streamlearn.source import DeadLetters
@@ -24,7 +26,7 @@ class Ledger:
     """The writer's side of everything that is kept about clips.
 
     Args:
-        heldout_ratio, heldout_max: which clips are held out, and how many a task is evaluated with.
+        heldout_ratio: share of the clips that is held out where their messages leave it open.
     """
 
     def __init__(
@@ -36,36 +38,43 @@ class Ledger:
         metrics: Metrics,
         *,
         heldout_ratio: float,
-        heldout_max: int,
     ) -> None:
         self._catalog, self._frames, self._eras = catalog, frames, eras
         self._dead_letters, self._metrics = dead_letters, metrics
-        self._ratio, self._max = heldout_ratio, heldout_max
+        self._ratio = heldout_ratio
         # A batch's frames are written while the next is learned; the store knows one writer at a time.
         self._writer, self._writes = ThreadPoolExecutor(1, "frames"), list[Future[None]]()
-        self._heldout: dict[str, int] = {}  # held-out clips by task
         self.counts = Counter(dict.fromkeys(OUTCOMES, 0))
 
-    def splits(self, clips: Sequence[Clip], task: str) -> list[str]:
-        """What each clip is for: "train", "heldout", or "extra" where the task has enough held-out clips."""
+    def splits(self, clips: Sequence[Clip]) -> list[str]:
+        """What each clip of a batch is for.
+
+        "train"; "heldout", a question; or "extra", neither learned from nor asked: a clip that would be held out but
+        was learned from, under this id or as the same footage under another, or one that shows what a held-out clip
+        shows. A clip that was held out stays so when it comes again and its message leaves the split open.
+        """
+        footages = [Footage.of(clip.sha256, clip.start_s, clip.end_s) for clip in clips]
+        sha256s = {clip.sha256 for clip in clips if clip.sha256}
+        held = self._catalog.learned.held_out([clip.video_id for clip in clips], list(sha256s))
+        trained: list[Seen] = []  # of this batch, so far
         out: list[str] = []
-        earlier: dict[str, str] = {}  # in this batch
-        if task not in self._heldout:
-            self._heldout[task] = len(self._catalog.heldout(task, self._max))
-        held = self._heldout[task]
-        for clip in clips:
+        for clip, footage in zip(clips, footages, strict=True):
+            this = Seen(clip.video_id, footage)
             split: str = split_of(clip.split, clip.video_id, self._ratio)
+            if clip.split == "auto" and any(other.video_id == clip.video_id for other in held):
+                split = "heldout"
+            twin = any(other.video_id != clip.video_id and footage.shares(other.footage) for other in held)
             if split == "heldout":
-                known = self._catalog.clip(clip.video_id)
-                before = earlier.get(clip.video_id) or (known.split if known else None)
-                if before is None and held < self._max:
-                    held += 1
-                elif before != "heldout":
-                    # Too many, or perhaps learned from under this id: a question on it would prove nothing.
-                    split = "extra"
-            earlier[clip.video_id] = split
+                same = any(other.video_id == clip.video_id or footage.shares(other.footage) for other in trained)
+                if twin or same or self._catalog.learned.was(clip.video_id, footage):
+                    split = "extra"  # a question on it would prove nothing, or is asked already
+                else:
+                    held.append(this)
+            elif twin:
+                split = "extra"  # it would teach the answer
+            else:
+                trained.append(this)
             out.append(split)
-        self._heldout[task] = held
         return out
 
     def settle(self) -> None:
@@ -78,11 +87,6 @@ class Ledger:
     def restore(self, counts: Mapping[str, int]) -> None:
         """The counts of a checkpoint; nothing else is remembered."""
         self.counts = Counter(dict.fromkeys(OUTCOMES, 0) | dict(counts))
-        self.recount()
-
-    def recount(self) -> None:
-        """A boundary moved clips to another task, or a tombstone took some: count the held-out ones anew."""
-        self._heldout.clear()
 
     def write(
         self,
@@ -125,7 +129,6 @@ class Ledger:
                     self._eras.remove([row])
                     self._frames.delete([row])
                     self._count("deleted")
-                    self.recount()
                     changed = True
             changed |= self._put(events, pending, splits, vectors, task, step)
         return changed
@@ -156,8 +159,6 @@ class Ledger:
         for i in places:
             self._count("learned" if splits[i] == "train" else "held_out")
         self._count("replaced", len(replaced))
-        if replaced:
-            self.recount()
         return bool(replaced)
 
     def _count(self, outcome: str, n: int = 1) -> None:
@@ -166,13 +167,14 @@ class Ledger:
 
 
 def _row(clip: Clip, split: str, task: str, step: int) -> ClipRow:
+    question, rest = keep_back(clip.captions) if split == "heldout" else (None, clip.captions)
     return ClipRow(
         row=0,
         video_id=clip.video_id,
         uri=clip.uri,
         start_s=clip.start_s,
         end_s=clip.end_s,
-        captions=clip.captions,
+        captions=rest,
         meta=clip.meta,
         time=clip.time,
         split=split,
@@ -182,4 +184,5 @@ def _row(clip: Clip, split: str, task: str, step: int) -> ClipRow:
         topic=clip.position.topic,
         partition=clip.position.partition,
         offset=clip.position.offset,
+        question=question,
     )

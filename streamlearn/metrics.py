@@ -29,7 +29,10 @@ class Metrics:
     median_rank: Gauge
     forgetting_ratio: Gauge
     backward_transfer_ratio: Gauge
+    forward_transfer_ratio: Gauge
     harmonic_mean_ratio: Gauge
+    anytime_minimum_ratio: Gauge
+    prequential_recall_ratio: Gauge
     eval_pairs: Gauge
     eval_age_seconds: Gauge
     train_loss: Gauge
@@ -42,6 +45,8 @@ class Metrics:
     task_info: Gauge
     stage_seconds: Histogram
     search_seconds: Histogram
+    era_bytes: Gauge
+    era_search_seconds: Gauge
     index_clips: Gauge
     index_stale_clips: Gauge
     index_carried_clips: Gauge
@@ -80,8 +85,25 @@ class Metrics:
                 "k",
                 "view",
             ),
+            forward_transfer_ratio=gauge(
+                "forward_transfer_ratio",
+                "Mean over tasks of recall before they began - that of chance.",
+                "direction",
+                "k",
+                "view",
+            ),
             harmonic_mean_ratio=gauge(
                 "harmonic_mean_ratio", "Harmonic mean of recall now over the tasks.", "direction", "k", "view"
+            ),
+            anytime_minimum_ratio=gauge(
+                "anytime_minimum_ratio",
+                "Mean over past tasks of the lowest recall since learned.",
+                "direction",
+                "k",
+                "view",
+            ),
+            prequential_recall_ratio=gauge(
+                "prequential_recall_ratio", "Recall@1 within the last batch, before it was learned from."
             ),
             eval_pairs=gauge("eval_pairs", "Held-out pairs behind a task's ratios.", "task"),
             eval_age_seconds=gauge("eval_age_seconds", "Time since the last evaluation."),
@@ -97,6 +119,10 @@ class Metrics:
                 "stage_seconds", "Time of the pipeline's stages, per batch.", _STAGE_BUCKETS, "stage"
             ),
             search_seconds=histogram("search_seconds", "Time of a search, by stage.", _SEARCH_BUCKETS, "stage"),
+            era_bytes=gauge("era_bytes", "Memory of an era: its vectors and its pair of encoders.", "era"),
+            era_search_seconds=gauge(
+                "era_search_seconds", "What the last query took in an era's part of the index.", "era"
+            ),
             index_clips=gauge("index_clips", "Clips that can be found."),
             index_stale_clips=gauge("index_stale_clips", "Clips of closed eras not yet re-encoded."),
             index_carried_clips=gauge(
@@ -117,6 +143,9 @@ class Metrics:
             learner_ok=gauge("learner_ok", "1: learning goes on; 0: it stopped on an error, reads go on."),
             build_info=Info(name("build"), "Version and model.", registry=registry),
         )
+        # 0 would be a perfect loss and a fresh index: until there is a value there is no number.
+        for unknown in (metrics.train_loss, metrics.prequential_recall_ratio, metrics.index_staleness_ratio):
+            unknown.set(float("nan"))
         # Closed label sets exist from the start, so that rate() sees the first increment.
         for outcome in OUTCOMES:
             metrics.clips_total.labels(outcome)

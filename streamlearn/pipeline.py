@@ -16,14 +16,16 @@ import numpy as np
 from safetensors import SafetensorError
 
 from streamlearn import allocator
+from streamlearn.drift_log import DriftLog
 from streamlearn.errors import SourceError, SourceLostError, TaskError
-from streamlearn.evaluator import Evaluator
+from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.mailbox import Mailbox
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, StepStats, Vectors
+from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.room import Room
 from streamlearn.settings import Settings
 from streamlearn.state import State
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 _MAY_PASS = (SourceError, OSError, sqlite3.OperationalError, SafetensorError)
 _ROOM_S = 2.0  # between two looks at a full disk
 _IDLE_SLICES = 16  # of re-encoding, before the feed is asked again
+_IDLE_WAIT_S = 1.0  # for an evaluation, likewise
 
 
 class Pipeline:
@@ -45,7 +48,7 @@ class Pipeline:
         learner: BMU-MoCo.
         ledger: writes what became of each record.
         boundaries: says when a task begins.
-        evaluator: recall and forgetting.
+        examiner: recall and forgetting, beside the loop.
         state: checkpoints and published snapshots.
         settings: the intervals.
     """
@@ -57,16 +60,19 @@ class Pipeline:
         learner: Learner,
         ledger: Ledger,
         boundaries: Boundaries,
-        evaluator: Evaluator,
+        examiner: Examiner,
         state: State,
         settings: Settings,
         metrics: Metrics,
     ) -> None:
         self.feed, self.learner, self.ledger, self.boundaries = feed, learner, ledger, boundaries
-        self.evaluator, self.state, self.settings, self.metrics = evaluator, state, settings, metrics
+        self.examiner, self.state, self.settings, self.metrics = examiner, state, settings, metrics
         self.room = Room(settings.state_dir, settings.checkpoint.min_free_bytes)
         self._stopping = threading.Event()
         self.mailbox = Mailbox(feed.wake)
+        self.drift_log = DriftLog(settings.state_dir) if settings.drift.log else None
+        self._outdated = False  # what was evaluated last is no longer what is served
+        self._unwritten = False  # scores are in no checkpoint yet
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
@@ -87,12 +93,13 @@ class Pipeline:
                     progress.state = "learning"
                     self.metrics.stage_seconds.labels("wait").observe(time.perf_counter() - start)
                     self.process(batch)
-                else:
-                    self.settle()
+                elif self.settle():
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
                         self.mailbox.wait()
-            if self.state.due("checkpoint", 1):
+            self.examiner.hurry()
+            self.collect(None)
+            if self.state.due("checkpoint", 1) or self._unwritten:
                 self.checkpoint()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
             log.exception(
@@ -113,15 +120,19 @@ class Pipeline:
         """One batch, from evaluation to checkpoint."""
         clips = {i: event for i, event in enumerate(batch) if isinstance(event, Clip)}
         explicit = self._operators_task(clips)
+        self.examiner.hurry()
         self._begin_task(explicit, batch)
-        if self.state.due("evaluate", self.settings.evaluate.interval_clips):
+        idle = self.collect() and self.examiner.affordable
+        if idle and self.state.due("evaluate", self.settings.evaluate.interval_clips):
             self.evaluate()  # first test, then learn
 
-        splits = dict(zip(clips, self.ledger.splits(list(clips.values()), self.state.task), strict=True))
+        splits = dict(zip(clips, self.ledger.splits(list(clips.values())), strict=True))
         train = [i for i in clips if splits[i] == "train"]
-        with self.metrics.stage_seconds.labels("learn").time():
-            vectors = self._held_out_keys(clips, [i for i in clips if splits[i] != "train"])
-            stats = self._learn(clips, train)
+        start = time.perf_counter()
+        vectors = self._held_out_keys(clips, [i for i in clips if splits[i] != "train"])
+        stats = self._learn(clips, train)
+        self.metrics.stage_seconds.labels("learn").observe(spent := time.perf_counter() - start)
+        self.examiner.earn(spent)
         if stats is not None:
             vectors |= dict(zip(train, stats.keys_video, strict=True))
             self.state.eras.note_captions(stats.keys_text)
@@ -140,23 +151,46 @@ class Pipeline:
         if self.state.due("checkpoint", self.settings.checkpoint.interval_clips):
             self.checkpoint()
 
-    def settle(self) -> None:
-        """The source is silent: finish what was put off."""
-        done = sum(self.state.eras.reencode() for _ in range(_IDLE_SLICES))
-        if done or self.state.due("publish", 1):
+    def settle(self) -> bool:
+        """The source is silent: finish what was put off, some of it; returns whether all is done."""
+        slices = [self.state.eras.reencode() for _ in range(_IDLE_SLICES)]
+        if any(slices) or self.state.due("publish", 1):
             self.state.publish()
-        if self.state.due("evaluate", 1):
-            self.evaluate()
-        if self.state.due("checkpoint", 1):
+        self._outdated |= any(slices) or self.state.due("evaluate", 1)
+        if self._outdated and not slices[-1] and self.collect():
+            self.evaluate(leisurely=True)
+            self._outdated = False
+        settled = self.collect(_IDLE_WAIT_S) and not slices[-1]
+        if self.state.due("checkpoint", 1) or (settled and self._unwritten):
             self.checkpoint()
+        return settled
 
-    def evaluate(self) -> None:
-        """Measure recall and forgetting on what is served now."""
-        with self.metrics.stage_seconds.labels("evaluate").time():
-            self.ledger.settle()  # or the newest held-out clips would count as clips without frames
-            snapshot = self.state.publish()
-            self.state.staleness_ratio = self.evaluator.run(snapshot, self.state.tasks.names(), self.state.clips)
-            self.state.done("evaluate")
+    def evaluate(self, *, leisurely: bool = False) -> None:
+        """Have recall and forgetting measured on what is served now, within the budget or at leisure."""
+        self.ledger.settle()  # or the newest held-out clips would count as clips without frames
+        snapshot = self.state.publish()
+        self.examiner.begin(snapshot, self.state.tasks.names(), self.state.clips, leisurely=leisurely)
+        self.state.done("evaluate")
+
+    def collect(self, wait_s: float | None = 0.0) -> bool:
+        """Write down what was measured; returns whether nothing is being measured now."""
+        idle, found = self.examiner.collect(wait_s)
+        self._unwritten |= bool(found)
+        for measured in found:
+            if measured.staleness_ratio is not None:
+                self.state.staleness_ratio = measured.staleness_ratio
+        return idle
+
+    def roll_back(self, number: int, resume_from: ResumeFrom) -> Rollback:
+        """Go back to an older generation; from this pipeline's thread, as `State.roll_back` says."""
+        self.examiner.hurry()
+        self.collect(None)  # what is being measured now is of the time that is left, and must not be found after it
+        done = self.state.roll_back(number, resume_from)
+        self.examiner.scoreboard.restart()
+        self._outdated, self._unwritten = True, False
+        if resume_from == "generation":
+            self.feed.rewind(self.state.offsets)
+        return done
 
     def checkpoint(self) -> None:
         """Make everything so far durable; the source is told afterwards.
@@ -177,7 +211,7 @@ class Pipeline:
                 if self._stopping.wait(delay_s):
                     return
                 delay_s = min(2 * delay_s, 30.0)
-        progress.detail = None
+        progress.detail, self._unwritten = None, False
         self.feed.commit(self.state.offsets)
         allocator.trim()
 
@@ -205,6 +239,8 @@ class Pipeline:
             [clip.video_id for clip in chosen],
         )
         self.metrics.train_loss.set(stats.loss)
+        if len(train) > 1:  # one clip is always found among one
+            self.metrics.prequential_recall_ratio.set(stats.recall)
         self.state.progress.loss = stats.loss
         return stats
 
@@ -230,17 +266,27 @@ class Pipeline:
         current = self.state.tasks.current
         boundary = self.boundaries.announced(explicit, current=current.name if current else None)
         if boundary is not None:
-            self._start_task(boundary, batch)
+            self.start_task(boundary, batch)
 
     def _look_for_boundary(self, stats: StepStats, explicit: str | None) -> None:
         keys = np.concatenate([stats.keys_video, stats.keys_text], axis=1)  # (n, 2 d)
-        boundary = self.boundaries.update(keys, explicit_task=explicit)
-        self.metrics.drift_score.labels(self.settings.drift.detector).set(self.boundaries.score)
-        self.state.progress.drift_score = self.boundaries.score
+        suspected = boundary = self.boundaries.update(keys, explicit_task=explicit)
+        score, threshold = self.boundaries.score, self.boundaries.threshold
+        self.metrics.drift_score.labels(self.settings.drift.detector).set(score)
+        self.state.progress.drift_score = score
+        if suspected is not None and self.state.judge is not None:
+            self.ledger.settle()  # the newest clips' frames
+            boundary = self.state.judge.judge(suspected, self.state.task, self.learner.steps).boundary
+        outcome = "drift" if boundary else "refused" if suspected else ""
+        if outcome == "refused":
+            self.boundaries.refuse()
+        if self.drift_log is not None:
+            self.drift_log.append(stats, keys, self.state.clips, (score, threshold, outcome))
         if boundary is not None:
-            self._start_task(boundary, ())
+            self.start_task(boundary, ())
 
-    def _start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
+    def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
+        """Act on a boundary; from the pipeline's thread."""
+        self.collect(None)  # what was measured while the task was current counts as learned
         self.state.start_task(boundary, batch)
-        self.ledger.recount()
         self.metrics.task_boundaries_total.labels(boundary.cause).inc()

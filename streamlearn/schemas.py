@@ -95,18 +95,23 @@ class Query(BaseModel):
     """What is looked for: exactly one of these."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, json_schema_extra={"minProperties": 1, "maxProperties": 1}
+        extra="forbid", strict=True, frozen=True, json_schema_extra={"minProperties": 1, "maxProperties": 2}
     )
 
     text: QueryText | None = None
     video_id: VideoId | None = Field(None, description="Clips like this one, which is known here.")
     uri: _Uri | None = Field(None, description="Clips like this video; the `media` settings say what may be fetched.")
     vector: _Vector | None = Field(None, description="An embedding of the served model.")
+    model_version: str | None = Field(
+        None, max_length=256, description="Of the answer that a vector came from; another model's is refused."
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if sum(value is not None for value in (self.text, self.video_id, self.uri, self.vector)) != 1:
             raise ValueError("must have exactly one of text, video_id, uri and vector")
+        if self.model_version is not None and self.vector is None:
+            raise ValueError("model_version says which model made a vector; leave it out without one")
         return self
 
 

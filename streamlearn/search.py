@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog import Catalog, ClipRow
-from streamlearn.era_view import EraView
+from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
 from streamlearn.metrics import Metrics
+from streamlearn.queries import Encode, Queries, Submit
 from streamlearn.records import Offsets, Vectors
 from streamlearn.schemas import AsOf, SearchAnswer, SearchRequest, SearchResult, Staleness, thumbnail_url
 from streamlearn.settings import SearchSettings
+from streamlearn.text_stack import TextStack, stacked
 
 _MOST_PARTITIONS = 64  # told one by one in an answer
 
 Rows = npt.NDArray[np.int64]
-#: Encodes the queries for one era: (q, d).
-Encode = Callable[[EraView], Vectors]
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,38 @@ class Searcher:
         catalog, frames: what results are made of.
         settings: limits, and how eras are asked.
         metrics: gets the time of the stages "encode" and "index".
+        submit: hands a query's video to the decoders; None: videos are not fetched.
+        decode_timeout_s: longest wait for them.
     """
 
-    def __init__(self, catalog: Catalog, frames: FrameStore, settings: SearchSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        frames: FrameStore,
+        settings: SearchSettings,
+        metrics: Metrics,
+        *,
+        submit: Submit | None = None,
+        decode_timeout_s: float = 30.0,
+    ) -> None:
         self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
+        self._queries = Queries(catalog, frames, submit, timeout_s=decode_timeout_s)
         self.snapshot: Snapshot | None = None
+        self._sealed: tuple[QueryEncoder, ...] = ()
+        self._stack: TextStack | None = None  # of the sealed eras, which stay; the current one changes all the time
 
     def publish(self, snapshot: Snapshot) -> None:
         """Serve this from now on; searches under way end on the one they began with."""
+        sealed = tuple(era.encoder for era in snapshot.eras[:-1])
+        if self._settings.mode == "eras" and sealed != self._sealed:
+            self._sealed, self._stack = sealed, stacked(sealed)
+        served = {str(era.number): era for era in snapshot.eras}
+        if self.snapshot is not None:
+            for gone in {str(era.number) for era in self.snapshot.eras} - set(served):
+                for gauge in (self._metrics.era_bytes, self._metrics.era_search_seconds):
+                    gauge.remove_by_labels({"era": gone})
+        for number, era in served.items():
+            self._metrics.era_bytes.labels(number).set(era.partition.nbytes + era.encoder.nbytes)
         self.snapshot = snapshot
 
     def ask(
@@ -83,6 +106,7 @@ class Searcher:
         limit = min(limit, len(snapshot))
         scores, rows, numbers = [], [], []
         single = self._settings.mode == "single"
+        encoding = searching = 0.0
         for era in snapshot.eras:
             start = time.perf_counter()
             # One encoder for all: today's, which the last era holds.
@@ -95,18 +119,19 @@ class Searcher:
             scores.append(found)
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))
-            self._metrics.search_seconds.labels("encode").observe(encoded - start)
-            self._metrics.search_seconds.labels("index").observe(time.perf_counter() - encoded)
+            encoding += encoded - start
+            taken = time.perf_counter() - encoded
+            searching += taken
+            self._metrics.era_search_seconds.labels(str(era.number)).set(taken)
+        self._metrics.search_seconds.labels("encode").observe(encoding)
+        self._metrics.search_seconds.labels("index").observe(searching)
         if not scores:
             empty = np.zeros((0, 0), np.int64)
             return np.zeros((0, 0), np.float32), empty, empty
         merged, merged_rows, merged_numbers = (np.concatenate(part, axis=1) for part in (scores, rows, numbers))
         order = np.argsort(-merged, axis=1, kind="stable")[:, :limit]
-        return (
-            np.take_along_axis(merged, order, 1),
-            np.take_along_axis(merged_rows, order, 1),
-            np.take_along_axis(merged_numbers, order, 1),
-        )
+        line = np.arange(len(merged))[:, None]
+        return merged[line, order], merged_rows[line, order], merged_numbers[line, order]
 
     def search(self, request: SearchRequest) -> SearchAnswer:
         """Answer one request.
@@ -145,7 +170,7 @@ class Searcher:
         limit = wanted + 8
         while True:
             scores, rows, _ = self.ask(snapshot, encode, limit, allowed)
-            clips = self._catalog.clips(rows.ravel().tolist())  # -1 is no row
+            clips = self._clips(rows.ravel().tolist())
             live = [
                 (score, clips[row])
                 for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True)
@@ -155,19 +180,19 @@ class Searcher:
                 return live
             limit *= 2
 
+    def _clips(self, rows: list[int]) -> dict[int, ClipRow]:
+        """Live clips by the row they were found by; one that was replaced since the snapshot stands for the old one."""
+        clips = self._catalog.clips(rows)  # -1 is no row
+        missing = [row for row in rows if row >= 0 and row not in clips]
+        if missing:
+            clips |= {old: clip for old, clip in self._catalog.successors(missing).items() if clip.row not in clips}
+        return clips
+
     def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
-        query = request.query
-        if query.text is not None:
-            text = query.text
-            return lambda era: era.encoder.texts([text])
-        if query.video_id is not None:
-            clip = self._catalog.clip(query.video_id)
-            frames = self._frames.get(clip.row) if clip else None
-            if frames is None:
-                raise SearchError(f"no frames of video {query.video_id!r} are kept here", status=404)
-            batch = np.stack([frames])
-            return lambda era: era.encoder.clips(batch)
-        raise SearchError("query by uri or vector is not offered by this version; use text or video_id", status=422)
+        if request.query.text is not None and self._stack is not None:
+            self._stack.prime([request.query.text])
+        dim = snapshot.eras[-1].partition.dim if snapshot.eras else 0
+        return self._queries.encoder(request.query, dim=dim, model_version=snapshot.model_version)
 
     def _result(
         self, rank: int, score: float, clip: ClipRow, step: int, request: SearchRequest, snapshot: Snapshot
@@ -176,8 +201,9 @@ class Searcher:
         vector = None
         if "vector" in request.include:
             row = np.asarray([clip.row], np.int64)
+            # None for a clip that has replaced one since the snapshot.
             vector = next(
-                era.partition.vectors(row)[0].tolist() for era in snapshot.eras if clip.row in era.partition.rows
+                (era.partition.vectors(row)[0].tolist() for era in snapshot.eras if era.partition.holds(row)[0]), None
             )
         return SearchResult(
             rank=rank,

@@ -12,15 +12,17 @@ from streamlearn.feed import Feed
 from streamlearn.metrics import KS
 from streamlearn.schemas import SearchAnswer, SearchRequest
 from streamlearn.search import Searcher, nested
+from streamlearn.service_evaluation import EvaluationService
 from streamlearn.state import State
 
 _EXAMPLES = 5
 
 
-class DaemonService:
+class DaemonService(EvaluationService):
     """An `api.Service` over the running daemon."""
 
     def __init__(self, state: State, searcher: Searcher, feed: Feed, *, source: str, heldout_max: int) -> None:
+        super().__init__(state)
         self._state, self._searcher, self._feed, self._source = state, searcher, feed, source
         self._heldout_max = heldout_max
         self._catalog, self._frames = state.catalog, state.frames
@@ -56,10 +58,6 @@ class DaemonService:
             facts["forgetting"] = {view: book.forgetting(task.name, "t2v", 5, view) for view in ("served", "learner")}
             out.append(facts)
         return out
-
-    def scores(self) -> dict[str, Any]:
-        """The matrix of tasks and time."""
-        return {"points": [dataclasses.asdict(score) for score in self._catalog.scores()]}
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
@@ -98,5 +96,5 @@ class DaemonService:
         snapshot = self._searcher.snapshot
         if snapshot is None:
             return []
-        rows = [int(era.partition.rows[-1]) for era in snapshot.eras if len(era.partition)][-_EXAMPLES:]
+        rows = [era.partition.newest for era in snapshot.eras if len(era.partition)][-_EXAMPLES:]
         return [clip.captions[0] for clip in self._catalog.clips(rows).values()]

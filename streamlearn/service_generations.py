@@ -8,7 +8,7 @@ from streamlearn.checkpoint import Generations
 from streamlearn.errors import StateError
 from streamlearn.generation_facts import overview
 from streamlearn.pipeline import Pipeline
-from streamlearn.rollback import ResumeFrom, Rollback
+from streamlearn.rollback import ResumeFrom
 
 _PATIENCE_S = 60.0  # for the batch, or the checkpoint, that is under way
 
@@ -47,11 +47,4 @@ class GenerationsService:
         if resume_from == "generation" and not pipeline.feed.can_rewind:
             raise StateError("this source cannot be read again while the daemon runs: stop it, or resume from latest")
 
-        def work() -> Rollback:
-            done = pipeline.state.roll_back(number, resume_from)
-            pipeline.evaluator.restart()
-            if resume_from == "generation":
-                pipeline.feed.rewind(pipeline.state.offsets)
-            return done
-
-        return vars(pipeline.mailbox.ask(work, _PATIENCE_S)).copy()
+        return vars(pipeline.mailbox.ask(lambda: pipeline.roll_back(number, resume_from), _PATIENCE_S)).copy()

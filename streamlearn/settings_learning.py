@@ -110,16 +110,45 @@ class DriftSettings(Section):
     """The detector of task boundaries: a normalised mean shift of the batch embeddings."""
 
     detector: Literal["mean_shift", "none"] = Field("mean_shift", description="none: boundaries only by the operator.")
-    threshold: float = Field(5.0, gt=1, description="Of the statistic, whose mean is 1 where nothing drifts.")
-    window_batches: int = Field(2, ge=1, description="Batches that are compared with the reference.")
-    reference_batches: int = Field(48, ge=8, description="Batches the window is compared with at most.")
+    clips_per_false_boundary: float = Field(
+        100_000, ge=1000, description="About one false boundary in so many clips: the threshold follows from it."
+    )
+    threshold: float = Field(
+        0.0, ge=0, description="Of the statistic, whose mean is 1 where nothing drifts; 0: calibrated on the stream."
+    )
+    window_batches: int = Field(2, ge=1, description="Batches that are compared with those before them.")
+    reference_batches: int = Field(16, ge=4, description="So many before them, at most.")
+    slow_window_batches: int = Field(
+        8, ge=0, description="The same for a change that comes slowly; 0: look for none. Only with frozen_judge."
+    )
+    slow_reference_batches: int = Field(48, ge=8, description="So many before those, at most.")
     warmup_batches: int = Field(
         8, ge=2, description="Batches before a boundary can be found, at the start and after each."
     )
-    cooldown_batches: int = Field(24, ge=0, description="Batches after a boundary in which none is found.")
+    cooldown_batches: int = Field(
+        24, ge=0, description="Batches after a boundary in which what grows slowly is taken for the rest of it."
+    )
+    frozen_judge: bool = Field(
+        True,
+        description="A frozen copy of the encoders at the start looks at some stored clips before and after a suspected"
+        " boundary, and refuses it where only the encoder has moved. Costs memory for one more pair.",
+    )
+    revisits: bool = Field(
+        True,
+        description="A task that returns is continued under its name, in a new era. Needs frozen_judge.",
+    )
+
+    log: bool = Field(
+        True,
+        description="Keep what the detector saw in state_dir/drift.jsonl, 16 MiB at most, for `tasks tune`.",
+    )
 
     @model_validator(mode="after")
     def _fillable(self) -> DriftSettings:
         if self.warmup_batches > self.reference_batches:
             raise ValueError("warmup_batches may not exceed reference_batches, which would never hold them")
+        if self.slow_window_batches and self.slow_reference_batches < self.warmup_batches:
+            raise ValueError("warmup_batches may not exceed slow_reference_batches, which would never hold them")
+        if 0 < self.threshold <= 1:
+            raise ValueError("threshold must be above 1, the statistic's mean without drift, or 0")
         return self

@@ -19,9 +19,18 @@ class EvaluateSettings(Section):
     heldout_max_per_task: int = Field(
         200,
         ge=1,
-        description="Held-out pairs evaluated per task; further ones are searchable and not learned from.",
+        description="Held-out pairs a task is evaluated with, a fair sample; the others are not learned from either.",
     )
     interval_clips: int = Field(1_000, ge=1, description="Clips between evaluations.")
+    budget_ratio: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="Time of evaluations while clips arrive, as a share of the learner's; a silent source waits not.",
+    )
+    pool_clips: int = Field(
+        1_000, ge=10, description="Size of the fixed pool of the view pool, in which recall is comparable over time."
+    )
     min_pairs: int = Field(5, ge=1, description="A task with fewer held-out pairs has no gauges.")
 
 
@@ -44,9 +53,9 @@ class SearchSettings(Section):
         description="Eras at most, each with its encoders; beyond, the two whose merge costs least are merged.",
     )
     merge_loss: float | None = Field(
-        0.0,
+        None,
         description="Two eras in a row are merged where held-out clips lose no more mean reciprocal rank by it;"
-        " null: never.",
+        " null: never. Not validated beyond its tests.",
     )
     snapshot_interval_clips: int = Field(
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."

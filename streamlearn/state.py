@@ -26,11 +26,12 @@ from streamlearn.eras import Eras
 from streamlearn.errors import StateError, StreamlearnError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.frames import FrameStore
+from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.lineage import Reading
 from streamlearn.metrics import Metrics
-from streamlearn.records import Event, Partition
+from streamlearn.records import Clip, Event, Partition, Position
 from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.search import Searcher, Snapshot
 from streamlearn.source import DeadLetters
@@ -65,6 +66,7 @@ class State:
         eras: Eras,
         ledger: Ledger,
         detector: Detector,
+        judge: Judge | None,
         book: ScoreBook,
         catalog: Catalog,
         frames: FrameStore,
@@ -74,7 +76,8 @@ class State:
         metrics: Metrics,
         reading: Reading,
     ) -> None:
-        self.learner, self.eras, self.ledger, self.detector, self.book = learner, eras, ledger, detector, book
+        self.learner, self.eras, self.ledger, self.book = learner, eras, ledger, book
+        self.detector, self.judge = detector, judge
         self.catalog, self.frames, self.generations = catalog, frames, generations
         self.searcher, self.dead_letters, self.metrics = searcher, dead_letters, metrics
         self.reading = reading
@@ -141,17 +144,62 @@ class State:
             position=batch[0].position if batch else None,
             era=self.eras.current.number + (before is not None),
         )
-        log.info("task %s begins: %s, score %s", task.name, boundary.cause, boundary.score)
         if before is None:
             self.eras.current.task = task.name
         else:
             self.ledger.settle()  # the era is judged by held-out clips, and its clips are encoded anew
+            if self.judge is not None:
+                self.judge.close(before.name, since_step)
             self.eras.start(task.name, since_step)
             self.learner.start_task()
             self.book.close_task(before.name)
+        self._log_boundary(batch)
         self.book.open_task(task.name)
+        self._show_tasks()
+
+    def _show_tasks(self) -> None:
         for name in self.tasks.names():
-            self.metrics.task_info.labels(name).set(name == task.name)
+            self.metrics.task_info.labels(name).set(name == self.task)
+
+    def relabel(self, old: str, new: str, *, merge: bool) -> None:
+        """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, gauges.
+
+        Raises:
+            TaskError: there is no such task, or the new name cannot be used so.
+        """
+        self.tasks.rename(old, new, merge=merge)
+        with self.catalog.transaction():
+            for era in self.eras.eras:
+                if era.task == old:
+                    self.catalog.move(from_era=era.number, since_step=0, to_era=era.number, to_task=new)
+                    era.task = new
+        self.book.rename(old, new)
+        if self.judge is not None:
+            self.judge.memory.rename(old, new)
+        self.metrics.task_info.remove(old)
+        self._show_tasks()
+        log.info("task %s is now %s%s", old, "part of " if merge else "", new)
+
+    def _log_boundary(self, batch: Sequence[Event]) -> None:
+        """With the first clip of the task, which is known now, and all that the detector said."""
+        task = self.tasks.current
+        assert task is not None
+        rows = self.eras.current.partition.view().rows
+        first = next((event for event in batch if isinstance(event, Clip)), None)
+        if first is not None:
+            task = self.tasks.locate(first.position, first.video_id)
+        elif len(rows) and (clip := self.catalog.clips([int(rows.min())]).get(int(rows.min()))) is not None:
+            task = self.tasks.locate(Position(clip.topic, clip.partition, clip.offset), clip.video_id)
+        log.info(
+            "task %s %s: %s, score %s above %s, shift %s, %d steps ago, first clip %s at %s",
+            task.name,
+            "returns" if any(t.name == task.name for t in self.tasks.tasks[:-1]) else "begins",
+            task.cause,
+            *(None if value is None else round(value, 2) for value in (task.score, task.threshold, task.shift)),
+            task.onset_steps_ago,
+            task.first_clip,
+            task.position,
+        )
 
     def publish(self) -> Snapshot:
         """Serve everything up to now."""
@@ -192,6 +240,8 @@ class State:
         number = self.catalog.generation
         tensors = self.learner.state_dict() | self.eras.tensors()
         tensors["detector"] = {name: torch.from_numpy(np.array(a)) for name, a in self.detector.state_dict().items()}
+        if self.judge is not None:
+            tensors["memory"] = {"means": torch.from_numpy(self.judge.memory.state_dict()["means"])}
         if self.generations.current() != number:  # else: published, but then the disk was full
             self.generations.write(Generation(number, self.offsets, self._facts(), tensors, self.eras.sealed()))
             self.catalog.sync()
@@ -297,6 +347,7 @@ class State:
             "tasks": self.tasks.state_dict(),
             "eras": self.eras.state(),
             "book": self.book.state_dict(),
+            "memory": None if self.judge is None else self.judge.memory.state_dict()["facts"],
             "staleness_ratio": self.staleness_ratio,
         }
 
@@ -311,9 +362,16 @@ class State:
             log.warning("%d clips keep vectors that were made otherwise: %s", self.carried_clips(), changed)
         self.ledger.restore(facts["counts"])
         self.tasks = TaskLog.from_state(facts["tasks"])
+        self.metrics.task_info.clear()  # tasks that a rollback left never happened
+        self._show_tasks()
         self.book.load_state_dict(facts["book"])
         self.staleness_ratio = facts["staleness_ratio"]
         self.learner.load_state_dict(generation.tensors)
         self.eras.restore(facts["eras"], generation.tensors)
+        if self.judge is not None:
+            memory, means = facts.get("memory"), generation.tensors.get("memory", {}).get("means", torch.zeros(0, 0))
+            known = self.judge.memory.load_state_dict(memory or {"frame": "", "tasks": []}, means.numpy())
+            if memory and not known:
+                log.warning("the encoders at the start are others than before: earlier tasks are not recognised")
         if "detector" in generation.tensors:
             self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})

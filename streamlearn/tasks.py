@@ -54,12 +54,16 @@ class Boundary:
         onset_steps_ago: how many of the newest learner steps already belong to the new task; 0 where the boundary is
             known before its first batch is learned.
         name: of the task, or None for the next free one.
+        threshold: that the detector compared the score with.
+        shift: by which the frozen encoders (`streamlearn.judge`) saw the stream move; about 1 where it does not.
     """
 
     cause: Cause
     score: float | None = None
     onset_steps_ago: int = 0
     name: str | None = None
+    threshold: float | None = None
+    shift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,10 @@ class Task:
         cause, score, onset_steps_ago: of the boundary that began it (`Boundary`).
         started_step: learner steps made before it, by its onset.
         started_clips: clips processed before it was noticed.
-        position: of the first clip after that.
+        position: of its first clip, by its onset.
         ended_step, ended_clips: the next one's `started_step` and `started_clips`; None for the current task.
+        threshold, shift: of the boundary that began it.
+        first_clip: the video_id at `position`; None where it is not (yet) known.
     """
 
     name: str
@@ -86,6 +92,9 @@ class Task:
     position: Position | None
     ended_step: int | None = None
     ended_clips: int | None = None
+    threshold: float | None = None
+    shift: float | None = None
+    first_clip: str | None = None
 
 
 class TaskLog:
@@ -174,9 +183,34 @@ class TaskLog:
             started_step=step,
             started_clips=clips,
             position=position,
+            threshold=boundary.threshold,
+            shift=boundary.shift,
         )
         self._tasks.append(task)
         return task
+
+    def locate(self, position: Position, video_id: str) -> Task:
+        """Say with which clip the current task began, where that is known only after the boundary."""
+        self._tasks[-1] = replace(self._tasks[-1], position=position, first_clip=video_id)
+        return self._tasks[-1]
+
+    def rename(self, old: str, new: str, *, merge: bool) -> None:
+        """Give a task another name; with `merge` that of another task, of which it is a part from now on.
+
+        Raises:
+            TaskError: there is no such task, or the new name cannot be used so.
+        """
+        names = self.names()
+        for name in (old, new) if merge else (old,):
+            if name not in names:
+                raise TaskError(f"there is no task {name!r}")
+        if old == new or (not merge and new in names):
+            raise TaskError(
+                f"task {new!r} exists already" + ("" if merge else "; merge the two, or choose another name")
+            )
+        if not 1 <= len(new) <= 64 or not new.isprintable():
+            raise TaskError(f"task name {new[:64]!r}: must be 1 to 64 printable characters")
+        self._tasks = [replace(task, name=new) if task.name == old else task for task in self._tasks]
 
     def close(self, *, step: int, clips: int) -> Task | None:
         """End the current task, if there is one, and return it.
@@ -240,6 +274,11 @@ class Boundaries:
         """The detector's statistic."""
         return self._detector.score
 
+    @property
+    def threshold(self) -> float:
+        """What it is compared with; 0 where there is too little to compare."""
+        return self._detector.threshold
+
     def announced(self, explicit_task: str | None, *, current: str | None) -> Boundary | None:
         """The boundary that is known before the batch is learned: the first of all, or an operator's.
 
@@ -265,7 +304,13 @@ class Boundaries:
         self._detector.update(embeddings)
         if not self._detector.drift_detected or explicit_task is not None:
             return None
-        return Boundary("drift", self.score, self._detector.onset_batches_ago)
+        return Boundary(
+            "drift", self.score, self._detector.onset_batches_ago, threshold=self._detector.threshold or None
+        )
+
+    def refuse(self) -> None:
+        """The drift that was just reported is none: the detector goes on as if it had not."""
+        self._detector.refuse()
 
     def restart(self) -> None:
         """Somebody has begun a task here: what came before is no reference for what comes."""

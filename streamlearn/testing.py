@@ -16,6 +16,7 @@ from streamlearn.errors import SearchError
 from streamlearn.records import Offsets, Partition, Record
 from streamlearn.schemas import SearchAnswer, SearchRequest, SearchResult, thumbnail_url
 from streamlearn.source import EndOfStream
+from streamlearn.testing_evaluation import fake_evaluation, fake_scores
 
 _COLOURS = {"red": "#d8453e", "blue": "#3d6fd6", "green": "#3a9a5b", "yellow": "#e3b23c", "purple": "#8a52c7"}
 _SHAPES = ("ball", "square", "triangle")
@@ -193,26 +194,15 @@ class FakeService:
             for i, name in enumerate(names)
         ]
 
-    def scores(self) -> dict[str, Any]:
-        """Recall@5 of every task, slowly falling."""
-        names = sorted({clip.task for clip in self.clips})
-        points = [
-            {
-                "clips_seen": 250 * n,
-                "step": 8 * n,
-                "time": "2024-05-01T12:00:00Z",
-                "task": name,
-                "direction": "t2v",
-                "k": 5,
-                "view": view,
-                "value": (0.9 if view == "served" else 0.85) - (0.004 if view == "served" else 0.04) * (n - 4 * i) % 1,
-                "pairs": 50,
-            }
-            for i, name in enumerate(names)
-            for n in range(4 * i, 4 * len(names))
-            for view in ("served", "learner")
-        ]
-        return {"points": points, "forgetting": {}}
+    def scores(
+        self, task: str | None, direction: str | None, k: int | None, view: str | None, most: int
+    ) -> dict[str, Any]:
+        """Recall@5 of every task, whatever is asked for."""
+        return fake_scores(sorted({clip.task for clip in self.clips}))
+
+    def evaluation(self) -> dict[str, Any]:
+        """Of the same numbers."""
+        return fake_evaluation([(clip.video_id, clip.caption, clip.task) for clip in self.clips])
 
     def status(self) -> dict[str, Any]:
         """A daemon that learns."""

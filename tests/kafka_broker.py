@@ -53,12 +53,14 @@ class KafkaBroker:
         bootstrap: "host:port", no authentication.
         secure: "host:port" by listener, of a broker of our own: SASL and SASLTLS (PLAIN, SCRAM, OAUTHBEARER with
             unsecured tokens), TLS, MTLS.
+        proxied: where the listener PROXIED is, and where it says that it is: there a test puts its proxy.
         certificates: a folder with ca.pem, client.pem (certificate and key), stranger.pem (of another authority).
     """
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
         self.secure: dict[str, str] = {}
+        self.proxied = (0, 0)
         self.certificates = Path()
 
     @property
@@ -100,9 +102,10 @@ class LocalKafkaBroker(KafkaBroker):
     """A broker of our own, in a child process."""
 
     def __init__(self, jars: Path, folder: Path) -> None:
-        port, controller_port, *secure_ports = _free_ports(2 + len(_SECURE))
+        port, controller_port, proxied_port, proxy_port, *secure_ports = _free_ports(4 + len(_SECURE))
         super().__init__(f"127.0.0.1:{port}")
         self.secure = {name: f"localhost:{number}" for name, number in zip(_SECURE, secure_ports, strict=True)}
+        self.proxied = (proxied_port, proxy_port)
         self.certificates = folder
         self._ports = (port, *secure_ports)
         self._java = [
@@ -114,7 +117,9 @@ class LocalKafkaBroker(KafkaBroker):
         self._process: subprocess.Popen[bytes] | None = None
         _issue_certificates(folder)
         self._config.write_text(
-            _server_properties(folder, port, controller_port, dict(zip(_SECURE, secure_ports, strict=True)))
+            _server_properties(
+                folder, port, controller_port, self.proxied, dict(zip(_SECURE, secure_ports, strict=True))
+            )
         )
         users = [
             flag
@@ -224,11 +229,15 @@ def _issue_certificates(folder: Path) -> None:
         (folder / f"{name}.pem").write_bytes(key + chain)
 
 
-def _server_properties(folder: Path, port: int, controller_port: int, secure: dict[str, int]) -> str:
+def _server_properties(
+    folder: Path, port: int, controller_port: int, proxied: tuple[int, int], secure: dict[str, int]
+) -> str:
     login = "org.apache.kafka.common.security"
     names = ["PLAINTEXT", *secure]
     at = {"PLAINTEXT": f"127.0.0.1:{port}", **{name: f"localhost:{number}" for name, number in secure.items()}}
-    protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"} | {n: p for n, (p, _) in _SECURE.items()}
+    protocols = dict.fromkeys(("PLAINTEXT", "PROXIED", "CONTROLLER"), "PLAINTEXT") | {
+        n: p for n, (p, _) in _SECURE.items()
+    }
     mechanisms = {
         "plain": f'{login}.plain.PlainLoginModule required user_{SASL_USER}="{SASL_PASSWORD}";',
         "scram-sha-256": f"{login}.scram.ScramLoginModule required;",
@@ -237,13 +246,14 @@ def _server_properties(folder: Path, port: int, controller_port: int, secure: di
         "oauthbearer": f'{login}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";',
     }
     listeners = ",".join(f"{name}://{at[name]}" for name in names)
+    bound, advertised = (f",PROXIED://127.0.0.1:{number}" for number in proxied)
     return "\n".join(
         [
             "process.roles=broker,controller",
             "node.id=1",
             f"controller.quorum.voters=1@127.0.0.1:{controller_port}",
-            f"listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}",
-            f"advertised.listeners={listeners}",
+            f"listeners={listeners}{bound},CONTROLLER://127.0.0.1:{controller_port}",
+            f"advertised.listeners={listeners}{advertised}",
             "listener.security.protocol.map=" + ",".join(f"{name}:{p}" for name, p in protocols.items()),
             "controller.listener.names=CONTROLLER",
             "sasl.enabled.mechanisms=" + ",".join(mechanisms).upper(),

@@ -11,7 +11,7 @@ CHURN = """
 import psutil
 from streamlearn import allocator
 allocator.tune()
-blocks = [(bytearray(b"x" * 60_000), bytearray(b"x" * 3000)) for _ in range(2_000)]   # 120 MB, and small ones between that stay
+blocks = [(bytearray(b"x" * 60_000), bytearray(b"x" * 3000)) for _ in range(2_000)]  # 120 MB
 small = [b for _, b in blocks]
 del blocks
 before = psutil.Process().memory_info().rss

@@ -19,29 +19,40 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
     ("durable", "retention", "cutover"),
-    ("settings_base", "allocator", "recent", "page", "assets", "lineage", "mailbox"),
+    ("settings_base", "allocator", "recent", "page", "assets", "lineage"),
+    ("onset", "tail", "mailbox"),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
-    ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "index", "room"),
-    ("frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
+    ("settings", "metrics", "source", "envelope", "fetch", "decode", "encoders", "drift", "evaluate", "room"),
+    ("recognition", "drift_log", "heldout", "testing_evaluation"),
+    ("tune",),
+    ("index_blocks", "frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server"),
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
-    ("catalog_rows", "catalog_cuts", "momentum", "era_view", "tasks", "loader", "feed", "guard", "testing"),
+    ("catalog_rows", "catalog_cuts", "momentum", "index_lists", "index_view", "tasks", "loader", "feed", "guard"),
+    ("testing",),
     ("connectors.folder_inbox", "connectors.kafka_client"),
     ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
     ("connectors.kafka_range", "connectors.kafka_publisher"),
     ("connectors.kafka_letters", "connectors.kafka_replay", "cli_common"),
-    ("routes_clips",),
-    ("catalog", "era_merge", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
-    ("routes_generations", "generation_facts"),
-    ("snapshots", "era_clips", "search", "warmup", "clip_writer", "connectors.kafka", "rollback"),
-    ("eras",),
-    ("ledger", "evaluator"),
+    ("routes_clips", "routes_evaluation"),
+    ("catalog_learned", "catalog_scores"),
+    ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
+    ("routes_generations", "generation_facts", "rollback"),
+    ("index_compact", "era_view"),
+    ("index", "text_stack", "queries", "era_merge"),
+    ("snapshots", "era_clips"),
+    ("eras", "search", "warmup", "clip_writer", "connectors.kafka"),
+    ("ledger", "evaluator", "judge"),
+    ("scoreboard", "evaluation_report", "evaluation_html"),
+    ("examiner",),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs
-    ("state",),
+    ("state", "offline"),
+    ("service_evaluation",),
     ("pipeline", "service"),
-    ("service_generations",),
+    ("routes_tasks", "service_tasks", "cli_tasks", "service_generations"),
     ("app",),
+    ("cli_eval",),
     ("demo", "replay"),
     ("cli_streams", "cli_generations"),
     ("cli",),
@@ -51,8 +62,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 260,  # shorter, in truth: the loop is what everybody reads
-    "catalog": 340,  # one statement of SQL after the other
+    "pipeline": 292,  # shorter, in truth: the loop is what everybody reads
+    "catalog": 355,  # one statement of SQL after the other
+    "state": 377,  # every part of the cut, and each of the few things done with all of them
 }
 
 #: Sleeps to keep a pace, in a process of its own; nothing waits for it.

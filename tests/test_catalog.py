@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlearn.catalog import Catalog, ClipRow, Score
+from streamlearn.catalog_file import MIGRATIONS
 from streamlearn.errors import NewerStateError, SearchError, StateError
+from streamlearn.heldout import Footage, lot
 
 DIM = 4
 Vector = npt.NDArray[np.float32]
@@ -124,12 +126,13 @@ def test_rows_are_never_used_again_also_not_after_a_rewind(catalog: Catalog) -> 
         catalog.rewind(0)
 
 
-def test_heldout_is_the_oldest_of_the_split_and_counts_are_by_task(catalog: Catalog) -> None:
+def test_heldout_is_the_lowest_lots_of_the_split_and_counts_are_by_task(catalog: Catalog) -> None:
     splits = ["heldout", "train", "extra", "heldout", "heldout"]
     catalog.put([clip(f"v{i}", split=split, task="t1") for i, split in enumerate(splits)])
     catalog.put([clip("w", split="heldout", task="t2")])
-    assert [c.video_id for c in catalog.heldout("t1", 2)] == ["v0", "v3"]
-    assert [c.video_id for c in catalog.heldout("t1", 99)] == ["v0", "v3", "v4"]
+    drawn = sorted(("v0", "v3", "v4"), key=lot)
+    assert [c.video_id for c in catalog.heldout("t1", 2)] == drawn[:2]
+    assert [c.video_id for c in catalog.heldout("t1", 99)] == drawn
     assert catalog.heldout("t3", 9) == []
     assert catalog.counts_by_task() == {"t1": 5, "t2": 1}
     assert catalog.count() == 6
@@ -145,7 +148,7 @@ def test_vectors_come_back_by_era_with_their_steps(catalog: Catalog) -> None:
     catalog.put_vectors(rows[3:], given_vectors[3:], era=2, step=8)
     assert eras_of(catalog) == [1, 2]
     found, stored, steps = catalog.era_vectors(1)
-    assert (found.dtype, stored.dtype, steps.dtype) == (np.int64, np.float32, np.int64)
+    assert (found.dtype, stored.dtype, steps.dtype) == (np.int64, np.float16, np.int64)
     assert found.tolist() == rows[:3]
     np.testing.assert_array_equal(stored, given_vectors[:3])
     assert steps.tolist() == [7, 7, 7]
@@ -666,6 +669,34 @@ def test_state_survives_closing_and_opening(tmp_path: Path) -> None:
     assert again.generation == 7
     assert live_view(again) == view
     again.close()
+
+
+def test_a_catalog_of_the_first_schema_opens_and_keeps_its_questions_and_what_was_learned(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    db = sqlite3.connect(path)
+    db.executescript(f"PRAGMA application_id = {0x736C6541}; {MIGRATIONS[0]}; PRAGMA user_version = 1;")
+    columns = "video_id, captions, meta, split, task, step, sha256, topic, partition, offset, born, died"
+    old = [
+        ("a", '["one", "two"]', "train", "aa", 1, None),
+        ("gone", '["one"]', "train", "bb", 1, 2),
+        ("asked", '["one", "two"]', "heldout", "cc", 2, None),
+        ("single", '["\\ud800"]', "heldout", "dd", 2, None),
+        ("over", '["one"]', "extra", "ee", 2, None),
+    ]
+    db.executemany(f"INSERT INTO clips ({columns}) VALUES (?, ?, '{{}}', ?, 't1', 0, ?, 't', '0', 0, ?, ?)", old)
+    db.commit()
+    db.close()
+    catalog = Catalog(path)
+    asked, single = (catalog.clip(name) for name in ("asked", "single"))
+    assert asked is not None
+    assert single is not None
+    assert (asked.question, asked.captions, asked.searchable_captions) == ("one", ("two",), ("two",))
+    assert (single.question, single.captions, single.searchable_captions) == ("\ud800", ("\ud800",), ())
+    assert [c.video_id for c in catalog.heldout("t1", 9)] == sorted(("asked", "single"), key=lot)
+    known = {name: catalog.learned.was(name, Footage.of(None, None, None)) for name, *_ in old}
+    assert known == {"a": True, "gone": True, "asked": False, "single": False, "over": True}
+    assert catalog.learned.was("another", Footage.of("bb", None, None))
+    catalog.close()
 
 
 def test_a_newer_schema_is_refused_with_a_sentence_and_left_alone(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_view_does_not_change_when_the_era_does(parts: Parts) -> None:
     parts.learn(8)
     assert view.partition.rows.tolist() == rows
     assert np.array_equal(view.partition.vectors(rows), before[0])
-    assert np.array_equal(QueryEncoder(view.encoder._towers).texts(["a red star"]), before[1])
+    assert np.array_equal(QueryEncoder(view.encoder.towers).texts(["a red star"]), before[1])
     assert np.array_equal(view.captions, before[2])
     assert len(indexed(parts, 1)) == 10
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlearn.errors import StateError
-from streamlearn.evaluate import ScoreBook, median_rank, ranks, recall_at
+from streamlearn.evaluate import ScoreBook, bootstrap_intervals, hits_in_pool, median_rank, ranks, recall_at
 
 repeatable = settings(derandomize=True, deadline=None, database=None)
 SERIES = ("t2v", 1, "served")
@@ -78,17 +79,84 @@ def test_measures_of_no_queries_are_refused(measure) -> None:  # type: ignore[no
 
 
 def test_forgetting_and_transfer_agree_with_avalanche_where_they_overlap() -> None:
-    """avalanche-lib 0.6: forgetting = initial - last, backward transfer = -forgetting, averaged over experiences.
+    """avalanche-lib 0.6, by hand on this matrix (row: after task t; column: task i) and an untrained model's values.
 
-    On this matrix (row: after task t; column: task i) its `Forgetting` gives {0: 0.3, 1: 0.3} and so a transfer
-    of -0.3. Ours divides by the best: 0.3/0.8 and 0.3/0.9.
+    Its `Forgetting` (first value - last) gives {0: 0.3, 1: 0.3}, its `BWT` {0: -0.3, 1: -0.3} with the mean -0.3, its
+    `ForwardTransfer` (after the task before - untrained) {1: 0.05, 2: 0.12} with the mean 0.085. Ours of forgetting
+    divides by the best: 0.3 / 0.8 and 0.3 / 0.9; theirs is the same times the best, as the last value of a task while
+    current is its best here.
     """
-    book = book_of([[0.8, 0.1, 0.0], [0.6, 0.9, 0.2], [0.5, 0.6, 0.7]])
-    assert book.backward_transfer(*SERIES) == pytest.approx(((0.5 - 0.8) + (0.6 - 0.9)) / 2)
+    matrix, untrained = [[0.8, 0.1, 0.0], [0.6, 0.9, 0.2], [0.5, 0.6, 0.7]], [0.1, 0.05, 0.08]
+    book = book_of(matrix)
+    for i in (1, 2):
+        book.record_forward(f"t{i + 1}", *SERIES, matrix[i - 1][i] - untrained[i], 50)
     assert book.backward_transfer(*SERIES) == pytest.approx(-0.3)
-    assert book.forgetting("t1", *SERIES) == pytest.approx(0.3 / 0.8)
-    assert book.forgetting("t2", *SERIES) == pytest.approx(0.3 / 0.9)
+    assert book.forward_transfer(*SERIES) == pytest.approx(0.085)
+    assert 0.8 * (book.forgetting("t1", *SERIES) or 0) == pytest.approx(0.3)
+    assert 0.9 * (book.forgetting("t2", *SERIES) or 0) == pytest.approx(0.3)
     assert book.forgetting("t3", *SERIES) == 0
+
+
+def test_forward_transfer_is_kept_per_series_and_its_last_word_counts() -> None:
+    book = ScoreBook()
+    assert book.forward_transfer(*SERIES) is None
+    assert book.forward_pairs("t2") == 0
+    book.record_forward("t2", *SERIES, 0.5, 10)
+    book.record_forward("t2", *SERIES, -0.1, 20)
+    assert book.forward_transfer(*SERIES) == pytest.approx(-0.1)
+    assert book.forward_transfer("v2t", 1, "served") is None
+    assert book.forward_pairs("t2") == 20
+    resumed = ScoreBook()
+    resumed.load_state_dict(json.loads(json.dumps(book.state_dict())))
+    assert resumed.forward_transfer(*SERIES) == pytest.approx(-0.1)
+
+
+def test_a_book_from_before_forward_transfer_opens() -> None:
+    book = ScoreBook()
+    book.load_state_dict({"past": [], "series": []})
+    assert book.forward_transfer(*SERIES) is None
+
+
+@repeatable
+@given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(1, n + 1))))
+def test_hits_in_a_pool_equal_drawing_every_pool_there_is(sizes: tuple[int, int, int]) -> None:
+    candidates, pool, rank = sizes
+    others = range(2, candidates + 1) if rank == 1 else [r for r in range(1, candidates + 1) if r != rank]
+    for k in (1, 3):
+        drawn = [sum(other < rank for other in chosen) < k for chosen in combinations(others, pool - 1)]
+        expected = np.mean(drawn) if rank <= candidates else 0
+        got = hits_in_pool(np.array([rank]), k, candidates=candidates, pool=pool)
+        assert got == pytest.approx([expected], abs=1e-9)
+
+
+def test_recall_in_a_pool_does_not_fall_when_the_index_grows_with_clips_that_are_like_it() -> None:
+    small, large = hits_in_pool(np.array([3]), 5, candidates=100, pool=100), []
+    for times in (1, 10, 1000):  # the share of clips that are ahead stays
+        large.append(hits_in_pool(np.array([1 + 2 * times]), 5, candidates=100 * times, pool=100)[0])
+    assert small == large[0] == 1
+    assert min(large) > 0.94
+
+
+@pytest.mark.parametrize("pool", [0, 11])
+def test_a_pool_larger_than_the_index_is_refused(pool: int) -> None:
+    with pytest.raises(ValueError, match="pool"):
+        hits_in_pool(np.array([1]), 1, candidates=10, pool=pool)
+
+
+def test_intervals_are_those_of_the_binomial_that_resampling_hits_is() -> None:
+    hits = np.zeros((100, 2))
+    hits[:30, 0] = hits[:80, 1] = 1
+    low, high = bootstrap_intervals(hits)
+    # 2.5 and 97.5 % quantiles of binomial(100, .3) and (100, .8), over 100: 0.21 to 0.39, 0.72 to 0.87.
+    assert low == pytest.approx([0.21, 0.72], abs=0.015)
+    assert high == pytest.approx([0.39, 0.87], abs=0.015)
+    again = bootstrap_intervals(hits)
+    assert np.array_equal(again[0], low)
+    assert np.array_equal(again[1], high)
+
+
+def test_an_interval_of_equal_outcomes_has_no_width() -> None:
+    assert bootstrap_intervals(np.ones((7, 1))) == (1, 1)
 
 
 ratios = st.floats(0, 1)

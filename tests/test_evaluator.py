@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,17 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from streamlearn.app import Daemon
+from streamlearn.era_view import QueryEncoder
 from streamlearn.evaluate import ScoreBook
-from streamlearn.evaluator import Evaluator
+from streamlearn.evaluator import Evaluator, Measured
 from streamlearn.learner import Learner
+from streamlearn.metrics import Metrics
 from streamlearn.records import Frames, Position, Record, StepStats
+from streamlearn.scoreboard import Scoreboard
+from streamlearn.search import Snapshot
 from streamlearn.settings import EvaluateSettings, ModelSettings, load
 from streamlearn.tasks import is_heldout
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
-from tests.parts import Parts
+from tests.parts import BLANK, Parts
 from tests.test_daemon import Stream, settled
 
 KS = (1, 5, 10)
@@ -42,16 +48,21 @@ def parts(tmp_path: Path) -> Parts:
     return parts
 
 
-def evaluator(parts: Parts, **settings: Any) -> Evaluator:
-    return Evaluator(
-        parts.learner,
-        parts.catalog,
-        parts.frames,
-        parts.searcher,
-        ScoreBook(),
-        EvaluateSettings(**settings),
-        parts.metrics,
-    )
+class Judge:
+    """Measures at once and writes down, without a daemon."""
+
+    def __init__(self, parts: Parts, **settings: Any) -> None:
+        self._evaluator = Evaluator(parts.catalog, parts.frames, parts.searcher, EvaluateSettings(**settings))
+        self.board = Scoreboard(ScoreBook(), parts.catalog, parts.metrics)
+
+    def run(self, snapshot: Snapshot, tasks: Sequence[str], clips_seen: int) -> dict[str, Measured]:
+        found = [self.measure(snapshot, task, clips_seen) for task in tasks]
+        self.board.record([one for one in found if one is not None])
+        return {one.task: one for one in found if one is not None}
+
+    def measure(self, snapshot: Snapshot, task: str, clips_seen: int) -> Measured | None:
+        pairs = self.board.book.forward_pairs(task)
+        return self._evaluator.measure(snapshot, task, clips_seen, forward_pairs=pairs)
 
 
 def gauge(parts: Parts, name: str, **labels: str) -> float | None:
@@ -72,7 +83,7 @@ def counted(rank: dict[str, list[int]]) -> dict[tuple[str, int], float]:
 
 def test_served_recall_is_what_a_user_who_asks_with_the_caption_gets(parts: Parts) -> None:
     snapshot = parts.publish()
-    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    Judge(parts).run(snapshot, ["t1", "t2"], 42)
     rank: dict[str, list[int]] = {"t1": [], "t2": []}
     for task, of in rank.items():
         for clip in parts.catalog.heldout(task, 100):
@@ -88,7 +99,7 @@ def test_served_recall_is_what_a_user_who_asks_with_the_caption_gets(parts: Part
 
 def test_served_video_to_text_asks_the_stored_vectors_for_all_held_out_captions(parts: Parts) -> None:
     snapshot = parts.publish()
-    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    Judge(parts).run(snapshot, ["t1", "t2"], 42)
     clips = {task: parts.catalog.heldout(task, 100) for task in ("t1", "t2")}
     captions = [clip.captions[0] for task in clips for clip in clips[task]]
     rank = {}
@@ -101,7 +112,7 @@ def test_served_video_to_text_asks_the_stored_vectors_for_all_held_out_captions(
 
 @pytest.mark.parametrize("direction", ["t2v", "v2t"])
 def test_learner_recall_ranks_each_tasks_own_clips_by_todays_encoders(parts: Parts, direction: str) -> None:
-    evaluator(parts).run(parts.publish(), ["t1", "t2"], 42)
+    Judge(parts).run(parts.publish(), ["t1", "t2"], 42)
     rank = {}
     for task in ("t1", "t2"):
         clips = parts.catalog.heldout(task, 100)
@@ -113,7 +124,7 @@ def test_learner_recall_ranks_each_tasks_own_clips_by_todays_encoders(parts: Par
 
 
 def test_scores_are_kept_with_the_clips_and_step_they_were_measured_at(parts: Parts) -> None:
-    evaluator(parts).run(parts.publish(), ["t1", "t2"], 42)
+    Judge(parts).run(parts.publish(), ["t1", "t2"], 42)
     scores = parts.catalog.scores()
     assert Counter((s.task, s.direction, s.view) for s in scores) == Counter(
         {(t, d, v): 3 for t in ("t1", "t2") for d in ("t2v", "v2t") for v in ("served", "learner")}
@@ -125,7 +136,7 @@ def test_scores_are_kept_with_the_clips_and_step_they_were_measured_at(parts: Pa
 
 
 def test_forgetting_is_measured_against_the_best_so_far(parts: Parts) -> None:
-    judge = evaluator(parts)
+    judge = Judge(parts)
     judge.run(parts.publish(), ["t1", "t2"], 42)
     before = recalls(parts, "t2v", "learner")["t1", 5]
     assert before
@@ -139,8 +150,98 @@ def test_forgetting_is_measured_against_the_best_so_far(parts: Parts) -> None:
     assert gauge(parts, "forgetting_ratio", **labels) == pytest.approx((before - after) / before)
 
 
-def test_a_task_with_too_few_pairs_has_no_gauges_and_one_with_too_many_uses_the_first(parts: Parts) -> None:
-    evaluator(parts, min_pairs=10, heldout_max_per_task=11).run(parts.publish(), ["t1", "t2"], 42)
+def test_what_was_known_of_a_task_before_it_began_is_measured_with_the_pair_of_before(parts: Parts) -> None:
+    judge = Judge(parts)
+    judge.run(parts.publish(), ["t1", "t2"], 42)
+    before = parts.eras.eras[0].encoder
+    assert before is not None
+    clips = parts.catalog.heldout("t2", 100)
+    texts, films = before.texts([c.asked for c in clips]), before.clips(parts.stored([c.row for c in clips]))
+    rank = [1 + int((row > row[i]).sum()) for i, row in enumerate(texts @ films.T)]
+    for k in KS:
+        expected = np.mean([r <= k for r in rank]) - min(1, k / len(clips))
+        got = gauge(parts, "forward_transfer_ratio", direction="t2v", k=str(k), view="learner")
+        assert got == pytest.approx(expected)
+    assert judge.board.book.forward_pairs("t1") == 0  # nothing came before the first task
+    assert gauge(parts, "forward_transfer_ratio", direction="t2v", k="5", view="served") is None
+    again = judge.measure(parts.publish(), "t2", 43)
+    assert again is not None
+    assert again.forward == {}  # until there are twice as many pairs
+    parts.learn(9, "night", split="heldout")
+    later = judge.measure(parts.publish(), "t2", 44)
+    assert later is not None
+    assert later.forward
+
+
+def test_the_pool_view_is_recall_among_so_many_clips_drawn_from_all(parts: Parts) -> None:
+    snapshot = parts.publish()
+    assert len(snapshot) == 42
+    one = Judge(parts, pool_clips=20).measure(snapshot, "t1", 42)
+    assert one is not None
+    rng, served = np.random.default_rng(1), one.ranks["t2v", "served"]
+    drawn = []
+    for _ in range(400):
+        pools = [rng.permutation(41)[:19] for _ in served]  # places of the others, as they rank without the answer
+        drawn.append([(1 + (pool < rank - 1).sum()) <= 5 for pool, rank in zip(pools, served, strict=True)])
+    assert one.hits["t2v", "pool", 5].mean() == pytest.approx(np.mean(drawn), abs=0.02)
+    assert one.hits["t2v", "pool", 5].mean() >= one.hits["t2v", "served", 5].mean()
+    small = Judge(parts, pool_clips=43).measure(snapshot, "t1", 42)  # the index is not that large yet
+    assert small is not None
+    assert {view for _, view, _ in small.hits} == {"served", "learner"}
+
+
+def test_scores_have_intervals_and_medians_come_back_after_a_restart(parts: Parts) -> None:
+    judge = Judge(parts)
+    judge.run(parts.publish(), ["t1", "t2"], 42)
+    for score in parts.catalog.scores():
+        assert score.low is not None
+        assert score.high is not None
+        assert score.value is not None
+        assert 0 <= score.low <= score.value <= score.high <= 1
+        assert score.low < score.high or score.value in (0, 1)
+    labels = {"task": "t2", "direction": "v2t", "view": "served"}
+    before = gauge(parts, "median_rank", **labels), gauge(parts, "eval_pairs", task="t2")
+    registry = CollectorRegistry()
+    Scoreboard(judge.board.book, parts.catalog, Metrics.create(registry)).export()
+    assert registry.get_sample_value("streamlearn_median_rank", labels) == before[0]
+    assert registry.get_sample_value("streamlearn_eval_pairs", {"task": "t2"}) == before[1]
+
+
+def test_what_was_not_measured_yet_is_no_number(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    for name in ("train_loss", "index_staleness_ratio", "prequential_recall_ratio"):
+        value = gauge(parts, name)
+        assert value is not None
+        assert math.isnan(value)
+    Judge(parts).run(parts.publish(), ["t1"], 0)
+    assert gauge(parts, "backward_transfer_ratio", direction="t2v", k="5", view="served") is None
+
+
+def test_each_era_is_asked_for_a_bounded_number_of_captions(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 held-out clips of other tasks: the first era is asked for 1,000 captions in all, its own among them."""
+    parts.catalog.put(
+        [
+            replace(BLANK, video_id=f"x{i}", captions=(f"caption {i}",), split="heldout", task=f"o{i % 20}")
+            for i in range(2000)
+        ]
+    )
+    asked: list[int] = []
+    texts = QueryEncoder.texts
+
+    def counting(self: QueryEncoder, captions: Sequence[str]) -> np.ndarray:
+        asked.append(len(captions))
+        return texts(self, captions)
+
+    snapshot = parts.publish()
+    monkeypatch.setattr(QueryEncoder, "texts", counting)
+    one = Judge(parts).measure(snapshot, "t1", 42)
+    assert one is not None
+    assert max(asked) == 1000
+    assert one.ranks["v2t", "served"].max() <= 1000
+
+
+def test_a_task_with_too_few_pairs_has_no_gauges_and_one_with_too_many_asks_a_sample(parts: Parts) -> None:
+    Judge(parts, min_pairs=10, heldout_max_per_task=11).run(parts.publish(), ["t1", "t2"], 42)
     assert gauge(parts, "eval_pairs", task="t1") == 11
     assert gauge(parts, "eval_pairs", task="t2") is None
     assert recalls(parts, "t2v", "served")["t2", 5] is None
@@ -151,7 +252,7 @@ def test_a_held_out_clip_without_frames_or_not_yet_served_counts_as_not_found(pa
     late = parts.learn(3, "night", split="heldout")
     gone = [clip.row for clip in parts.catalog.heldout("t1", 100)]
     parts.frames.delete(gone)
-    evaluator(parts).run(snapshot, ["t1", "t2"], 42)
+    Judge(parts).run(snapshot, ["t1", "t2"], 42)
     # Vectors of zeros tie with all others: in the middle of twelve, as chance has it.
     assert gauge(parts, "median_rank", task="t1", direction="t2v", view="learner") == 7
     assert gauge(parts, "eval_pairs", task="t2") == 9 + len(late)
@@ -161,11 +262,11 @@ def test_a_held_out_clip_without_frames_or_not_yet_served_counts_as_not_found(pa
 
 
 def test_staleness_is_zero_for_vectors_of_today_and_grows_as_the_pair_moves(parts: Parts) -> None:
-    judge = evaluator(parts)
-    fresh = judge.run(parts.publish(), ["t1", "t2"], 42)
+    judge = Judge(parts)
+    fresh = judge.run(parts.publish(), ["t1", "t2"], 42)["t2"].staleness_ratio
     for _ in range(10):
         parts.learn(8, "night")
-    stale = judge.run(parts.publish(), ["t1", "t2"], 43)
+    stale = judge.run(parts.publish(), ["t1", "t2"], 43)["t2"].staleness_ratio
     assert fresh is not None
     assert stale is not None
     assert -1e-3 < fresh < 0.01  # JPEG
@@ -174,9 +275,9 @@ def test_staleness_is_zero_for_vectors_of_today_and_grows_as_the_pair_moves(part
 
 def test_nothing_held_out_is_nothing_to_measure(tmp_path: Path) -> None:
     parts = Parts(tmp_path)
-    assert evaluator(parts).run(parts.publish(), [], 0) is None
+    assert Judge(parts).run(parts.publish(), [], 0) == {}
     parts.learn(8)
-    assert evaluator(parts).run(parts.publish(), ["t1"], 8) is None
+    assert Judge(parts).run(parts.publish(), ["t1"], 8) == {}
     assert parts.catalog.scores() == []
 
 
@@ -257,7 +358,7 @@ def test_a_clip_that_was_learned_is_never_a_question_whatever_is_said_later(tmp_
 def test_more_held_out_clips_than_a_task_is_evaluated_with_are_not_learned_either(tmp_path: Path) -> None:
     records = [as_split(record, "heldout") for record in Stream().clips("studio", 20)]
     with watched(tmp_path, records, **{"evaluate.heldout_max_per_task": 6}) as (running, seen):
-        assert len(heldout_ids(running)) == 6
+        assert running.registry.get_sample_value("streamlearn_eval_pairs", {"task": "t1"}) == 6
         assert running.state.catalog.count() == 20
     assert not seen
 

@@ -181,3 +181,15 @@ def test_every_method_learns_on_cuda_under_bf16_with_fp32_copies(method: str) ->
     losses = [stats.loss for stats in run(learner, range(60))]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     assert all(tensor.dtype == torch.float32 for tensor in learner.state_dict()["local"].values())
+
+
+def test_recall_in_the_batch_is_that_of_before_the_step_and_none_for_encoders_that_see_no_difference() -> None:
+    learner = make()
+    frames, captions, ids = batch(1)
+    video, text = learner.encode_video(frames), learner.encode_text([c[0] for c in captions])
+    scores = text @ video.T
+    same = [(scores[i] >= scores[i, i]).sum() == 1 for i in range(8)]
+    same += [(scores[:, i] >= scores[i, i]).sum() == 1 for i in range(8)]
+    assert learner.step(frames, captions, ids).recall == pytest.approx(np.mean(same))
+    alike = np.repeat(frames[:1], 8, axis=0)
+    assert learner.step(alike, [captions[0]] * 8, ids).recall == 0  # all score the same: chance, not 1

@@ -144,6 +144,38 @@ def test_live_strip_shows_the_clips_and_the_tasks(browser):
         assert page.locator("#tasks polyline").count() == 6
 
 
+def test_recall_over_time_is_a_tab_with_curves_boundaries_numbers_and_the_worst(browser):
+    with page_of(browser, FakeService(fake_clips(60))) as page:
+        page.get_by_role("tab", name="Recall over time").click()
+        page.locator("#curves polyline").nth(2).wait_for(state="attached")
+        assert not page.locator("#find").is_visible()
+        assert page.locator("#curves .boundary").count() == 2
+        assert "t2 begins at clip 1,000: drift, score 6.1" in page.locator("#curves").text_content()
+        last = page.locator("#matrix tr").last.locator("td").all_inner_texts()
+        assert last == ["t3", "50", "80 %", "70 % to 88 %", "90 %", "20 %", "2.0"]
+        assert "-5 %" in page.locator("#recall-summary").inner_text()
+        assert "its clip is at rank 90, t1" in page.locator("#hardest li").first.inner_text()
+        page.wait_for_function("[...document.querySelectorAll('#recall img')].every(i => i.naturalWidth === 64)")
+        with page.expect_request("**/v1/scores?view=learner*"):
+            page.get_by_label("View").select_option("learner")
+        page.get_by_role("tab", name="Recall over time").press("ArrowLeft")
+        assert page.locator("#q").is_visible()
+        assert page.complaints == []
+
+
+def test_recall_of_nothing_is_explained_and_hostile_names_are_only_text(browser):
+    evil = "<img src=x onerror='window.hacked=1'>"
+    service = FakeService()
+    with page_of(browser, service) as page:
+        page.get_by_role("tab", name="Recall over time").click()
+        page.get_by_text("Nothing has been evaluated yet").wait_for()
+        service.clips = [FakeClip(f"{evil}{i}", evil, evil) for i in range(3)]
+        page.get_by_label("Recall@", exact=True).select_option("10")  # asks anew, at once
+        page.locator("#matrix").get_by_text("<img").wait_for()
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("#matrix img").count() == 0
+
+
 def test_empty_index_is_explained_and_the_query_is_answered_when_clips_come(browser):
     service = FakeService()
     with page_of(browser, service, "/?q=ball") as page:
@@ -161,7 +193,7 @@ def test_daemon_that_answers_little_is_borne(browser):
         def tasks(self):
             return [{"name": "t1"}]
 
-        def scores(self):
+        def scores(self, *_):
             return {}
 
     with page_of(browser, Terse(fake_clips(3)), "/?q=ball") as page:
@@ -199,11 +231,16 @@ def test_token_is_asked_for_once_and_carried_by_pictures_too(browser, tmp_path: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast_in_both_schemes(browser, scheme):
+@pytest.mark.parametrize("tab", ["Search", "Recall over time"])
+def test_text_has_contrast_in_both_schemes(browser, scheme, tab):
     """At least 4.5 : 1 (WCAG AA) for every line of text that stands on a plain ground."""
     with page_of(browser, FakeService(fake_clips(10)), "/?q=a+red+ball") as page:
         page.emulate_media(color_scheme=scheme)
         pictures(page, 10)
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_function(
+            "!document.querySelector('#recall:not([hidden])') || document.querySelector('#hardest li')"
+        )
         ratios = page.evaluate(_CONTRAST)
         assert len(ratios) > 20
         assert {text: ratio for text, ratio in ratios if ratio < 4.5} == {}

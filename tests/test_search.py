@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from streamlearn.errors import SearchError
+from streamlearn.envelope import parse
+from streamlearn.errors import SearchError, StreamlearnError
+from streamlearn.message import ClipMessage
+from streamlearn.records import Clip, Event, Position, Record, Rejected
 from streamlearn.schemas import Query, SearchAnswer
+from streamlearn.search import Searcher
 from streamlearn.settings import ModelSettings
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
+from tests.media import video
 from tests.parts import Parts
 from tests.test_daemon import Stream, daemon, settled
 
@@ -161,10 +168,105 @@ def test_a_clip_that_is_unknown_or_has_no_frames_left_cannot_ask(parts: Parts) -
         assert caught.value.status == 404
 
 
-@pytest.mark.parametrize("query", [Query(uri="https://a/b.mp4"), Query(vector=[1.0] + [0.0] * 15)])
-def test_what_this_version_does_not_answer_is_said(parts: Parts, query: Query) -> None:
-    with pytest.raises(SearchError, match="use text or video_id"):
-        parts.ask(query)
+def test_a_vector_asks_every_era_as_it_is(parts: Parts) -> None:
+    hit = parts.ask("a red star", include=["vector"], limit=1).results[0]
+    assert hit.vector is not None
+    answer = parts.ask(Query(vector=[3 * number for number in hit.vector], model_version="m"), limit=50)
+    assert set(names(answer)) == everything(parts)
+    vectors = {hit.video_id: hit.vector for hit in parts.ask("a", limit=50, include=["vector"]).results}
+    eras = {era.task: era for era in parts.publish().eras}
+    query = np.asarray([hit.vector], np.float32)
+    for other in answer.results:
+        cosine = float(query[0] @ np.asarray(vectors[other.video_id]))
+        assert other.score == pytest.approx((cosine + eras[other.task].familiarity(query)[0]) / 2, abs=1e-4)
+
+
+def test_a_vector_of_another_space_is_refused(parts: Parts) -> None:
+    snapshot = replace(parts.publish(), model_version="aaaa-bbbb-7")
+    parts.searcher.publish(snapshot)
+    vector = [1.0] + [0.0] * 15
+    for same in (None, "aaaa-bbbb-7", "aaaa-bbbb-3"):
+        assert parts.ask(Query(vector=vector, model_version=same)).results
+    for other in ("aaaa-cccc-7", "cccc-bbbb-7", "x", ""):
+        with pytest.raises(SearchError, match="cannot be compared") as caught:
+            parts.ask(Query(vector=vector, model_version=other))
+        assert caught.value.status == 422
+    with pytest.raises(SearchError, match="has 3 numbers, vectors here have 16"):
+        parts.ask(Query(vector=[1.0, 0.0, 0.0]))
+
+
+def answering(parts: Parts, event: Event | Exception | None) -> list[Record]:
+    """Decoders that answer with this, or never; returns what they are sent."""
+    sent: list[Record] = []
+
+    def submit(record: Record) -> Future[Event]:
+        sent.append(record)
+        future: Future[Event] = Future()
+        if isinstance(event, Exception):
+            future.set_exception(event)
+        elif event is not None:
+            future.set_result(event)
+        return future
+
+    parts.searcher = Searcher(
+        parts.catalog, parts.frames, parts.settings, parts.metrics, submit=submit, decode_timeout_s=0.01
+    )
+    parts.publish()
+    return sent
+
+
+def test_a_video_that_is_named_asks_with_what_the_decoders_make_of_it(parts: Parts) -> None:
+    (frames,) = parts.stored(parts.rows[3:4])
+    sent = answering(parts, Clip("query", frames, b"", ("query",), Position("query", "0", 0)))
+    answer = parts.ask(Query(uri="https://a/b.mp4"), limit=50)
+    known = parts.ask(Query(video_id="v3"), limit=50)
+    assert [(hit.video_id, hit.score) for hit in answer.results] == [(hit.video_id, hit.score) for hit in known.results]
+    assert len(sent) == 1
+    message = parse(sent[0], max_bytes=10_000, max_caption_chars=100)
+    assert isinstance(message, ClipMessage)
+    assert message.uri == "https://a/b.mp4"
+
+
+def test_a_video_that_cannot_be_had_is_a_sentence(parts: Parts) -> None:
+    record = Record(None, None, Position("query", "0", 0))
+    for event, status, sentence in (
+        (Rejected(record, "media_forbidden", "fetch", "the host is not allowed"), 422, "media_forbidden: the host"),
+        (None, 503, "busy"),
+        (StreamlearnError("no child"), 503, "no video can be decoded now"),
+        (CancelledError(), 503, "no video can be decoded now"),
+    ):
+        answering(parts, event)
+        for _ in range(6):  # a failure keeps no place in the queue
+            with pytest.raises(SearchError, match=sentence) as caught:
+                parts.ask(Query(uri="https://a/b.mp4"))
+            assert caught.value.status == status
+
+
+def test_without_decoders_no_video_is_fetched(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    parts.learn(4)
+    parts.publish()
+    with pytest.raises(SearchError, match="no video is fetched here"):
+        parts.ask(Query(uri="https://a/b.mp4"))
+
+
+@pytest.mark.slow
+def test_over_http_a_video_within_the_allowed_roots_is_asked_with_and_others_are_refused(tmp_path: Path) -> None:
+    with daemon(tmp_path, ListSource(ends=False), media__allowed_roots=[tmp_path / "open"]) as running:
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open" / "a.mp4").write_bytes(video(frames=8))
+        (tmp_path / "secret.mp4").write_bytes(video(frames=8))
+        running.feed._source.add(*Stream().clips("studio", 8), end=True)  # type: ignore[attr-defined]
+        settled(running)
+
+        def ask(path: Path) -> httpx.Response:
+            return httpx.post(f"{running.url}/v1/search", json={"query": {"uri": path.as_uri()}}, timeout=60)
+
+        assert len(ask(tmp_path / "open" / "a.mp4").json()["results"]) == 8
+        for path in (tmp_path / "secret.mp4", tmp_path / "open" / ".." / "secret.mp4", Path("/etc/passwd")):
+            refused = ask(path)
+            assert refused.status_code == 422
+            assert "media_forbidden" in refused.text
 
 
 def test_thumbnails_and_vectors_come_only_when_asked_for(parts: Parts) -> None:
@@ -183,6 +285,19 @@ def test_deleted_clips_are_left_out_and_the_page_is_full_though_the_snapshot_sti
     rest = parts.ask("a red star", limit=5, page_token=answer.next_page_token)
     assert names(rest) == whole[20:]
     assert rest.next_page_token is None
+
+
+def test_a_clip_that_was_replaced_since_the_snapshot_is_in_the_answer_with_its_new_facts(parts: Parts) -> None:
+    whole = names(parts.ask("a red star", limit=50))
+    for name in whole[2:6]:
+        old = parts.catalog.clip(name)
+        assert old is not None
+        parts.catalog.put([replace(old, captions=("told anew",))])
+    answer = parts.ask("a red star", limit=50, include=["vector", "thumbnail"])
+    assert names(answer) == whole
+    assert [hit.captions for hit in answer.results[2:6]] == [["told anew"]] * 4
+    parts.catalog.delete(whole[3])
+    assert names(parts.ask("a red star", limit=50)) == whole[:3] + whole[4:]
 
 
 def test_a_search_ends_on_the_snapshot_it_began_with(parts: Parts) -> None:
@@ -225,3 +340,54 @@ def test_over_http_an_empty_daemon_answers_200_and_wrong_questions_422_or_404(tm
         running.feed._source.add(*Stream().clips("studio", 3), end=True)  # type: ignore[attr-defined]
         settled(running)
         assert len(ask(query={"text": "a red star"}).json()["results"]) == 3
+
+
+def test_each_era_that_is_served_has_its_memory_and_its_time_on_gauges(parts: Parts) -> None:
+    def of(series: str) -> dict[str, float]:
+        return {
+            sample.labels["era"]: sample.value
+            for family in parts.registry.collect()
+            for sample in family.samples
+            if sample.name == series
+        }
+
+    snapshot = parts.publish()
+    parts.ask("a red star")
+    weights = sum(weight.nbytes for weight in snapshot.eras[0].encoder.towers.parameters())
+    # Vectors, rows and bits of 8 clips, twice: as they were written first, and encoded again when the era was sealed.
+    assert of("streamlearn_era_bytes")["1"] == weights + 2 * (8 * (16 * 4 + 8) + 1)
+    times = of("streamlearn_era_search_seconds")
+    assert times.keys() == {"1", "2", "3"}
+    assert all(0 < value < 60 for value in times.values())
+    parts.searcher.publish(replace(snapshot, eras=snapshot.eras[1:]))
+    assert of("streamlearn_era_bytes").keys() == of("streamlearn_era_search_seconds").keys() == {"2", "3"}
+
+
+def test_answers_over_eras_filters_and_pages_are_those_of_brute_force(parts: Parts) -> None:
+    weight = parts.settings.familiarity_weight
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        text = f"question {number}"
+        cameras = [[], [0], [1], [0, 1]][number % 4]
+        tasks = [task for task in ("t1", "t2", "t3") if rng.random() < 0.7]
+        wanted = ({"meta.cam": cameras} if cameras else {}) | ({"task": tasks} if tasks else {})
+        expected = []
+        for era in parts.searcher.snapshot.eras if parts.searcher.snapshot else ():
+            query = era.encoder.texts([text])
+            clips = parts.catalog.clips(era.partition.rows.tolist())
+            for row, cosine in zip(
+                era.partition.rows.tolist(), era.partition.vectors(era.partition.rows) @ query[0], strict=True
+            ):
+                clip = clips[row]
+                if (not cameras or clip.meta.get("cam") in cameras) and (not tasks or clip.task in tasks):
+                    score = (float(cosine) + weight * float(era.familiarity(query)[0])) / (1 + weight)
+                    expected.append((score, clip.video_id))
+        found, token, limit = [], None, int(rng.integers(1, 9))
+        while True:
+            answer = parts.ask(text, limit=limit, filter=wanted, page_token=token)
+            found += [(hit.score, hit.video_id) for hit in answer.results]
+            token = answer.next_page_token
+            if token is None:
+                break
+        assert [score for score, _ in found] == pytest.approx([s for s, _ in sorted(expected)[::-1]], abs=1e-5)
+        assert sorted(name for _, name in found) == sorted(name for _, name in expected)

@@ -2,6 +2,7 @@
 
 import { Problem, count, decimals, element, getBlob, hasToken, postJson, taskClass } from "./api.js";
 import { onStatus, watch } from "./live.js";
+import { startRecall } from "./recall.js";
 
 const LIMIT = 20;
 const PAUSE_MS = 300;
@@ -212,4 +213,5 @@ onStatus((status) => {
 const query = readAddress();
 input.value = query.text ?? "";
 search(query);
+startRecall();
 watch();

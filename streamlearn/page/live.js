@@ -25,7 +25,7 @@ async function poll(round) {
   try {
     const status = await getJson("v1/status");
     if (round % SCORES_EVERY === 0 && status.step !== scoredStep) {
-      series = collect((await getJson("v1/scores")).points ?? []);
+      series = collect((await getJson("v1/scores?direction=t2v&k=5&most=120")).points ?? []);
       scoredStep = status.step;
     }
     drawTasks(await getJson("v1/tasks"), status.task);

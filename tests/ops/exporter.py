@@ -45,13 +45,18 @@ def serve() -> Iterator[str]:
 
 
 def _set(metrics: Metrics) -> None:
-    for view in ("served", "learner"):
-        metrics.median_rank.labels("t1", "t2v", view).set(7)
+    metrics.prequential_recall_ratio.set(0.4)
+    for view in ("served", "learner", "pool"):
+        if view != "pool":
+            metrics.median_rank.labels("t1", "t2v", view).set(7)
         for k in map(str, KS):
             metrics.recall_ratio.labels("t1", "t2v", k, view).set(0.6)
             metrics.forgetting_ratio.labels("t1", "t2v", k, view).set(0.1)
             metrics.backward_transfer_ratio.labels("t2v", k, view).set(-0.05)
             metrics.harmonic_mean_ratio.labels("t2v", k, view).set(0.55)
+            metrics.anytime_minimum_ratio.labels("t2v", k, view).set(0.45)
+            if view == "learner":
+                metrics.forward_transfer_ratio.labels("t2v", k, view).set(0.2)
     metrics.eval_pairs.labels("t1").set(120)
     metrics.eval_age_seconds.set(12)
     metrics.train_loss.set(3.2)
@@ -69,6 +74,8 @@ def _set(metrics: Metrics) -> None:
         metrics.stage_seconds.labels(stage).observe(0.02)
     for stage in SEARCH_STAGES:
         metrics.search_seconds.labels(stage).observe(0.004)
+    metrics.era_bytes.labels("1").set(12e6)
+    metrics.era_search_seconds.labels("1").set(0.002)
     metrics.index_clips.set(1000)
     metrics.index_stale_clips.set(20)
     metrics.index_carried_clips.set(0)

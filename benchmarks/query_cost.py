@@ -1,0 +1,90 @@
+"""What a query costs with 1, 4 and 16 eras: encoding the text and searching, as the daemon does it, on one thread.
+
+    python benchmarks/query_cost.py [--clips 16000] [--queries 200]
+
+The clips are the same number in all, divided among the eras; vectors are random, texts are all different, so no cache
+helps. The rounds take turns. Time is that of the thread's CPU, which a busy machine does not change, and the clock's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from prometheus_client import CollectorRegistry
+
+from streamlearn.catalog import Catalog, ClipRow
+from streamlearn.encoders import Towers
+from streamlearn.era_view import EraView, QueryEncoder
+from streamlearn.frames import FrameStore
+from streamlearn.index import Partition, configure_faiss
+from streamlearn.metrics import Metrics
+from streamlearn.schemas import Query, SearchRequest
+from streamlearn.search import Searcher, Snapshot
+from streamlearn.settings import SearchSettings
+
+DIM = 128
+
+
+def unit(rng: np.random.Generator, count: int) -> np.ndarray:
+    vectors = rng.standard_normal((count, DIM)).astype(np.float32)
+    out: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return out
+
+
+def snapshot(rows: np.ndarray, eras: int) -> Snapshot:
+    rng = np.random.default_rng(0)
+    views = []
+    for number, part in enumerate(np.array_split(rows, eras), 1):
+        partition = Partition(DIM)
+        partition.replace_all(part, unit(rng, len(part)))
+        encoder = QueryEncoder(Towers(seed=number, dim=DIM).frozen_copy())
+        views.append(EraView(number, f"t{number}", encoder, partition.view(), unit(rng, 256)))
+    return Snapshot(tuple(views), 0, 0, "m", {}, "2026-01-01T00:00:00Z", 0, None)
+
+
+def main() -> None:
+    """Print one JSON object a number of eras."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=16_000)
+    parser.add_argument("--queries", type=int, default=200)
+    arguments = parser.parse_args()
+    configure_faiss()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        catalog = Catalog(Path(folder) / "catalog.db")
+        clip = ClipRow(0, "", *[None] * 3, ("a red ball",), {}, None, "train", "t1", 0, None, "b", "0", 0)
+        found, _ = catalog.put([clip.__class__(0, f"v{i}", *tuples(clip)) for i in range(arguments.clips)])
+        rows = np.asarray(found, np.int64)
+        frames = FrameStore(Path(folder) / "frames", 2**20)
+        searchers: dict[int, Searcher] = {}
+        for eras in (1, 4, 16):
+            searchers[eras] = Searcher(catalog, frames, SearchSettings(), Metrics.create(CollectorRegistry()))
+            searchers[eras].publish(snapshot(rows, eras))
+        times: dict[int, list[tuple[float, float]]] = {eras: [] for eras in searchers}
+        for number in range(arguments.queries):
+            for eras, searcher in searchers.items():
+                text = f"a small red ball, number {number} of many, rolls slowly to the left"
+                cpu, clock = time.thread_time(), time.perf_counter()
+                searcher.search(SearchRequest(query=Query(text=text)))
+                times[eras].append((time.thread_time() - cpu, time.perf_counter() - clock))
+        catalog.close()
+    p50 = {eras: np.median(np.asarray(taken[10:]), axis=0) * 1e3 for eras, taken in times.items()}
+    for eras, (cpu, clock) in p50.items():
+        facts = {"eras": eras, "cpu_p50_ms": round(float(cpu), 3), "clock_p50_ms": round(float(clock), 3)}
+        print(json.dumps(facts | {"times_one_era": round(float(cpu / p50[1][0]), 2)}))
+
+
+def tuples(clip: ClipRow) -> tuple[Any, ...]:
+    """All but row and video_id."""
+    return tuple(getattr(clip, name) for name in clip.__slots__[2:])
+
+
+if __name__ == "__main__":
+    main()

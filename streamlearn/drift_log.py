@@ -1,0 +1,111 @@
+"""What the detector saw, batch by batch, in a bounded file: to try other settings on the stream as it was.
+
+A cache beside the state, never read by the daemon. Steps that were learned again after a crash are in it twice; the
+last one counts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from streamlearn.records import StepStats, Vectors
+from streamlearn.tail import Summary
+
+log = logging.getLogger(__name__)
+
+_MAX_BYTES = 8 * 2**20  # of a file; the one before it is kept: some 20,000 batches of 2 x 128 dimensions
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One batch.
+
+    Attributes:
+        step: of the learner, this batch included.
+        clips: processed so far.
+        score, threshold: of the detector at that time.
+        outcome: "drift", "refused", or "" where nothing was suspected.
+    """
+
+    step: int
+    clips: int
+    batch: Summary
+    score: float
+    threshold: float
+    outcome: str
+
+
+class DriftLog:
+    """Appends to `drift.jsonl` in a folder. A disk that refuses costs the log, not the stream."""
+
+    def __init__(self, folder: Path, max_bytes: int = _MAX_BYTES) -> None:
+        self._path, self._max_bytes = folder / "drift.jsonl", max_bytes
+
+    def append(self, stats: StepStats, keys: Vectors, clips: int, verdict: tuple[float, float, str]) -> None:
+        """Write one step.
+
+        Args:
+            stats: of the learner.
+            keys: (n, d), what the detector saw.
+            clips: processed so far.
+            verdict: score, threshold and outcome.
+        """
+        batch = Summary.of(keys)
+        row = {
+            "step": stats.step,
+            "clips": clips,
+            "rows": batch.rows,
+            "square": batch.square,
+            "traces": [None if np.isnan(x) else x for x in batch.traces.tolist()],
+            "score": verdict[0],
+            "threshold": verdict[1],
+            "outcome": verdict[2],
+            "loss": stats.loss,
+            "recall": stats.recall,
+            "grad_norm": stats.grad_norm,
+            "sums": base64.b64encode(batch.sums.astype("<f2").tobytes()).decode(),
+        }
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                full = file.tell() > self._max_bytes
+            if full:
+                os.replace(self._path, self._path.with_suffix(".jsonl.1"))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._path, error)
+
+
+def read_log(folder: Path) -> list[Entry]:
+    """What a daemon logged in its state directory, oldest first; a line that is cut short is passed over."""
+    entries: dict[int, Entry] = {}
+    for name in ("drift.jsonl.1", "drift.jsonl"):
+        path = folder / name
+        if path.exists():
+            for entry in _entries(path):
+                # After a rollback or a crash, the steps that come again are another course of things.
+                entries = (
+                    {step: e for step, e in entries.items() if step < entry.step} if entry.step in entries else entries
+                )
+                entries[entry.step] = entry
+    return [entries[step] for step in sorted(entries)]
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                sums = np.frombuffer(base64.b64decode(row["sums"]), "<f2").astype(np.float64)
+                traces = np.array([np.nan if x is None else x for x in row["traces"]])
+                batch = Summary(sums, row["square"], row["rows"], traces)
+                yield Entry(row["step"], row["clips"], batch, row["score"], row["threshold"], row["outcome"])
+            except (ValueError, KeyError, TypeError):
+                continue

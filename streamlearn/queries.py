@@ -1,0 +1,102 @@
+"""A query, of whatever kind, as each era's encoder sees it; and what cannot be asked, in a sentence.
+
+A video named by its URI is untrusted like any clip's: it is fetched within the same allow lists, and decoded by the
+same processes. A vector is believed only where it has our dimension and, if it says which model made it, ours.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as NotInTime
+
+import numpy as np
+
+from streamlearn.catalog import Catalog
+from streamlearn.era_view import EraView
+from streamlearn.errors import SearchError, StreamlearnError
+from streamlearn.frames import FrameStore
+from streamlearn.records import Clip, Event, Frames, Position, Record, Vectors
+from streamlearn.schemas import Query
+
+#: Encodes the queries for one era: (q, d).
+Encode = Callable[[EraView], Vectors]
+#: Hands a record to the decoder processes: `Loader.submit`.
+Submit = Callable[[Record], Future[Event]]
+
+_MOST_WAITING = 4  # videos that queries have in front of the decoders, which the stream needs too
+
+
+class Queries:
+    """Turns queries into encodings; safe from any thread.
+
+    Args:
+        catalog, frames: known clips.
+        submit: to the decoders; None: a video must be known here.
+        timeout_s: longest wait for a decoder.
+    """
+
+    def __init__(self, catalog: Catalog, frames: FrameStore, submit: Submit | None = None, *, timeout_s: float) -> None:
+        self._catalog, self._frames, self._submit, self._timeout_s = catalog, frames, submit, timeout_s
+        self._free = threading.BoundedSemaphore(_MOST_WAITING)
+
+    def encoder(self, query: Query, *, dim: int, model_version: str) -> Encode:
+        """What each era is asked.
+
+        Args:
+            query: the question.
+            dim: of the vectors that are served.
+            model_version: that is served; "fingerprint-lineage-step".
+
+        Raises:
+            SearchError: it cannot be asked here, and why.
+        """
+        if query.text is not None:
+            text = query.text
+            return lambda era: era.encoder.texts([text])
+        if query.vector is not None:
+            given = np.asarray([query.vector], np.float32)
+            _check_space(given, query.model_version, dim, model_version)
+            unit: Vectors = given / np.linalg.norm(given)
+            return lambda era: unit
+        frames = self._known(query.video_id) if query.video_id is not None else self._fetched(str(query.uri))
+        batch = np.stack([frames])
+        return lambda era: era.encoder.clips(batch)
+
+    def _known(self, video_id: str) -> Frames:
+        clip = self._catalog.clip(video_id)
+        frames = self._frames.get(clip.row) if clip else None
+        if frames is None:
+            raise SearchError(f"no frames of video {video_id!r} are kept here", status=404)
+        return frames
+
+    def _fetched(self, uri: str) -> Frames:
+        if self._submit is None:
+            raise SearchError("query: uri: no video is fetched here; use video_id, text or vector")
+        if not self._free.acquire(blocking=False):
+            raise SearchError("query: uri: other queries wait for the decoders; try again in a moment", status=429)
+        try:
+            value = json.dumps({"video_id": "query", "uri": uri, "caption": "query"}).encode()
+            event = self._submit(Record(b"query", value, Position("query", "0", 0))).result(self._timeout_s)
+        except NotInTime as error:
+            raise SearchError("query: uri: the decoders are busy; try again in a moment", status=503) from error
+        except (CancelledError, StreamlearnError) as error:
+            raise SearchError("query: uri: no video can be decoded now", status=503) from error
+        finally:
+            self._free.release()
+        if not isinstance(event, Clip):
+            raise SearchError(f"query: uri: {getattr(event, 'code', '')}: {getattr(event, 'message', '')}")
+        return event.frames
+
+
+def _check_space(given: Vectors, its_model: str | None, dim: int, model_version: str) -> None:
+    """Vectors of another length, fingerprint or lineage are refused: their cosines with ours mean nothing."""
+    if given.shape[1] != dim:
+        raise SearchError(f"query: vector has {given.shape[1]} numbers, vectors here have {dim}: it is another model's")
+    if its_model is not None and its_model.split("-")[:2] != model_version.split("-")[:2]:
+        raise SearchError(
+            f"query: vector was made by the model {its_model!r}, served is {model_version!r}: their vectors cannot be"
+            " compared; ask with text, video_id or uri"
+        )

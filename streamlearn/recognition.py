@@ -1,0 +1,134 @@
+"""Tasks by their statistics in a frame that does not move: is this another task, and do we know it?
+
+Knows embeddings of a frozen encoder, not where they come from. Arrays in, verdicts out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.records import Vectors
+from streamlearn.tail import Spread, quantile
+
+Floats = npt.NDArray[np.float64]
+
+_MOST_ROWS = 1024  # that a task's mean counts as: a task that goes on for long may still change a little
+#: A known task is met again where its clips would stray further than this only once in so many times.
+_SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and spread of a task's embeddings.
+
+    Attributes:
+        rows: how many they are of.
+        mean: (d,).
+        trace: of the covariance.
+        variance, skewness: of the shift of a sample of the same task, whose mean is 1 (`streamlearn.tail`).
+    """
+
+    rows: int
+    mean: Floats
+    trace: float
+    variance: float
+    skewness: float
+
+    @classmethod
+    def of(cls, x: Vectors) -> Statistics:
+        """Of embeddings, (n, d); n at least 2."""
+        wide, spread = x.astype(np.float64), Spread()
+        for start in range(0, len(wide), 64):
+            spread.update(Spread.traces(wide[start : start + 64]))
+        trace = float(wide.var(axis=0, ddof=1).sum())
+        return cls(len(wide), wide.mean(axis=0), max(trace, 1e-12), spread.variance, spread.skewness)
+
+    def shift(self, mean: Floats, rows: int) -> float:
+        """How far the mean of a sample is from here; 1 on average where it is of the same task. Shape: (d,)."""
+        away = mean - self.mean
+        return float(away @ away / (self.trace * (1 / rows + 1 / self.rows)))
+
+    def limit(self, p: float) -> float:
+        """The shift that a sample of the same task exceeds with probability p."""
+        return quantile(p, 1.0, self.variance, self.skewness)
+
+    def joined(self, other: Statistics) -> Statistics:
+        """Of both together."""
+        share = other.rows / (self.rows + other.rows)
+        away = other.mean - self.mean
+        return Statistics(
+            rows=min(self.rows + other.rows, _MOST_ROWS),
+            mean=self.mean + share * away,
+            trace=(1 - share) * self.trace + share * other.trace + share * (1 - share) * float(away @ away),
+            variance=(1 - share) * self.variance + share * other.variance,
+            skewness=(1 - share) * self.skewness + share * other.skewness,
+        )
+
+
+class TaskMemory:
+    """The statistics of every task that has ended, by name.
+
+    Args:
+        frame: names the frozen encoder; statistics of another one are worth nothing.
+    """
+
+    def __init__(self, frame: str = "") -> None:
+        self._frame = frame
+        self._known: dict[str, Statistics] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """Of the tasks that can be recognised."""
+        return tuple(self._known)
+
+    def learn(self, name: str, x: Vectors) -> None:
+        """Some clips of a task that ends, (n, d); what was known of it is kept beside."""
+        if len(x) < 2:
+            return
+        new = Statistics.of(x)
+        self._known[name] = self._known[name].joined(new) if name in self._known else new
+
+    def recognise(self, x: Vectors, *, besides: str) -> tuple[str | None, float]:
+        """The known task that clips belong to, but for one name; None where they are of none.
+
+        Shape:
+            x: (n, d).
+
+        Returns:
+            The name, and how far the nearest task's mean is; infinite where nothing is known.
+        """
+        mean = x.mean(axis=0, dtype=np.float64)
+        shifts = {name: known.shift(mean, len(x)) for name, known in self._known.items() if name != besides}
+        if not shifts:
+            return None, float("inf")
+        nearest = min(shifts, key=shifts.__getitem__)
+        return (nearest if shifts[nearest] <= self._known[nearest].limit(_SAME) else None), shifts[nearest]
+
+    def rename(self, old: str, new: str) -> None:
+        """What is known of a task goes to another name, beside what is known there."""
+        if old in self._known and old != new:
+            moved = self._known.pop(old)
+            self._known[new] = self._known[new].joined(moved) if new in self._known else moved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, and the means as an array (k, d)."""
+        facts = [[name, s.rows, s.trace, s.variance, s.skewness] for name, s in self._known.items()]
+        means = np.stack([s.mean for s in self._known.values()]) if self._known else np.zeros((0, 0))
+        return {"facts": {"frame": self._frame, "tasks": facts}, "means": means}
+
+    def load_state_dict(self, facts: Mapping[str, Any], means: npt.NDArray[Any]) -> bool:
+        """Inverse of `state_dict`.
+
+        Returns:
+            False where they are of another frozen encoder; then nothing is known.
+        """
+        self._known = {}
+        if facts["frame"] != self._frame:
+            return False
+        for (name, rows, trace, variance, skewness), mean in zip(facts["tasks"], means, strict=True):
+            self._known[name] = Statistics(rows, np.asarray(mean, np.float64), trace, variance, skewness)
+        return True

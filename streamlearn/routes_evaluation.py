@@ -1,0 +1,50 @@
+"""The routes of evaluations: the matrix of tasks and time, and the report on it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal, Protocol
+
+import pydantic_core
+from fastapi import APIRouter, Query, Response
+
+from streamlearn import problems
+
+_MOST_POINTS = 10_000
+
+
+class Evaluations(Protocol):
+    """What is served; both methods may be called from several threads at once, values are plain JSON types."""
+
+    def scores(
+        self, task: str | None, direction: str | None, k: int | None, view: str | None, most: int
+    ) -> dict[str, Any]:
+        """Recall of the tasks over time, at most so many points of a series."""
+
+    def evaluation(self) -> dict[str, Any]:
+        """The newest values, what they say together, and what is answered worst."""
+
+
+def add_evaluation(v1: APIRouter, service: Evaluations, run: Callable[..., Awaitable[dict[str, Any]]]) -> None:
+    """Add the routes; `run` calls a function in a worker thread."""
+
+    @v1.get("/scores", response_model=dict[str, Any], responses=problems.responses(422))
+    async def scores(
+        task: Annotated[str | None, Query(max_length=64)] = None,
+        direction: Literal["t2v", "v2t"] | None = None,
+        k: Annotated[int | None, Query(ge=1)] = None,
+        view: Literal["served", "learner", "pool"] | None = None,
+        most: Annotated[int, Query(ge=2, le=_MOST_POINTS, description="Points of a series, thinned evenly.")] = 200,
+    ) -> Response:
+        """Recall of the tasks over time, each with its 95 % interval and the pairs behind it."""
+        return _json(await run(service.scores, task, direction, k, view, most))
+
+    @v1.get("/evaluation", response_model=dict[str, Any])
+    async def evaluation() -> Response:
+        """The newest values, forgetting and transfer, boundaries, the hardest queries and the worst clips."""
+        return _json(await run(service.evaluation))
+
+
+def _json(value: dict[str, Any]) -> Response:
+    body = pydantic_core.to_json(value, inf_nan_mode="null")
+    return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -1,0 +1,88 @@
+"""The detector that settings name, and where it would have suspected boundaries in a stream that was logged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamlearn.drift import MeanShift
+from streamlearn.drift_log import Entry
+from streamlearn.errors import SettingsError
+from streamlearn.settings import DriftSettings
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """Where the detector would have alarmed.
+
+    Attributes:
+        clips: processed at that time.
+        onset_clips: processed when the change began, as far as the detector can tell.
+        logged: what became of it when the stream was learned: "drift", "refused", or "" where nothing was suspected.
+    """
+
+    clips: int
+    onset_clips: int
+    score: float
+    threshold: float
+    logged: str
+
+
+def mean_shift(settings: DriftSettings) -> MeanShift:
+    """The detector of the settings."""
+    windows = [(settings.window_batches, settings.reference_batches)]
+    if settings.slow_window_batches and settings.frozen_judge:
+        windows.append((settings.slow_window_batches, settings.slow_reference_batches))
+    return MeanShift(
+        windows=windows,
+        threshold=settings.threshold,
+        rows_per_false_alarm=settings.clips_per_false_boundary,
+        warmup_batches=settings.warmup_batches,
+        cooldown_batches=settings.cooldown_batches,
+    )
+
+
+def replay(entries: Sequence[Entry], settings: DriftSettings) -> tuple[list[Suspicion], list[float]]:
+    """Give a logged stream to a detector of other settings.
+
+    Where the frozen judge refused at that very batch when the stream was learned, it is taken to refuse again;
+    elsewhere nobody can ask it, and the suspicion stands.
+
+    Returns:
+        The suspicions, and the score of every batch.
+    """
+    detector, found, scores = mean_shift(settings), [], []
+    for i, entry in enumerate(entries):
+        detector.take(entry.batch)
+        scores.append(detector.score)
+        if detector.drift_detected:
+            onset = entries[max(0, i - detector.onset_batches_ago)].clips
+            found.append(Suspicion(entry.clips, onset, detector.score, detector.threshold, entry.outcome))
+            if entry.outcome == "refused":
+                detector.refuse()
+    return found, scores
+
+
+def plot(entries: Sequence[Entry], scores: Sequence[float], found: Sequence[Suspicion], path: Path) -> None:
+    """Draw scores, suspicions and what was logged.
+
+    Raises:
+        SettingsError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SettingsError("--plot needs matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([e.clips for e in entries], [e.score for e in entries], color="0.7", label="score, as logged")
+    axes.plot([e.clips for e in entries], scores, label="score, by these settings")
+    for mark in found:
+        axes.axvline(mark.clips, color="tab:red", linestyle=":")
+    for entry in entries:
+        if entry.outcome == "drift":
+            axes.axvline(entry.clips, color="0.5", linewidth=0.5)
+    axes.set(xlabel="clips", ylabel="score", yscale="log", title="red: suspected by these settings; grey: as logged")
+    axes.legend()
+    figure.savefig(path)

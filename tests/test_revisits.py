@@ -1,0 +1,38 @@
+"""The whole daemon finds where tasks begin, and knows one that returns; nobody tells it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from streamlearn.drift_log import read_log
+from streamlearn.testing import ListSource
+from tests.test_daemon import Stream, daemon, settled
+
+
+@pytest.mark.slow
+def test_a_domain_that_returns_continues_its_task_also_after_a_restart(tmp_path: Path) -> None:
+    stream = Stream()
+    first = [*stream.clips("studio", 384), *stream.clips("reef", 384)]
+    with daemon(tmp_path, ListSource(first), learner__batch_size=16, evaluate__interval_clips=10_000) as running:
+        settled(running)
+    second = stream.clips("studio", 256)
+    source = ListSource([*first, *second])
+    with daemon(tmp_path, source, learner__batch_size=16, evaluate__interval_clips=10_000) as running:
+        settled(running)
+        tasks = running.service.tasks()
+        eras = len(running.state.eras.eras)
+    assert [(task["name"], task["cause"]) for task in tasks] == [("t1", "start"), ("t2", "drift"), ("t1", "drift")]
+    assert eras == 3
+    for task, began in zip(tasks[1:], (384, 768), strict=True):
+        assert abs(task["position"].offset - began) <= 32
+        assert task["first_clip"].endswith(str(task["position"].offset))
+        assert task["score"] > task["threshold"]
+        assert task["shift"] > 3
+    assert tasks[0]["clips"] >= 600  # of both visits
+    outcomes = [entry.outcome for entry in read_log(tmp_path / "state")]
+    assert outcomes.count("drift") == 2
+    generation = json.loads((tmp_path / "state" / "current" / "manifest.json").read_text())
+    assert {name for name, *_ in generation["state"]["memory"]["tasks"]} == {"t1", "t2"}

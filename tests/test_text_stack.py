@@ -1,0 +1,88 @@
+"""Many eras' text encoders in one pass: the same answers, the same memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamlearn.encoders import Towers
+from streamlearn.era_view import QueryEncoder
+from streamlearn.text_stack import TextStack, stacked
+from tests.parts import Parts
+
+TEXTS = ["a red ball rolls to the left", "night", "", "a " * 100, "drei Bälle, blau!"]
+
+
+def encoders(count: int, dim: int = 16) -> list[QueryEncoder]:
+    return [QueryEncoder(Towers(dim=dim, seed=seed).frozen_copy()) for seed in range(count)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 16])
+def test_a_stack_encodes_as_each_tower_does(count: int) -> None:
+    pairs = encoders(count)
+    with torch.inference_mode():
+        one_by_one = torch.stack([pair.towers.encode_text(TEXTS) for pair in pairs])
+    stack = stacked(pairs)
+    assert stack is not None
+    torch.testing.assert_close(stack.encode(TEXTS), one_by_one, atol=1e-5, rtol=0)
+
+
+def test_primed_encoders_answer_from_what_the_stack_told_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = encoders(3)
+    alone = [pair.towers.encode_text(TEXTS).numpy() for pair in encoders(3)]
+    stack = TextStack(pairs)
+    pairs[1].texts(TEXTS[:2])
+    stack.prime(TEXTS)
+    for pair, expected in zip(pairs, alone, strict=True):
+        monkeypatch.delattr(pair.towers.text, "head")  # to encode once more would fail
+        np.testing.assert_allclose(pair.texts(TEXTS), expected, atol=1e-5)
+    stack.prime(TEXTS)
+
+
+def test_weights_are_held_once_and_unchanged() -> None:
+    pairs = encoders(3)
+    before = [{name: w.clone() for name, w in pair.towers.state_dict().items()} for pair in pairs]
+    first = TextStack(pairs[:2])
+    second = TextStack(pairs)  # an era more
+    for at, (pair, weights) in enumerate(zip(pairs, before, strict=True)):
+        for name, weight in pair.towers.state_dict().items():
+            assert torch.equal(weight, weights[name])
+        for name, weight in pair.towers.text.named_parameters():
+            assert weight.data_ptr() == second._weights[name][at].data_ptr()
+    torch.testing.assert_close(first.encode(TEXTS), second.encode(TEXTS)[:2])
+
+
+def test_towers_that_do_not_fit_on_each_other_are_asked_one_by_one() -> None:
+    assert stacked([]) is None
+    assert stacked(encoders(1)) is None
+    assert stacked([*encoders(1, dim=8), *encoders(1, dim=16)]) is None
+    other = encoders(2)
+    other[0].towers.text = torch.nn.Linear(2, 2)
+    assert stacked(other) is None
+
+
+def test_a_search_asks_the_sealed_eras_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts(tmp_path)
+    for task in ("t2", "t3", "t4"):
+        parts.learn(4)
+        parts.boundary(task)
+    parts.learn(4)
+    parts.finish_reencoding()
+    snapshot = parts.publish()
+    with torch.inference_mode():
+        expected = {era.number: era.encoder.towers.encode_text(["a star"]).numpy() for era in snapshot.eras}
+    asked: list[int] = []
+    encode_text = Towers.encode_text
+
+    def counting(towers: Towers, texts: list[str]) -> torch.Tensor:
+        asked.append(id(towers))
+        return encode_text(towers, texts)
+
+    monkeypatch.setattr(Towers, "encode_text", counting)
+    parts.ask("a star")
+    assert asked == [id(snapshot.eras[-1].encoder.towers)]
+    for era in snapshot.eras:
+        np.testing.assert_allclose(era.encoder.texts(["a star"]), expected[era.number], atol=1e-5)
