@@ -53,6 +53,7 @@ from streamlearn.service_tasks import TasksService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
 from streamlearn.state import State
+from streamlearn.stored_clips import StoredClips
 from streamlearn.tasks import Boundaries
 from streamlearn.tune import mean_shift
 from streamlearn.warmup import build_towers, device_of, reading_of
@@ -82,7 +83,7 @@ class Daemon:
             raise
 
     def _build(self, source: Source | None) -> None:
-        settings, opened = self.settings, self._stack
+        settings, media, opened = self.settings, self.settings.media, self._stack
         torch.set_num_threads(settings.model.threads or max(1, (os.cpu_count() or 1) - settings.media.workers))
         configure_faiss()
         allocator.tune()
@@ -92,13 +93,12 @@ class Daemon:
         self.metrics = Metrics.create(self.registry)
         opened.enter_context(lock_state(settings.state_dir))
 
-        device = device_of(settings.model.device)
-        learner = Learner(build_towers(settings.model, settings.learner.seed), settings.learner, device)
         self.catalog = opened.enter_context(closing(Catalog(settings.state_dir / "catalog.db")))
-        media = settings.media
         self.frames = opened.enter_context(
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
         )
+        towers, device = build_towers(settings.model, settings.learner.seed), device_of(settings.model.device)
+        learner = Learner(towers, settings.learner, device, StoredClips(self.catalog, self.frames, towers.size_px))
         reopen = None if source is not None else partial(load_source_class(settings.source).from_settings, settings)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamlearn import __version__, cli_eval, cli_generations, cli_streams, cli_tasks
+from streamlearn.cli_bench import bench_app
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
 from streamlearn.errors import StreamlearnError
 
@@ -32,6 +33,7 @@ app.add_typer(cli_streams.dlq, name="dlq")
 app.add_typer(cli_tasks.tasks, name="tasks")
 app.command()(cli_streams.replay)
 app.command("eval")(cli_eval.evaluate)
+app.add_typer(bench_app, name="bench")
 
 
 class OnMismatch(StrEnum):

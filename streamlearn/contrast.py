@@ -42,8 +42,21 @@ class KeyQueue:
         self.enqueued += n
 
     def clear(self) -> None:
-        """Forget every key."""
+        """Forget every key, also in what a checkpoint writes."""
         self.enqueued = 0
+        for held in (self.video, self.text, self.ids):
+            held.zero_()
+
+    def keep_newest(self, n: int) -> None:
+        """Forget all but the newest n keys."""
+        newest = self._in_order()[-n:]
+        video, text, ids = self.video[newest], self.text[newest], self.ids[newest]
+        self.clear()
+        self.push(video, text, ids)
+
+    def _in_order(self) -> list[int]:
+        """The slots that hold a key, oldest first."""
+        return [n % self.size for n in range(self.enqueued - len(self), self.enqueued)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors that bring back exactly this queue."""

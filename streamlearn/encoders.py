@@ -1,8 +1,8 @@
 """The two towers: frames to vectors and captions to vectors, in one space.
 
 A `Towers` pair knows its architecture and preprocessing (its fingerprint), not how it is trained or which copy of
-it is served. Built-in tiny towers need no download; any Hugging Face ViT, CLIP or SigLIP beside any BERT-like, CLIP
-or SigLIP text model loads by name or folder, as safetensors only and without remote code.
+it is served. Built-in tiny towers need no download; any Hugging Face image or video model beside any text model loads
+by name or folder.
 """
 
 from __future__ import annotations
@@ -10,197 +10,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from streamlearn.errors import SettingsError
-
-#: What transformers raises for a folder or name that holds no model, half of one, or one with code of its own.
-_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
-_WORD = re.compile(r"\w+|[^\w\s]")
-
-
-class TinyVideo(nn.Module):
-    """Pairs of frames through three convolutions, four of them in order through an MLP; 0.6 M parameters.
-
-    Motion within a pair is seen by the first convolution (6 channels), motion over the clip by the MLP.
-    """
-
-    size_px, frames = 32, 8
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(6, 32, 4, 4),
-            nn.GroupNorm(4, 32),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, 2, 1),
-            nn.GroupNorm(8, 64),
-            nn.GELU(),
-            nn.Conv2d(64, 64, 3, 1, 1),
-            nn.GroupNorm(8, 64),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(64 * 4 * 4, 192),
-            nn.GELU(),
-        )
-        self.head = nn.Sequential(nn.Linear(4 * 192, 384), nn.GELU(), nn.Linear(384, dim))
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Encode clips. Shape: uint8 (n, T, H, W, 3) -> (n, dim), not normalised."""
-        x = _resize(_spread(frames, self.frames), self.size_px)  # (n, 8, 3, 32, 32) in 0..1
-        x = (x - 0.5) / 0.25
-        n = x.shape[0]
-        x = self.convolutions(x.reshape(n * 4, 6, self.size_px, self.size_px))  # (4n, 192): pairs of frames
-        out: Tensor = self.head(x.reshape(n, 4 * 192))
-        return out
-
-
-class TinyText(nn.Module):
-    """A two-layer transformer over hashed words, mean-pooled; 1.1 M parameters, most of them the hash table.
-
-    Words are hashed, not looked up: a stream brings words that no vocabulary of the past has.
-    """
-
-    buckets, max_words, width, heads = 8192, 64, 96, 4
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.words = nn.Embedding(self.buckets, self.width)
-        self.positions = nn.Parameter(torch.randn(self.max_words, self.width) * 0.02)
-        self.blocks = nn.ModuleList(_Block(self.width, self.heads) for _ in range(2))
-        self.norm = nn.LayerNorm(self.width)
-        self.head = nn.Linear(self.width, dim)
-        nn.init.normal_(self.words.weight, std=0.02)
-
-    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Words to bucket numbers from 1 up; 0 pads. Shape: n texts -> ids (n, words)."""
-        rows = []
-        for text in texts:
-            words = _WORD.findall(text.lower())[: self.max_words]
-            rows.append([1 + zlib.crc32(word.encode()) % (self.buckets - 1) for word in words] or [1])
-        ids = torch.zeros(len(rows), max(map(len, rows), default=1), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        return {"ids": ids}
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Encode tokens. Shape: (n, words) -> (n, dim), not normalised."""
-        mask = ids > 0  # (n, words)
-        x = self.words(ids) + self.positions[: ids.shape[1]]
-        for block in self.blocks:
-            x = block(x, mask)
-        x = self.norm(x) * mask.unsqueeze(-1)
-        out: Tensor = self.head(x.sum(1) / mask.sum(1, keepdim=True))
-        return out
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        n, t, w = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(n, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])  # (n, heads, t, w / heads)
-        x = x + self.out(a.transpose(1, 2).reshape(n, t, w))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
-
-
-class HuggingFaceVideo(nn.Module):
-    """An image tower over the frames, mean-pooled over time, and a projection to `dim`."""
-
-    def __init__(self, name: str, dim: int) -> None:
-        super().__init__()
-        from transformers.image_processing_base import ImageProcessingMixin
-
-        self.trunk = _pretrained(name, "vision_model", "model.video")
-        config = self.trunk.config
-        if not isinstance(getattr(config, "image_size", None), int):
-            raise SettingsError(f"model.video = {name!r} reads no square images: name a ViT, CLIP or SigLIP")
-        try:
-            processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
-        except OSError:  # a folder without preprocessor_config.json: the ViT default
-            processor = {}
-        self.size_px = int(config.image_size)
-        self.register_buffer("mean", torch.tensor(processor.get("image_mean", [0.5] * 3)), persistent=False)
-        self.register_buffer("std", torch.tensor(processor.get("image_std", [0.5] * 3)), persistent=False)
-        self.head = nn.Linear(int(config.hidden_size), dim, bias=False)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Encode clips. Shape: uint8 (n, T, H, W, 3) -> (n, dim), not normalised."""
-        x = _resize(frames, self.size_px)  # (n, T, 3, S, S)
-        n, t = x.shape[:2]
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        x = (x - mean[:, None, None]) / std[:, None, None]
-        out = self.trunk(pixel_values=x.flatten(0, 1))
-        pooled = getattr(out, "pooler_output", None)
-        pooled = out.last_hidden_state[:, 0] if pooled is None else pooled  # (n T, hidden)
-        head: Tensor = self.head(pooled.reshape(n, t, -1).mean(1))
-        return head
-
-
-class HuggingFaceText(nn.Module):
-    """A text encoder, pooled as it was trained (CLIP, SigLIP) or by the mean of its tokens, and a projection."""
-
-    max_tokens = 64
-
-    def __init__(self, name: str, dim: int) -> None:
-        super().__init__()
-        from transformers import AutoTokenizer
-
-        self.trunk = _pretrained(name, "text_model", "model.text")
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except _UNLOADABLE as error:
-            raise SettingsError(f"model.text = {name!r}: its tokenizer cannot be loaded: {error}") from error
-        config = self.trunk.config
-        if not hasattr(config, "vocab_size"):
-            raise SettingsError(f"model.text = {name!r} reads no text: name a BERT, CLIP or SigLIP")
-        # Where its files are missing, transformers makes an empty one, to which every word is the same unknown.
-        if len(self.tokenizer) < config.vocab_size // 2:
-            raise SettingsError(
-                f"model.text = {name!r}: its tokenizer knows {len(self.tokenizer)} tokens, the model"
-                f" {config.vocab_size}; is tokenizer.json missing?"
-            )
-        self.max_tokens = min(self.max_tokens, int(getattr(config, "max_position_embeddings", self.max_tokens)))
-        # SigLIP pools the last position and was trained without a mask: its texts are always padded to the full.
-        self.padded = config.model_type.startswith("siglip")
-        self.pooled = self.padded or config.model_type.startswith("clip")
-        self.head = nn.Linear(int(config.hidden_size), dim, bias=False)
-
-    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Shape: n texts -> input_ids and attention_mask, both (n, tokens)."""
-        out = self.tokenizer(
-            list(texts), padding="max_length" if self.padded else True, truncation=True, max_length=self.max_tokens,
-            return_tensors="pt", return_attention_mask=True,
-        )  # fmt: skip
-        mask = torch.ones_like(out["attention_mask"]) if self.padded else out["attention_mask"]
-        return {"input_ids": out["input_ids"], "attention_mask": mask}
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encode tokens. Shape: (n, tokens) twice -> (n, dim), not normalised."""
-        out = self.trunk(input_ids=input_ids, attention_mask=attention_mask)
-        if self.pooled:
-            pooled = out.pooler_output
-        else:
-            mask = attention_mask.unsqueeze(-1).to(out.last_hidden_state.dtype)
-            pooled = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
-        head: Tensor = self.head(pooled)
-        return head
+from streamlearn.encoders_frames import scale, spread
+from streamlearn.encoders_pretrained import HuggingFaceText, HuggingFaceVideo, add_adapters, share_projection
+from streamlearn.encoders_tiny import TinyText, TinyVideo
 
 
 class Towers(nn.Module):
@@ -215,22 +37,86 @@ class Towers(nn.Module):
         SettingsError: a model cannot be loaded.
     """
 
-    def __init__(self, video: str = "tiny", text: str = "tiny", dim: int = 128, seed: int = 0) -> None:
+    def __init__(
+        self, video: str = "tiny", text: str = "tiny", dim: int = 128, seed: int = 0, pooling: str = "mean"
+    ) -> None:
         super().__init__()
         self.names = {"video": video, "text": text}
         self.dim = dim
+        self.fixed: frozenset[str] = frozenset()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.video: nn.Module = TinyVideo(dim) if video == "tiny" else HuggingFaceVideo(video, dim)
+            self.video: nn.Module = TinyVideo(dim) if video == "tiny" else HuggingFaceVideo(video, dim, pooling)
             self.text: nn.Module = TinyText(dim) if text == "tiny" else HuggingFaceText(text, dim)
+            if video == text and isinstance(self.video, HuggingFaceVideo) and isinstance(self.text, HuggingFaceText):
+                share_projection(self.video, self.text)
+        for tower in (self.video, self.text):
+            if isinstance(tower, HuggingFaceVideo | HuggingFaceText):
+                tower.projection = None  # it has done its work; copies need not carry it
+
+    def train_only(self, what: str, lora_rank: int = 8, seed: int = 0) -> None:
+        """Fix all weights but some: fixed ones are shared by all copies and are not part of a state.
+
+        Args:
+            what: "all"; "heads" (all but the trunks, which bring their weights); "lora" (heads, and adapters of low
+                rank inside the trunks of Hugging Face; Hu et al. 2021).
+            lora_rank: of the adapters.
+            seed: of their initial weights.
+
+        Raises:
+            SettingsError: LoRA is asked for where there is no trunk for it, or without `peft`.
+        """
+        if what == "all":
+            return
+        if what == "lora":
+            trunks = [t for t in (self.video, self.text) if isinstance(t, HuggingFaceVideo | HuggingFaceText)]
+            add_adapters([tower.trunk for tower in trunks], lora_rank, seed)
+        names = [name for name, _ in self.named_parameters() if _is_trunk(name, self)]
+        self.fixed = frozenset(name for name in names if "lora_" not in name)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in self.fixed)
+
+    @property
+    def moving(self) -> list[nn.Parameter]:
+        """What the optimizer and the momentum update move, in the order of every copy."""
+        return [parameter for name, parameter in self.named_parameters() if name not in self.fixed]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """As every module's, without what is fixed."""
+        state: dict[str, Tensor] = super().state_dict(*args, **kwargs)
+        return {name: t for name, t in state.items() if name not in self.fixed} if self.fixed else state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As every module's; what is fixed need not be there.
+
+        Raises:
+            RuntimeError: another tensor is missing, unknown, or of another shape.
+        """
+        if not self.fixed:
+            return super().load_state_dict(state_dict, strict, assign)
+        result = super().load_state_dict(state_dict, False, assign)
+        wrong = [*(name for name in result.missing_keys if name not in self.fixed), *result.unexpected_keys]
+        if strict and wrong:
+            raise RuntimeError(f"missing or unknown weights: {', '.join(wrong[:5])}")
+        return result
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides whether two sets of weights live in comparable spaces, but the weights."""
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
         names = {part: Path(name).name for part, name in self.names.items()}  # a folder may move
-        facts = {"names": names, "shapes": shapes, "preprocessing": 1}
+        facts: dict[str, Any] = {"names": names, "shapes": shapes, "preprocessing": 1}
+        if self.fixed:  # they are in no state, so a state must say which it belongs to
+            facts["fixed"] = self._fixed_checksum
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _fixed_checksum(self) -> int:
+        checksum = 0
+        for name, parameter in self.named_parameters():
+            if name in self.fixed:
+                checksum = zlib.crc32(parameter.detach().cpu().contiguous().numpy().tobytes(), checksum)
+        return checksum
 
     @property
     def size_px(self) -> int:
@@ -242,8 +128,13 @@ class Towers(nn.Module):
 
         Encoding these gives the same vectors. Shape: uint8 (n, T, H, W, 3) -> uint8 (n, T', H', W', 3), on the CPU.
         """
-        frames = _spread(frames, getattr(self.video, "frames", frames.shape[1]))
-        return _scale(frames, self.size_px) if min(frames.shape[2:4]) >= self.size_px else frames
+        frames = spread(frames, getattr(self.video, "frames", frames.shape[1]))
+        return scale(frames, self.size_px) if min(frames.shape[2:4]) >= self.size_px else frames
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """Unit vectors of clips. Shape: uint8 (n, T, H, W, 3) -> float32 (n, dim)."""
@@ -252,63 +143,19 @@ class Towers(nn.Module):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of captions or queries. Shape: n texts -> float32 (n, dim)."""
         tokens: dict[str, Tensor] = self.text.tokenize(texts)  # type: ignore[operator]
-        device = next(self.text.parameters()).device
-        return F.normalize(self.text(**{k: v.to(device) for k, v in tokens.items()}).float(), dim=-1)
+        return F.normalize(self.text(**{k: v.to(self.device) for k, v in tokens.items()}).float(), dim=-1)
 
     def frozen_copy(self) -> Towers:
-        """A copy without gradients, in evaluation mode: a momentum pair."""
+        """A copy without gradients, in evaluation mode: a momentum pair. What is fixed is shared, not copied."""
         tokenizer = getattr(self.text, "tokenizer", None)  # has no weights, and is slow to copy
-        shared = {} if tokenizer is None else {id(tokenizer): tokenizer}
+        shared: dict[int, Any] = {} if tokenizer is None else {id(tokenizer): tokenizer}
+        shared |= {id(p): p for name, p in self.named_parameters() if name in self.fixed}
         return copy.deepcopy(self, shared).eval().requires_grad_(False)
 
 
-def _pretrained(name: str, part: str, field: str) -> Any:
-    """The `part` ("vision_model" or "text_model") of a two-tower model, or the whole of a one-tower model."""
-    from transformers import AutoModel
-
-    try:
-        # In full precision, whatever it was saved in: momentum copies move by less than a half can hold.
-        model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
-    except _UNLOADABLE as error:
-        raise SettingsError(
-            f"{field} = {name!r} cannot be loaded: {error}. Name a model on the hub, or a folder with config.json and"
-            " model.safetensors"
-        ) from error
-    return getattr(model, part, model)
-
-
-def _spread(frames: Tensor, count: int) -> Tensor:
-    """Exactly `count` frames, evenly spaced, repeated where there are fewer."""
-    have = frames.shape[1]
-    if have == count:
-        return frames
-    return frames[:, torch.linspace(0, have - 1, count, device=frames.device).round().long()]
-
-
-def _scale(frames: Tensor, size_px: int) -> Tensor:
-    """Shape: uint8 (n, T, H, W, 3) -> uint8 (n, T, size_px, size_px, 3), both channels last in memory.
-
-    On a CPU, bytes in this layout are scaled seven times faster than floats; CUDA knows floats only.
-    """
-    n, t, h, w, c = frames.shape
-    if (h, w) == (size_px, size_px):
-        return frames
-    if h == w and h % size_px == 0:
-        return _mean_of_squares(frames, h // size_px)
-    x = frames.reshape(n * t, h, w, c).permute(0, 3, 1, 2)  # (n T, 3, H, W)
-    x = x if x.device.type == "cpu" else x.float()
-    x = F.interpolate(x, (size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
-    x = x if x.dtype == torch.uint8 else x.round().to(torch.uint8)
-    return x.permute(0, 2, 3, 1).reshape(n, t, size_px, size_px, c)
-
-
-def _mean_of_squares(frames: Tensor, side: int) -> Tensor:
-    """Shape: uint8 (n, T, H, W, 3) -> uint8 (n, T, H / side, W / side, 3)."""
-    total = sum(frames[:, :, i::side, j::side].int() for i in range(side) for j in range(side))
-    assert isinstance(total, Tensor)
-    return ((2 * total + side * side) // (2 * side * side)).to(torch.uint8)  # half up, as Pillow
-
-
-def _resize(frames: Tensor, size_px: int) -> Tensor:
-    """Shape: uint8 (n, T, H, W, 3) -> float (n, T, 3, size_px, size_px) in 0..1."""
-    return (_scale(frames, size_px).float() / 255).permute(0, 1, 4, 2, 3)
+def _is_trunk(name: str, towers: Towers) -> bool:
+    """Whether a parameter is of what brings its weights; of a built-in tower, all but the head."""
+    part, inner = name.split(".", 2)[:2]
+    if isinstance(getattr(towers, part), TinyVideo | TinyText):
+        return inner != "head"
+    return inner == "trunk"

@@ -65,7 +65,7 @@ class Eras:
     """All eras, the current one last.
 
     Args:
-        learner: its local momentum pair writes the current era.
+        learner: its served pair writes the current era.
         catalog: where vectors are durable.
         frames: what sealed eras are re-encoded from.
         settings: how often to take snapshots, how many, how much to re-encode at a time.
@@ -153,7 +153,7 @@ class Eras:
         if len(frames) < _FEWEST_JUDGES or len({f.shape for f in frames.values()}) > 1:
             return snapshot.local
         texts, films = [clips[i].asked for i in frames], np.stack(list(frames.values()))
-        towers, merit = self._learner.local.frozen_copy(), []
+        towers, merit = self._learner.served.frozen_copy(), []
         for state in (snapshot.local, snapshot.online):
             towers.load_state_dict(state)
             encoder = QueryEncoder(towers)
@@ -193,7 +193,7 @@ class Eras:
         rows = self._catalog.stale_rows(
             era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips, since_row=self._kept_from
         )
-        fresh = self._clips.encode(rows, QueryEncoder(self._learner.local))
+        fresh = self._clips.encode(rows, QueryEncoder(self._learner.served))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.
         self._kept_from = max([self._kept_from, *(row + 1 for row in rows if row not in fresh)])
         self._store(era, fresh, step)
@@ -260,7 +260,7 @@ class Eras:
             partition = era.partition.view()
             if len(partition) == 0 and era is not self.current:
                 continue
-            encoder = era.encoder or QueryEncoder(self._learner.local.frozen_copy())
+            encoder = era.encoder or QueryEncoder(self._learner.served.frozen_copy())
             out.append(EraView(era.number, era.task, encoder, partition, era.captions))
         return tuple(out)
 
@@ -315,6 +315,6 @@ class Eras:
         return Era(number, task, opened, Partition(self._dim, hints=hints), np.zeros((0, self._dim), np.float32))
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor]) -> None:
-        era.pair = self._learner.local.frozen_copy()
+        era.pair = self._learner.served.frozen_copy()
         era.pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
         era.encoder = QueryEncoder(era.pair)

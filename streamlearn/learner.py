@@ -1,7 +1,8 @@
-"""BMU-MoCo on a stream: one `step` per batch, one `start_task` per boundary, no replay memory.
+"""One `step` per batch, one `start_task` per boundary: BMU-MoCo, or one of its rivals.
 
-Knows nothing of sources, indexes or time. The local momentum pair is the one that is served: its keys of a batch
-are returned by `step`, and they are the index entries.
+Knows nothing of sources, indexes or time. One copy of the encoders is served, the local momentum pair unless the
+settings say otherwise: its keys of a batch are returned by `step`, and they are the index entries. What the methods
+differ in is in `streamlearn.methods`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streamlearn.contrast import KeyQueue, symmetric_loss
 from streamlearn.encoders import Towers
 from streamlearn.errors import StateError
 from streamlearn.evaluate import ranks, recall_at
-from streamlearn.momentum import coefficient, follow, pull
+from streamlearn.methods import METHODS, View
 from streamlearn.records import Frames, StepStats, Vectors
+from streamlearn.reservoir import ClipStore, MemoryClips, Replayed, Reservoir
 from streamlearn.settings import LearnerSettings
 
 log = logging.getLogger(__name__)
@@ -34,26 +35,32 @@ def id_hash(video_id: str) -> int:
 
 
 class Learner:
-    """Encoders theta, their local and global momentum copies, the queues and the optimizer.
+    """Encoders theta, the method with its copies and queues, the optimizer, perhaps a reservoir.
 
     Args:
         towers: the encoders at the start of the stream.
         settings: the method and its constants.
         device: where to compute. On CUDA the step runs under bf16 autocast; all copies stay fp32.
+        clips: where replayed clips come from; memory where none is named. Not asked without `replay_clips`.
     """
 
-    def __init__(self, towers: Towers, settings: LearnerSettings, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        towers: Towers,
+        settings: LearnerSettings,
+        device: torch.device | str = "cpu",
+        clips: ClipStore | None = None,
+    ) -> None:
         self.settings = settings
         self.device = torch.device(device)
-        self.online = towers.to(self.device).train()
-        self.local = towers.frozen_copy()
-        # inbatch and moco have no reverse update; a global copy would be carried along unread.
-        self.global_ = towers.frozen_copy() if settings.method == "bmu" and settings.global_pair else None
-        self.queue = None
-        if settings.method != "inbatch":
-            self.queue = KeyQueue(settings.queue_size, towers.dim, self.device)
+        self.online = towers.to(self.device).eval()
+        self.method = METHODS[settings.method](self.online, settings)
+        self.replay: Reservoir | None = None
+        if settings.replay_clips:
+            store = MemoryClips() if clips is None else clips
+            self.replay = Reservoir(settings.replay_clips, store, settings.seed)
         self.optimizer = torch.optim.AdamW(
-            self.online.parameters(),
+            self.online.moving,
             settings.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=settings.weight_decay,
@@ -62,8 +69,23 @@ class Learner:
         self.steps = 0
         self.clips = 0
 
+    @property
+    def copies(self) -> dict[str, Towers]:
+        """Everything that could be served: "online", "local" and what else the method keeps."""
+        return {"online": self.online, **self.method.copies}
+
+    @property
+    def local(self) -> Towers:
+        """The local momentum pair."""
+        return self.method.copies["local"]
+
+    @property
+    def served(self) -> Towers:
+        """The pair that writes the index and encodes queries (`learner.serve`)."""
+        return self.copies[self.settings.serve]
+
     def step(self, frames: Frames, captions: Sequence[Sequence[str]], video_ids: Sequence[str]) -> StepStats:
-        """Learn from one batch.
+        """Learn from one batch, and from replayed clips beside it.
 
         Args:
             frames: (n, T, H, W, 3) uint8.
@@ -71,74 +93,74 @@ class Learner:
             video_ids: n ids; clips of one video are never each other's negatives.
 
         Returns:
-            Keys of the batch, as the local momentum pair saw it before this step, and what was measured.
+            Keys of the n clips, as the served pair saw them before this step, and what was measured.
         """
-        x = self.online.prepare(torch.from_numpy(frames)).to(self.device)
-        texts = [options[self.steps % len(options)] for options in captions]
-        ids = torch.tensor([id_hash(v) for v in video_ids], device=self.device)
+        n = len(video_ids)
+        new = [Replayed(*clip) for clip in zip(video_ids, frames, captions, strict=True)]
+        clips = new + self._replayed(n, frames.shape[1:])
+        films = frames if len(clips) == n else np.stack([clip.frames for clip in clips])
+        x = self.online.prepare(torch.from_numpy(films)).to(self.device)
+        texts = [clip.captions[self.steps % len(clip.captions)] for clip in clips]
+        ids = torch.tensor([id_hash(clip.video_id) for clip in clips], device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             with torch.no_grad():
-                key_video, key_text = self.local.encode_video(x), self.local.encode_text(texts)
+                names = dict.fromkeys((*self.method.needed, self.settings.serve))
+                views = {name: _view(self.copies[name], x, texts) for name in names}
             with self._dropout():
-                query_video, query_text = self.online.encode_video(x), self.online.encode_text(texts)
-        # Without a queue the encoders contrast with themselves, gradients on both sides.
-        against = (query_video, query_text) if self.queue is None else (key_video, key_text)
-        loss = symmetric_loss(query_video, query_text, *against, ids, self.queue, self.settings.temperature)
+                own = _view(self.online, x, texts)
+        loss = self.method.loss(own, views, ids)
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), self.settings.grad_clip)
+        grad_norm = nn.utils.clip_grad_norm_(self.online.moving, self.settings.grad_clip)
         if torch.isfinite(grad_norm):
             self.optimizer.step()
-            self._momentum(len(texts))
-            if self.queue is not None:
-                self.queue.push(key_video, key_text, ids)
+            self.method.update(n)
+            self.method.push(views, ids)
         else:
             log.warning("step %d: the gradient is not finite; the batch was not learned", self.steps)
         self.optimizer.zero_grad()
         self.steps += 1
-        self.clips += len(texts)
+        self.clips += n
+        if self.replay is not None:
+            self.replay.offer(new)
+        keys = View(*(view[:n] for view in views[self.settings.serve]))
         return StepStats(
-            keys_video=_array(key_video),
-            keys_text=_array(key_text),
+            keys_video=_array(keys.video),
+            keys_text=_array(keys.text),
             loss=float(loss.detach()),
-            recall=_in_batch_recall(key_video, key_text),
+            recall=_in_batch_recall(*keys),
             grad_norm=float(grad_norm),
             step=self.steps,
         )
+
+    def _replayed(self, n: int, shape: Sequence[int]) -> list[Replayed]:
+        """Clips of the reservoir, so many that they are `replay_ratio` of a batch with n new ones."""
+        if self.replay is None:
+            return []
+        share = self.settings.replay_ratio
+        return self.replay.draw(round(n * share / (1 - share)), self.steps, shape)
 
     @contextmanager
     def _dropout(self) -> Iterator[None]:
         """Pretrained towers drop out at random: by the step, so that a resumed run draws as an uninterrupted one."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.steps)).generate_state(1)[0]))
+            self.online.train()
             yield
-
-    def _momentum(self, clips: int) -> None:
-        s = self.settings
-        theta, local = list(self.online.parameters()), list(self.local.parameters())
-        follow(local, theta, coefficient(s.local_momentum, clips, s.batch_size))
-        if self.global_ is not None:
-            follow(list(self.global_.parameters()), theta, coefficient(s.global_momentum, clips, s.batch_size))
-        if s.method == "bmu":
-            pull(theta, local, coefficient(s.local_pull, clips, s.batch_size))
-        if self.global_ is not None:
-            pull(theta, list(self.global_.parameters()), coefficient(s.global_pull, clips, s.batch_size))
+            self.online.eval()
 
     def start_task(self) -> None:
-        """A task begins: the local pair restarts from the encoders, the global one goes on."""
-        if self.settings.method == "bmu":
-            self.local.load_state_dict(self.online.state_dict())
-        if self.queue is not None and self.settings.queue_at_boundary == "clear":
-            self.queue.clear()
+        """A task begins: what the method restarts, restarts."""
+        self.method.start_task()
 
     @torch.inference_mode()
     def encode_video(self, frames: Frames) -> Vectors:
         """Served vectors of clips. Shape: uint8 (n, T, H, W, 3) -> (n, d)."""
-        return _array(self.local.encode_video(torch.from_numpy(frames).to(self.device)))
+        return _array(self.served.encode_video(torch.from_numpy(frames).to(self.device)))
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Vectors:
         """Served vectors of texts. Shape: n -> (n, d)."""
-        return _array(self.local.encode_text(texts))
+        return _array(self.served.encode_text(texts))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a resumed run needs to be bit-equal, as named tensors by part."""
@@ -147,16 +169,15 @@ class Learner:
             for i, state in self.optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
+        counters = {"steps": self.steps, "clips": self.clips, "task_clips": self.method.task_clips}
         parts = {
             "online": self.online.state_dict(),
-            "local": self.local.state_dict(),
+            **self.method.state_dict(),
             "optimizer": optimizer,
-            "counters": {"steps": torch.tensor(self.steps), "clips": torch.tensor(self.clips)},
+            "counters": {name: torch.tensor(value) for name, value in counters.items()},
         }
-        if self.global_ is not None:
-            parts["global"] = self.global_.state_dict()
-        if self.queue is not None:
-            parts["queue"] = self.queue.state_dict()
+        if self.replay is not None:
+            parts["replay"] = self.replay.state_dict()
         return parts
 
     def load_state_dict(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -170,24 +191,28 @@ class Learner:
         """
         try:
             self.online.load_state_dict(parts["online"])
-            self.local.load_state_dict(parts["local"])
-            if self.global_ is not None:
-                self.global_.load_state_dict(parts.get("global", parts["online"]))
+            self.method.load_state_dict(parts)
         except (KeyError, RuntimeError) as error:
             raise StateError(f"the weights do not fit model.video, model.text and model.dim: {error}") from error
-        if self.queue is not None and "queue" in parts:
-            self.queue.load_state_dict(parts["queue"])
+        if self.replay is not None and "replay" in parts:
+            self.replay.load_state_dict(parts["replay"])
         state: dict[int, dict[str, Any]] = {}
         for key, value in parts["optimizer"].items():
             i, name = key.split(".", 1)
             state.setdefault(int(i), {})[name] = value
         # Learning rate and decay come from today's settings, moments from the checkpoint.
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.steps, self.clips = int(parts["counters"]["steps"]), int(parts["counters"]["clips"])
+        counters = {name: int(value) for name, value in parts["counters"].items()}
+        self.steps, self.clips = counters["steps"], counters["clips"]
+        self.method.task_clips = counters.get("task_clips", self.clips)  # older checkpoints do not know
 
     def describe(self) -> str:
         """The settings that shaped the weights, as JSON, for the manifest."""
         return json.dumps(self.settings.model_dump(), sort_keys=True)
+
+
+def _view(towers: Towers, x: Tensor, texts: Sequence[str]) -> View:
+    return View(towers.encode_video(x), towers.encode_text(texts))
 
 
 def _array(x: Tensor) -> Vectors:

@@ -7,6 +7,10 @@ After the optimizer's step, with encoders theta, local copy l and global copy g:
     theta <- mh theta + (1 - mh) l            and the encoders are pulled back towards them
     theta <- mh_g theta + (1 - mh_g) g
 
+`Bidirectional` does this in one of four ways with one contract: the equations in fp32 (or better), the encoders
+rounded once. `reference` is the equations; `foreach` PyTorch's multi-tensor operations, four passes over memory;
+`blocked` the same operations on pieces that stay in a CPU's cache, one pass; `triton` one kernel, one pass.
+
 What is known of the paper and what is inferred is said in docs/decisions.md. In the long run the encoders move at
 1 / (1 + sum of (1 - mh) / (1 - m)) of the speed of plain training: part of the update's effect is a smaller
 learning rate, and every comparison needs that control.
@@ -14,13 +18,20 @@ learning rate, and every comparison needs that control.
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from streamlearn.settings import Momentum, momentum_horizon
+from streamlearn.settings_learning import Momentum, momentum_horizon
+from streamlearn.settings_learning import speed as speed
+
+How = Literal["auto", "reference", "foreach", "blocked", "triton"]
+
+_BLOCK = 1 << 16  # elements: three fp32 blocks fill a third of an L2 cache of 2 MiB
 
 
 def coefficient(value: Momentum, clips: int, batch_size: int) -> float:
@@ -47,10 +58,97 @@ def pull(online: Sequence[Tensor], copy: Sequence[Tensor], mh: float) -> None:
         torch._foreach_lerp_(list(online), list(copy), 1 - mh)
 
 
-def speed(pairs: Sequence[tuple[float, float]]) -> float:
-    """Long-run speed of the encoders relative to plain training, for pairs of (m, mh).
+class Bidirectional:
+    """The whole update of fixed tensors, in place; they must stay where they are in memory.
 
-    >>> speed([(0.95, 0.95)]), speed([])
-    (0.5, 1.0)
+    Args:
+        online: the encoders' tensors, fp32 or bf16.
+        copies: for each momentum copy its tensors, fp32 (float64 for the reference), in the same order.
+        how: "auto" takes triton on CUDA where it is installed, blocked on the CPU, else foreach.
+
+    Raises:
+        ValueError: these tensors cannot be updated in the way that is named.
     """
-    return 1 / (1 + sum((1 - mh) / (1 - m) for m, mh in pairs if mh < 1))
+
+    def __init__(self, online: Sequence[Tensor], copies: Sequence[Sequence[Tensor]], how: How = "auto") -> None:
+        self._online, self._copies = list(online), [list(copy) for copy in copies]
+        every = [*self._online, *(tensor for copy in self._copies for tensor in copy)]
+        plain = all(t.is_contiguous() for t in every) and all(t.dtype == torch.float32 for c in self._copies for t in c)
+        self.how = _best(self._online, plain) if how == "auto" else how
+        self._blocks: list[tuple[Tensor, list[Tensor]]] = []
+        self._kernel: Callable[..., None] | None = None
+        if self.how in ("blocked", "triton") and not plain:
+            raise ValueError(f"{self.how} needs contiguous tensors, and copies in fp32")
+        if self.how == "blocked":
+            pieces = [
+                [piece for t in part for piece in torch.split(t.detach().view(-1), _BLOCK)] for part in self._parts()
+            ]
+            self._blocks = [(theta, list(rest)) for theta, *rest in zip(*pieces, strict=True)]
+        elif self.how == "triton":
+            from streamlearn.momentum_triton import TritonUpdate
+
+            self._kernel = TritonUpdate(self._online, self._copies)
+
+    def _parts(self) -> list[list[Tensor]]:
+        return [self._online, *self._copies]
+
+    @torch.no_grad()
+    def __call__(self, coefficients: Sequence[tuple[float, float]], *, pull_first: bool = False) -> None:
+        """Apply it once.
+
+        Args:
+            coefficients: (m, mh) of each copy; mh of 1 leaves the encoders alone.
+            pull_first: the encoders move before the copies follow them.
+        """
+        if self._kernel is not None:
+            self._kernel(coefficients, pull_first=pull_first)
+        elif self.how == "reference":
+            _reference(self._online, self._copies, coefficients, pull_first)
+        elif self.how == "blocked":
+            for theta, copies in self._blocks:
+                _lerps([theta], [[copy] for copy in copies], coefficients, pull_first)
+        else:
+            _lerps(self._online, self._copies, coefficients, pull_first)
+
+
+def _best(online: Sequence[Tensor], plain: bool) -> How:
+    if not plain or len({t.dtype for t in online}) > 1:
+        return "foreach"
+    if online[0].is_cuda and importlib.util.find_spec("triton") is not None:
+        return "triton"
+    return "blocked" if online[0].device.type == "cpu" and online[0].dtype == torch.float32 else "foreach"
+
+
+def _lerps(
+    online: list[Tensor], copies: Sequence[list[Tensor]], coefficients: Sequence[tuple[float, float]], pull_first: bool
+) -> None:
+    full = [t if t.dtype == c.dtype else t.to(c.dtype) for t, c in zip(online, copies[0], strict=True)]
+    pulls = [(copy, mh) for copy, (_, mh) in zip(copies, coefficients, strict=True)]
+    if pull_first:
+        for copy, mh in pulls:
+            pull(full, copy, mh)
+    for copy, (m, _) in zip(copies, coefficients, strict=True):
+        follow(copy, full, m)
+    if not pull_first:
+        for copy, mh in pulls:
+            pull(full, copy, mh)
+    for tensor, wide in zip(online, full, strict=True):
+        if tensor is not wide:
+            tensor.copy_(wide)
+
+
+def _reference(
+    online: list[Tensor], copies: Sequence[list[Tensor]], coefficients: Sequence[tuple[float, float]], pull_first: bool
+) -> None:
+    for i, theta in enumerate(online):
+        own = [copy[i] for copy in copies]
+        wide = theta.to(own[0].dtype)
+        if pull_first:
+            for copy, (_, mh) in zip(own, coefficients, strict=True):
+                wide = mh * wide + (1 - mh) * copy
+        for copy, (m, _) in zip(own, coefficients, strict=True):
+            copy.copy_(m * copy + (1 - m) * wide)
+        if not pull_first:
+            for copy, (_, mh) in zip(own, coefficients, strict=True):
+                wide = mh * wide + (1 - mh) * copy
+        theta.copy_(wide)

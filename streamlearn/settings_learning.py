@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -13,11 +14,24 @@ from streamlearn.settings_base import Section
 class ModelSettings(Section):
     """The two towers."""
 
-    video: str = Field("tiny", description="tiny, or a Hugging Face ViT, CLIP or SigLIP by name or folder.")
+    video: str = Field(
+        "tiny", description="tiny, or a Hugging Face image or video model (ViT, CLIP, VideoMAE ...) by name or folder."
+    )
     text: str = Field(
         "tiny", description="tiny, or a Hugging Face BERT-like, CLIP or SigLIP text model by name or folder."
     )
     dim: int = Field(128, ge=8, le=4096, description="Length of an embedding.")
+    pooling: Literal["mean", "temporal"] = Field(
+        "mean",
+        description="How the frames of an image model become one clip: their mean, or a transformer block over them"
+        " that starts as the mean. Video models and tiny pool by themselves.",
+    )
+    trainable: Literal["all", "heads", "lora"] = Field(
+        "all",
+        description="What is learned: everything; heads: only what comes after the pretrained trunks; lora: heads and"
+        " adapters inside the trunks (needs the extra streamlearn[lora]).",
+    )
+    lora_rank: int = Field(8, ge=1, le=1024, description="Of the adapters.")
     warm_start: str = Field(
         "builtin",
         description="builtin (tiny towers only), none, or a .safetensors file written by `streamlearn warmup`.",
@@ -27,6 +41,8 @@ class ModelSettings(Section):
 
 
 Momentum = float | str
+
+_SLOWEST = 0.1  # of plain training's speed; research found 0.08 to lose to everything
 
 
 def momentum_horizon(value: Momentum, batch_size: int) -> float:
@@ -39,12 +55,27 @@ def momentum_horizon(value: Momentum, batch_size: int) -> float:
     return math.inf if value >= 1.0 else batch_size / -math.log(value)
 
 
+def speed(pairs: Sequence[tuple[float, float]]) -> float:
+    """Long-run speed of the encoders relative to plain training, for pairs of (m, mh).
+
+    >>> speed([(0.95, 0.95)]), speed([]), speed([(1.0, 0.9)])
+    (0.5, 1.0, 0.0)
+    """
+    return 1 / (1 + sum(math.inf if m == 1 else (1 - mh) / (1 - m) for m, mh in pairs if mh < 1))
+
+
 class LearnerSettings(Section):
     """BMU-MoCo and its rivals. Horizons are in clips, so that they survive a change of batch size."""
 
-    method: Literal["bmu", "moco", "inbatch"] = Field(
+    method: Literal["bmu", "moco", "inbatch", "lwf", "ctp"] = Field(
         "bmu",
-        description="bmu: bidirectional momentum update; moco: the same without the way back; inbatch: no queue.",
+        description="bmu: bidirectional momentum update; moco: the same without the way back; inbatch: no queue;"
+        " lwf: moco, and distillation from the task before; ctp: compatible momentum and topology preservation.",
+    )
+    serve: Literal["local", "global", "online"] = Field(
+        "local",
+        description="Which copy writes the index and encodes queries: the local momentum pair, the global one, or the"
+        " encoders themselves. Any but local costs bmu and its rivals one more forward pass a step.",
     )
     learning_rate: float = Field(3e-4, gt=0, description="AdamW's.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's.")
@@ -53,9 +84,12 @@ class LearnerSettings(Section):
     queue_size: int = Field(
         128, ge=1, description="Keys per modality. Keep it near 4 batches: older keys poison the contrast."
     )
-    queue_at_boundary: Literal["keep", "clear"] = Field(
-        "clear", description="What happens to the queues when a task starts."
+    queue_at_boundary: Literal["keep", "clear", "age_limit"] = Field(
+        "clear",
+        description="What happens to the queues when a task starts; age_limit: keys of the last queue_max_age_clips"
+        " stay. At any time no key is older than queue_size clips.",
     )
+    queue_max_age_clips: int = Field(32, ge=1, description="With queue_at_boundary = age_limit.")
     local_momentum: Momentum = Field(
         "640 clips", description="How slowly the local momentum encoders follow: m, or a horizon such as '640 clips'."
     )
@@ -68,6 +102,28 @@ class LearnerSettings(Section):
     global_pull: Momentum = Field(
         "32000 clips",
         description="As local_pull; may not pull harder than the global pair follows, or learning stalls.",
+    )
+    global_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Of a second loss, against keys and a queue of the global pair's own; costs a forward pass."
+        " 0: the global pair acts on weights only.",
+    )
+    update_order: Literal["follow_first", "pull_first"] = Field(
+        "follow_first", description="Which way of bmu's update comes first: copies to encoders, or encoders to copies."
+    )
+    local_at_boundary: Literal["restart", "keep"] = Field(
+        "restart", description="Whether bmu's local pair becomes the encoders again when a task starts."
+    )
+    pull_after_clips: int = Field(
+        0, ge=0, description="No pull on the encoders in the first so many clips of a task; bmu."
+    )
+    distill_weight: float = Field(1.0, ge=0, description="Of the distillation in lwf and ctp.")
+    replay_clips: int = Field(
+        0, ge=0, description="Clips of the past that a reservoir holds, to be learned again beside new ones; 0: none."
+    )
+    replay_ratio: float = Field(
+        0.5, gt=0, lt=1, description="Share of replayed clips in a batch; they come on top of batch_size."
     )
     grad_clip: float = Field(10.0, gt=0, description="Largest gradient norm.")
     max_wait_s: float = Field(
@@ -93,16 +149,52 @@ class LearnerSettings(Section):
             raise ValueError("write a coefficient in (0, 1], or a horizon such as '640 clips'")
         return value
 
+    @property
+    def speed(self) -> float:
+        """Long-run speed of the encoders relative to plain training: 1 / (1 + sum of (1 - mh) / (1 - m)).
+
+        A comparison needs a plain learner at `learning_rate * speed` beside it. 1 for methods without a pull.
+        """
+        pairs = []
+        if self.method == "bmu":
+            pairs.append((self.local_momentum, self.local_pull))
+        if self.method == "bmu" and self.global_pair:
+            pairs.append((self.global_momentum, self.global_pull))
+        return speed([(self._coefficient(forward), self._coefficient(back)) for forward, back in pairs])
+
+    def _coefficient(self, value: Momentum) -> float:
+        return math.exp(-self.batch_size / momentum_horizon(value, self.batch_size))
+
     @model_validator(mode="after")
     def _not_stalled(self) -> LearnerSettings:
+        if self.method != "bmu":
+            return self
         follow = momentum_horizon(self.global_momentum, self.batch_size)
         pull = momentum_horizon(self.global_pull, self.batch_size)
-        if self.global_pair and self.method == "bmu" and pull < follow * (1 - 1e-9):
+        if self.global_pair and pull < follow * (1 - 1e-9):
             raise ValueError(
                 f"global_pull ({self.global_pull}) pulls the encoders back harder than global_momentum"
                 f" ({self.global_momentum}) lets the global pair follow: learning would stall;"
                 " give global_pull the longer horizon"
             )
+        if self.speed < _SLOWEST:
+            raise ValueError(
+                f"local_pull ({self.local_pull}) is so much harder than local_momentum ({self.local_momentum}) lets"
+                f" the local pair follow that the encoders would learn at {self.speed:.2f} of their plain speed:"
+                " learning would stall; give local_pull a longer horizon"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _with_a_global_pair(self) -> LearnerSettings:
+        if self.method == "bmu" and self.global_pair:
+            return self
+        for name, wanted in (("serve", self.serve == "global"), ("global_loss_weight", self.global_loss_weight > 0)):
+            if wanted:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} needs the global pair, which only method = bmu with"
+                    " global_pair = true keeps"
+                )
         return self
 
 

@@ -19,7 +19,7 @@ _PART = "snapshots/"
 
 @dataclass(frozen=True)
 class Weights:
-    """Half-precision weights of the local momentum pair and of the encoders after a step and so many clips."""
+    """Half-precision weights of the served pair and of the encoders after a step and so many clips."""
 
     step: int
     clips: int
@@ -62,7 +62,7 @@ class Snapshots:
     def now(self) -> Weights:
         """The weights of this moment."""
         learner = self._learner
-        return Weights(learner.steps, learner.clips, half(learner.local), half(learner.online))
+        return Weights(learner.steps, learner.clips, half(learner.served), half(learner.online))
 
     def before(self, step: int) -> Weights:
         """The newest that is not of a later step; the oldest where there is none; now where that is before."""

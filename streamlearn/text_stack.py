@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamlearn.encoders import TinyText
+from streamlearn.encoders_tiny import TinyText
 from streamlearn.era_view import QueryEncoder
 
 

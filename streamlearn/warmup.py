@@ -109,12 +109,18 @@ def build_towers(settings: ModelSettings, seed: int) -> Towers:
     Raises:
         SettingsError: the warm start is missing or of another architecture.
     """
-    towers = Towers(settings.video, settings.text, settings.dim, seed)
+    towers = Towers(settings.video, settings.text, settings.dim, seed, settings.pooling)
+    _warm_start(towers, settings)
+    towers.train_only(settings.trainable, settings.lora_rank, seed)
+    return towers
+
+
+def _warm_start(towers: Towers, settings: ModelSettings) -> None:
     if settings.warm_start == "none":
-        return towers
+        return
     builtin = settings.warm_start == "builtin"
     if builtin and (settings.video, settings.text, settings.dim) != ("tiny", "tiny", 128):
-        return towers  # the built-in warm start is the tiny pair's; pretrained towers bring their own weights
+        return  # the built-in warm start is the tiny pair's; pretrained towers bring their own weights
     path = BUILTIN if builtin else Path(settings.warm_start)
     try:
         with safe_open(path, "pt") as file:
@@ -127,7 +133,6 @@ def build_towers(settings: ModelSettings, seed: int) -> Towers:
             towers.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise SettingsError(f"model.warm_start = {settings.warm_start!r} cannot be read: {error}") from error
-    return towers
 
 
 def device_of(name: str) -> torch.device:

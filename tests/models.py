@@ -18,7 +18,7 @@ TEXT = {
 
 
 def save_model(folder: Path, kind: str, *, dtype: torch.dtype = torch.float32) -> Path:
-    """One of "vit", "bert", "clip", "siglip", with a tokenizer where it reads text."""
+    """One of "vit", "videomae", "bert", "clip", "siglip", with a tokenizer where it reads text."""
     import transformers as hf
 
     with torch.random.fork_rng():
@@ -27,10 +27,11 @@ def save_model(folder: Path, kind: str, *, dtype: torch.dtype = torch.float32) -
             "vit": lambda: hf.ViTModel(hf.ViTConfig(**VISION)),
             "bert": lambda: hf.BertModel(hf.BertConfig(**TEXT)),
             "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8)),
+            "videomae": lambda: hf.VideoMAEModel(hf.VideoMAEConfig(**VISION, num_frames=4, tubelet_size=2)),
             "siglip": lambda: hf.SiglipModel(hf.SiglipConfig(text_config=TEXT, vision_config=VISION)),
         }[kind]()
     model.to(dtype).save_pretrained(folder)
-    if kind != "vit":
+    if kind not in ("vit", "videomae"):
         save_tokenizer(folder)
     return folder
 

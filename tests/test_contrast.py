@@ -29,6 +29,56 @@ def test_ring_keeps_the_newest_keys_when_ragged_batches_wrap(size: int, batches:
     assert sorted(held, key=lambda key: key[2]) == seen[-size:]
 
 
+@pytest.mark.parametrize("newest", [1, 2, 6, 7, 8])
+@pytest.mark.parametrize("pushed", [0, 1, 6, 7, 8, 20])
+def test_ring_cut_to_its_newest_keys_is_a_ring_that_saw_only_those(pushed: int, newest: int) -> None:
+    cut, fresh = KeyQueue(7, 4), KeyQueue(7, 4)
+    seen = keys(pushed)
+    cut.push(*seen)
+    cut.keep_newest(newest)
+    kept = min(newest, pushed, 7)
+    fresh.push(*(part[pushed - kept :] for part in seen))
+    for queue in (cut, fresh):
+        queue.push(*keys(5, start=100))
+    assert len(cut) == len(fresh)
+    assert torch.equal(cut.ids[: len(cut)], fresh.ids[: len(fresh)])
+    assert torch.equal(cut.text[: len(cut)], fresh.text[: len(fresh)])
+
+
+@pytest.mark.parametrize("batches", [[3, 3, 3, 3], [8, 1, 1], [1] * 20, [20, 3]])
+def test_no_key_is_ever_older_than_the_ring_is_long(batches: list[int]) -> None:
+    queue, seen = KeyQueue(7, 4), 0
+    for n in batches:
+        queue.push(*keys(n, start=seen))
+        seen += n
+        assert int(queue.ids[: len(queue)].min()) >= seen - 7  # ids count clips
+
+
+def test_a_cleared_ring_holds_no_trace_of_its_keys() -> None:
+    queue = KeyQueue(7, 4)
+    queue.push(*keys(9))
+    queue.clear()
+    assert len(queue) == 0
+    assert not queue.state_dict()["video"].any()
+
+
+@pytest.mark.parametrize("held", [0, 1, 6, 9])
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_symmetric_loss_over_a_ragged_ring_equals_the_slow_sum(n: int, held: int) -> None:
+    queue = KeyQueue(7, 4)
+    for first in range(0, held, 2):
+        queue.push(*keys(min(2, held - first), start=first))
+    video, text, ids = keys(n, start=max(0, held - 2))  # of which some are in the ring already
+    video_k, text_k, _ = keys(n, start=77)
+    kept = len(queue)
+    same = ids[:, None] == torch.cat([ids, queue.ids[:kept]])[None]
+    expected = 0.5 * (
+        slow_info_nce(video, text_k, queue.text[:kept], same, 0.3)
+        + slow_info_nce(text, video_k, queue.video[:kept], same, 0.3)
+    )
+    assert float(symmetric_loss(video, text, video_k, text_k, ids, queue, 0.3)) == pytest.approx(expected, abs=1e-5)
+
+
 def test_ring_restored_in_another_size_keeps_its_newest_keys() -> None:
     old, new = KeyQueue(8, 4), KeyQueue(3, 4)
     old.push(*keys(11))

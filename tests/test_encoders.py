@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from streamlearn.checkpoint import Generation, Generations
 from streamlearn.encoders import Towers
@@ -24,14 +25,21 @@ from streamlearn.testing import ListSource
 from tests.models import save_model, save_processor
 from tests.test_daemon import Stream, daemon, ids, settled
 
-PAIRS = [("vit", "bert"), ("clip", "clip"), ("siglip", "siglip"), ("vit", "tiny"), ("tiny", "bert")]
+PAIRS = [
+    ("vit", "bert"),
+    ("videomae", "bert"),
+    ("clip", "clip"),
+    ("siglip", "siglip"),
+    ("vit", "tiny"),
+    ("tiny", "bert"),
+]
 TEXTS = ["a red screen that gets darker", "a", "blue screen"]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for kind in ("vit", "bert", "clip", "siglip"):
+    for kind in ("vit", "videomae", "bert", "clip", "siglip"):
         save_model(folder / kind, kind)
     return folder
 
@@ -91,7 +99,7 @@ def test_any_text_is_encoded(towers: Callable[..., Towers], video: str, text: st
     torch.testing.assert_close(row.norm(dim=1), torch.ones(2))
 
 
-@pytest.mark.parametrize("video", ["tiny", "vit", "clip", "siglip"])
+@pytest.mark.parametrize("video", ["tiny", "vit", "videomae", "clip", "siglip"])
 @pytest.mark.parametrize(("frames", "size_px"), [(1, 16), (3, 48), (12, 32), (8, 17)])
 @torch.no_grad()
 def test_any_number_and_size_of_frames_is_encoded(
@@ -161,6 +169,122 @@ def test_a_pretrained_pair_learns_checkpoints_and_resumes_bit_equal(
         moved = [name for name in start[part] if not torch.equal(start[part][name], expected[part][name])]
         assert any(name.startswith("video") for name in moved)
         assert any(name.startswith("text") for name in moved)
+
+
+@torch.no_grad()
+def test_a_clip_pair_begins_in_the_space_that_it_was_trained_in(models: Path) -> None:
+    import transformers as hf
+
+    name = str(models / "clip")
+    pair = Towers(name, name, dim=8).eval()  # CLIP's own
+    clips = films(3, frames=1, size_px=16)
+    model = hf.CLIPModel.from_pretrained(name).eval()
+    pixels = (clips[:, 0].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    by_model = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+    torch.testing.assert_close(pair.encode_video(clips), torch.nn.functional.normalize(by_model, dim=-1))
+    tokens = pair.text.tokenize(TEXTS)  # type: ignore[operator]
+    by_model = model.text_projection(model.text_model(**tokens).pooler_output)
+    torch.testing.assert_close(pair.encode_text(TEXTS), torch.nn.functional.normalize(by_model, dim=-1))
+
+
+@pytest.mark.parametrize(("kind", "own"), [("clip", 8), ("siglip", 16)])
+@torch.no_grad()
+def test_a_pair_keeps_its_cosines_in_more_dimensions_than_its_own(models: Path, kind: str, own: int) -> None:
+    name = str(models / kind)
+    a, b = Towers(name, name, dim=own).eval(), Towers(name, name, dim=48).eval()
+    cosines = [pair.encode_text(TEXTS) @ pair.encode_video(films(3)).T for pair in (a, b)]
+    torch.testing.assert_close(*cosines, atol=1e-5, rtol=0)
+
+
+def test_towers_of_two_models_do_not_pretend_to_share_a_space(models: Path) -> None:
+    pair = Towers(str(models / "clip"), str(models / "siglip"), dim=8)
+    own = Towers(str(models / "clip"), str(models / "clip"), dim=8)
+    assert not torch.equal(pair.video.head.weight, own.video.head.weight)  # type: ignore[union-attr]
+
+
+def test_temporal_pooling_starts_as_the_mean_and_can_tell_the_order_of_frames(models: Path) -> None:
+    name, clips = str(models / "vit"), films(4)
+    mean, temporal = Towers(name, dim=24).eval(), Towers(name, dim=24, pooling="temporal").eval()
+    temporal.video.head.load_state_dict(mean.video.head.state_dict())  # type: ignore[union-attr]
+    with torch.no_grad():
+        torch.testing.assert_close(mean.encode_video(clips), temporal.encode_video(clips), atol=1e-5, rtol=0)
+        assert temporal.encode_video(films(1, frames=70)).shape == (1, 24)  # more than it has places for
+    assert mean.fingerprint != temporal.fingerprint
+    learner = Learner(temporal, LearnerSettings(batch_size=4, queue_size=6, learning_rate=1e-2, local_momentum=0.5))
+    learned(learner, 0, 6)
+    block = learner.online.video.temporal  # type: ignore[union-attr]
+    assert block.block.out.weight.abs().max() > 1e-3  # type: ignore[union-attr]
+    with torch.no_grad():  # as after long learning
+        block.positions.normal_()  # type: ignore[union-attr]
+        block.block.out.weight.normal_()  # type: ignore[union-attr]
+        there, back = (learner.online.encode_video(c) for c in (clips, clips.flip(1)))
+    assert not torch.allclose(there, back, atol=1e-3)
+
+
+@pytest.mark.parametrize(("video", "text"), [("tiny", "tiny"), ("vit", "bert"), ("videomae", "bert"), ("clip", "clip")])
+@pytest.mark.parametrize("what", ["heads", "lora"])
+def test_fixed_trunks_are_shared_stay_and_are_in_no_checkpoint(
+    towers: Callable[..., Towers], tmp_path: Path, video: str, text: str, what: str
+) -> None:
+    if (video, what) == ("tiny", "lora"):
+        with pytest.raises(SettingsError, match=r"model\.trainable = lora.*tiny"):
+            towers().train_only("lora")
+        return
+
+    def make() -> Learner:
+        pair = towers(video, text)
+        pair.train_only(what, lora_rank=2)
+        return Learner(pair, LearnerSettings(batch_size=4, queue_size=6, learning_rate=1e-2))
+
+    whole, start = towers(video, text), make()
+    with torch.no_grad():
+        a, b = (pair.eval().encode_video(films(2)) for pair in (whole, start.online))
+    torch.testing.assert_close(a, b)  # adapters start as if they were not there
+    straight, stopped = learned(make(), 0, 4), learned(make(), 0, 2)
+    Generations(tmp_path, 3).write(Generation(1, {}, {}, stopped.state_dict()))
+    resumed = make()
+    resumed.load_state_dict(Generations(tmp_path, 3).read(1).tensors)
+    learned(resumed, 2, 4)
+    expected, got = straight.state_dict(), resumed.state_dict()
+    for part in expected:
+        assert expected[part].keys() == got[part].keys()
+        assert all(torch.equal(expected[part][name], got[part][name]) for name in expected[part]), part
+    online = dict(straight.online.named_parameters())
+    fixed = straight.online.fixed
+    assert fixed
+    assert not fixed & expected["local"].keys()
+    first = dict(start.online.named_parameters())
+    assert all(torch.equal(online[name], first[name]) for name in fixed)
+    for name, parameter in straight.local.named_parameters():
+        assert (parameter is online[name]) == (name in fixed)
+    moved = [name for name in online if not torch.equal(online[name], first[name])]
+    assert any(name.startswith("video.head") for name in moved)
+    assert any("lora_" in name for name in moved) == (what == "lora")
+    assert straight.online.fingerprint not in (whole.fingerprint, towers(video, text, seed=1).fingerprint)
+
+
+def test_a_state_of_other_fixed_weights_is_told_by_its_fingerprint(models: Path, tmp_path: Path) -> None:
+    """The trunk is in no checkpoint, so another one under the same name must not pass."""
+    folder = shutil.copytree(models / "vit", tmp_path / "vit")
+    prints = []
+    for _ in range(2):
+        pair = Towers(str(folder), dim=24)
+        pair.train_only("heads")
+        prints.append(pair.fingerprint)
+        tensors = load_file(folder / "model.safetensors")
+        name = next(name for name in tensors if tensors[name].ndim == 2)
+        tensors[name][0, 0] += 1
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert prints[0] != prints[1]
+
+
+def test_a_state_that_lacks_a_moving_weight_is_refused(towers: Callable[..., Towers]) -> None:
+    pair = towers("vit", "bert")
+    pair.train_only("heads")
+    state = pair.state_dict()
+    state.pop("text.head.weight")
+    with pytest.raises(RuntimeError, match=r"text\.head\.weight"):
+        pair.load_state_dict(state)
 
 
 def test_a_model_saved_in_half_precision_is_learned_in_full(tmp_path: Path) -> None:

@@ -10,9 +10,25 @@ from streamlearn.encoders import Towers
 from streamlearn.errors import StateError
 from streamlearn.learner import Learner
 from streamlearn.records import StepStats
+from streamlearn.reservoir import ClipStore, MemoryClips, Replayed
 from streamlearn.settings import LearnerSettings
 
-METHODS = ["bmu", "moco", "inbatch"]
+METHODS = ["bmu", "moco", "inbatch", "lwf", "ctp"]
+#: Every method, every choice that changes what a step does, and replay on top of some.
+VARIANTS: dict[str, dict[str, object]] = {name: {"method": name} for name in METHODS} | {
+    "local alone": {"global_pair": False},
+    "pull first": {"update_order": "pull_first"},
+    "queue kept": {"queue_at_boundary": "keep"},
+    "queue limited": {"queue_at_boundary": "age_limit", "queue_max_age_clips": 5},
+    "local goes on": {"local_at_boundary": "keep"},
+    "global loss": {"global_loss_weight": 0.5},
+    "late pull": {"pull_after_clips": 20},
+    "served global": {"serve": "global"},
+    "served online": {"serve": "online"},
+    "bmu with replay": {"replay_clips": 12},
+    "inbatch with replay": {"method": "inbatch", "replay_clips": 12, "replay_ratio": 0.25},
+    "ctp with replay": {"method": "ctp", "replay_clips": 3},
+}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "white": (240, 240, 240)}
 
 
@@ -29,9 +45,9 @@ def batch(seed: int, n: int = 8) -> tuple[np.ndarray, list[list[str]], list[str]
     return frames, captions, [f"v{seed}-{i}" for i in range(n)]
 
 
-def make(method: str = "bmu", **changes: object) -> Learner:
+def make(method: str = "bmu", clips: ClipStore | None = None, **changes: object) -> Learner:
     settings = LearnerSettings(method=method, batch_size=8, queue_size=20, learning_rate=1e-3, **changes)  # type: ignore[arg-type]
-    return Learner(Towers(seed=3), settings)
+    return Learner(Towers(seed=3), settings, clips=clips)
 
 
 def run(learner: Learner, seeds: range) -> list[StepStats]:
@@ -58,27 +74,33 @@ def test_every_method_learns_to_match_captions(method: str) -> None:
     assert np.take_along_axis(same, similarity.argmax(1)[:, None], 1).mean() > 0.5  # 8 kinds: chance is 0.125
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_same_stream_and_seed_give_bit_equal_weights(method: str) -> None:
-    a, b = make(method), make(method)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_stream_and_seed_give_bit_equal_weights(variant: str) -> None:
+    a, b = make(**VARIANTS[variant]), make(**VARIANTS[variant])  # type: ignore[arg-type]
     run(a, range(5))
     run(b, range(5))
     assert equal(weights(a), weights(b))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("cut", [0, 1, 3])
-def test_resuming_anywhere_gives_bit_equal_weights(method: str, cut: int) -> None:
-    straight, stopped, resumed = make(method), make(method), make(method)
-    run(straight, range(3))
-    straight.start_task()
-    run(straight, range(3, 6))
-    run(stopped, range(cut))
-    resumed.load_state_dict(stopped.state_dict())
-    run(resumed, range(cut, 3))
-    resumed.start_task()
-    run(resumed, range(3, 6))
-    assert equal(weights(straight), weights(resumed))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_anywhere_gives_bit_equal_weights(variant: str) -> None:
+    """Three tasks of two batches, one of them ragged: once in one go, once with a restart before every event."""
+    store = MemoryClips()  # as the frame store, it outlives the learner
+
+    def make_one(clips: MemoryClips) -> Learner:
+        return make(clips=clips, **VARIANTS[variant])  # type: ignore[arg-type]
+
+    straight, restarted = make_one(MemoryClips()), make_one(store)
+    for at in range(8):
+        state = restarted.state_dict()
+        restarted = make_one(store)
+        restarted.load_state_dict({part: {name: t.clone() for name, t in state[part].items()} for part in state})
+        for learner in (straight, restarted):
+            if at % 3 == 2:
+                learner.start_task()
+            else:
+                learner.step(*batch(at, 3 if at == 1 else 8))
+        assert equal(weights(straight), weights(restarted)), at
 
 
 def test_keys_are_unit_vectors_of_the_momentum_pair_before_the_step() -> None:
@@ -102,6 +124,155 @@ def test_a_task_restarts_the_local_pair_and_not_the_global_one() -> None:
     assert torch.equal(state["local"]["text.head.weight"], state["online"]["text.head.weight"])
     assert torch.equal(state["global"]["text.head.weight"], global_before)
     assert int(state["queue"]["enqueued"]) == 0
+
+
+@pytest.mark.parametrize("serve", ["local", "global", "online"])
+def test_what_is_served_writes_the_keys_and_encodes_queries(serve: str) -> None:
+    learner = make(serve=serve)
+    run(learner, range(3))
+    frames, captions, ids = batch(7)
+    pair = learner.copies[serve]
+    with torch.no_grad():
+        expected = pair.encode_text([c[0] for c in captions]).numpy()
+    np.testing.assert_array_equal(learner.encode_text([c[0] for c in captions]), expected)
+    stats = learner.step(frames, captions, ids)
+    np.testing.assert_allclose(stats.keys_text, expected, atol=1e-6)
+
+
+def test_serving_another_copy_changes_no_weight() -> None:
+    local, online = make(), make(serve="online")
+    run(local, range(4))
+    run(online, range(4))
+    assert equal(weights(local), weights(online))
+
+
+@pytest.mark.parametrize(("policy", "left"), [("keep", 20), ("clear", 0), ("age_limit", 5)])
+def test_a_boundary_treats_the_queue_as_settings_say(policy: str, left: int) -> None:
+    learner = make(queue_at_boundary=policy, queue_max_age_clips=5, global_loss_weight=1.0)
+    run(learner, range(3))
+    newest = learner.method.queues["queue"].ids[[23 % 20]]
+    learner.start_task()
+    for queue in learner.method.queues.values():
+        assert len(queue) == left
+        assert not left or newest in queue.ids
+
+
+def test_the_local_pair_goes_on_over_a_boundary_when_settings_say_so() -> None:
+    learner = make(local_at_boundary="keep")
+    run(learner, range(3))
+    before = weights(learner)
+    learner.start_task()
+    after = weights(learner)
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("local"))
+    assert not torch.equal(after["local/text.head.weight"], after["online/text.head.weight"])
+
+
+def test_no_pull_in_the_first_clips_of_each_task() -> None:
+    late, moco = make(pull_after_clips=17, global_pair=False), make("moco", queue_at_boundary="clear")
+    for learner in (late, moco):
+        run(learner, range(3))  # 8 and 16 clips are below 17; the third batch begins below it, too
+    assert torch.equal(weights(late)["online/text.head.weight"], weights(moco)["online/text.head.weight"])
+    run(late, range(3, 4))
+    run(moco, range(3, 4))
+    assert not torch.equal(weights(late)["online/text.head.weight"], weights(moco)["online/text.head.weight"])
+    late.start_task()
+    before = late.local.text.head.weight.clone()  # type: ignore[union-attr]
+    learned = weights(late)["online/text.head.weight"]
+    assert torch.equal(before, learned)
+    assert late.method.task_clips == 0
+
+
+def test_the_global_pairs_own_loss_pulls_towards_its_keys() -> None:
+    without, with_it = make(), make(global_loss_weight=1.0)
+    first = [run(learner, range(1))[0].loss for learner in (without, with_it)]
+    assert first[1] == pytest.approx(2 * first[0], rel=1e-5)  # at first both copies are the encoders
+    run(without, range(1, 4))
+    run(with_it, range(1, 4))
+    assert not torch.equal(weights(without)["online/text.head.weight"], weights(with_it)["online/text.head.weight"])
+    assert len(with_it.method.queues["queue_global"]) == 20
+
+
+@pytest.mark.parametrize("method", ["lwf", "ctp"])
+def test_a_reference_is_frozen_at_each_boundary_and_holds_the_encoders_back(method: str) -> None:
+    moved = {}
+    for weight in (0.0, 30.0):
+        learner = make(method, distill_weight=weight)
+        run(learner, range(10))
+        assert "reference" not in learner.state_dict()
+        learner.start_task()
+        reference = weights(learner)
+        run(learner, range(10, 20))
+        after = weights(learner)
+        assert all(torch.equal(after[n], reference[n]) for n in after if n.startswith("reference"))
+        assert torch.equal(after["reference/text.head.weight"], reference["online/text.head.weight"])
+        frames, captions, _ = batch(3)
+        pairs = [learner.copies[name] for name in ("online", "reference")]
+        with torch.no_grad():
+            a, b = (p.encode_text([c[0] for c in captions]) @ p.encode_video(torch.from_numpy(frames)).T for p in pairs)
+        moved[weight] = float((a - b).abs().mean())
+    assert moved[30.0] < 0.7 * moved[0.0]
+
+
+def test_lwf_is_moco_until_the_first_boundary() -> None:
+    lwf, moco = make("lwf"), make("moco")
+    run(lwf, range(4))
+    run(moco, range(4))
+    assert equal(weights(lwf), weights(moco))
+
+
+def test_ctps_copy_settles_half_way_between_encoders_and_reference() -> None:
+    learner = make("ctp", local_momentum=0.9)
+    run(learner, range(3))
+    learner.start_task()
+    assert torch.equal(weights(learner)["local/text.head.weight"], weights(learner)["reference/text.head.weight"])
+    run(learner, range(3, 6))
+    before = weights(learner)
+    learner.method.follow(8)
+    online, reference = before["online/text.head.weight"], before["reference/text.head.weight"]
+    expected = 0.9 * before["local/text.head.weight"] + 0.05 * online + 0.05 * reference
+    torch.testing.assert_close(weights(learner)["local/text.head.weight"], expected, atol=1e-6, rtol=0)
+    for _ in range(200):
+        learner.method.follow(8)
+    torch.testing.assert_close(
+        weights(learner)["local/text.head.weight"], (online + reference) / 2, atol=1e-6, rtol=0
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_replay_brings_back_what_was_forgotten() -> None:
+    """Then the captions say "not", and red is blue: with replay the first ones are still told apart."""
+    kept = {}
+    for clips in (0, 64):
+        learner = make("inbatch", replay_clips=clips, local_momentum="16 clips")
+        run(learner, range(40))
+        for step in range(60):
+            frames, captions, _ = batch(1000 + step)
+            learner.step(
+                frames[..., ::-1].copy(), [[f"not {c[0]}"] for c in captions], [f"b{step}-{i}" for i in range(8)]
+            )
+        frames, captions, _ = batch(999, 32)
+        similarity = learner.encode_text([c[0] for c in captions]) @ learner.encode_video(frames).T
+        same = np.array([[a == b for b in captions] for a in captions])
+        kept[clips] = np.take_along_axis(same, similarity.argmax(1)[:, None], 1).mean()
+    assert kept[64] > 0.9
+    assert kept[0] < 0.7
+
+
+def test_replayed_clips_are_a_share_of_the_batch_and_have_no_keys() -> None:
+    asked = []
+
+    class Counted(MemoryClips):
+        def get(self, video_id: str) -> Replayed | None:
+            asked.append(video_id)
+            return super().get(video_id)
+
+    learner = make(replay_clips=100, replay_ratio=0.2, clips=Counted())
+    for step in range(6):
+        stats = learner.step(*batch(step))
+        assert stats.keys_video.shape == (8, 128)
+    assert learner.clips == 48
+    assert len(asked) == 4 * 2  # a fifth of ten; nothing can be drawn in the first two steps
+    assert int(learner.state_dict()["queue"]["enqueued"]) == 48 + len(asked)
 
 
 def test_queue_survives_a_boundary_when_settings_say_keep() -> None:

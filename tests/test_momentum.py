@@ -1,39 +1,130 @@
-"""The bidirectional update against its equations."""
+"""The bidirectional update against its equations, in every implementation."""
 
 from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from streamlearn.errors import SettingsError
-from streamlearn.momentum import coefficient, follow, pull, speed
+from streamlearn.momentum import Bidirectional, How, coefficient, follow, pull, speed
 from streamlearn.settings import load
 
-SIZES = [(1,), (3,), (7, 5), (16, 3, 3), (1, 1)]
+#: Less than, exactly and more than a block of any implementation (4096, 65,536); one element, and none.
+SIZES = [(1,), (3,), (7, 5), (16, 3, 3), (0, 4), (4095,), (4096,), (4097,), (65_535,), (2, 32_768), (65_537,)]
+CUDA = torch.cuda.is_available()
+FUSED = ["foreach", "blocked", "triton"]
 
 
-def tensors(seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+@pytest.fixture(autouse=True)
+def _kernels_are_interpreted_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not CUDA:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def tensors(
+    seed: int, dtype: torch.dtype = torch.float32, sizes: Sequence[tuple[int, ...]] = tuple(SIZES)
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(*size, generator=generator).to(dtype) for size in SIZES]
+    return [torch.randn(*size, generator=generator).to(dtype) for size in sizes]
 
 
-def test_update_equals_its_equations_in_float64() -> None:
-    theta, local, global_ = tensors(0), tensors(1), tensors(2)
+def supported(how: str) -> str:
+    if how == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("triton comes with CUDA builds of torch and with some others")
+    return "cuda" if how == "triton" and CUDA else "cpu"
+
+
+@pytest.mark.parametrize("pull_first", [False, True])
+def test_reference_equals_the_equations_in_float64(pull_first: bool) -> None:
+    theta, local, global_ = (tensors(seed, torch.float64) for seed in range(3))
     m, mh, mg, mgh = 0.95, 0.97, 0.99, 0.998
     expected = []
-    for t, lo, g in zip(*([x.double() for x in part] for part in (theta, local, global_)), strict=True):
+    for t, lo, g in zip(theta, local, global_, strict=True):
+        if pull_first:
+            t = mgh * (mh * t + (1 - mh) * lo) + (1 - mgh) * g
         lo = m * lo + (1 - m) * t
         g = mg * g + (1 - mg) * t
-        t = mh * t + (1 - mh) * lo
-        t = mgh * t + (1 - mgh) * g
+        if not pull_first:
+            t = mgh * (mh * t + (1 - mh) * lo) + (1 - mgh) * g
         expected.append((t, lo, g))
-    follow(local, theta, m)
-    follow(global_, theta, mg)
-    pull(theta, local, mh)
-    pull(theta, global_, mgh)
+    Bidirectional(theta, [local, global_], "reference")([(m, mh), (mg, mgh)], pull_first=pull_first)
     for got, want in zip(zip(theta, local, global_, strict=True), expected, strict=True):
         for a, b in zip(got, want, strict=True):
-            assert torch.allclose(a.double(), b, atol=1e-6)
+            torch.testing.assert_close(a, b, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("how", FUSED)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("pull_first", [False, True])
+def test_every_implementation_equals_the_reference(
+    how: How, weights: torch.dtype, copies: int, pull_first: bool
+) -> None:
+    if how == "blocked" and weights == torch.bfloat16:
+        pytest.skip("on a CPU bf16 weights go through foreach")
+    device = supported(how)
+    parts = [tensors(0, weights), *(tensors(seed) for seed in range(1, 1 + copies))]
+    wide = [[t.double() for t in part] for part in parts]
+    parts = [[t.to(device) for t in part] for part in parts]
+    coefficients = [(0.95, 0.97), (0.99, 0.998)][:copies]
+    update, reference = Bidirectional(parts[0], parts[1:], how), Bidirectional(wide[0], wide[1:], "reference")
+    update(coefficients, pull_first=pull_first)
+    reference(coefficients, pull_first=pull_first)
+    for got, want in zip(parts[1:], wide[1:], strict=True):
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a.cpu().double(), b, atol=1e-6, rtol=0)
+    for a, b in zip(parts[0], wide[0], strict=True):
+        # Rounded once. To the nearest, that is within 2 ** -9; triton's interpreter cuts off instead.
+        rtol = 1e-6 if weights == torch.float32 else 2**-7 if how == "triton" and not CUDA else 2**-8
+        torch.testing.assert_close(a.cpu().double(), b, atol=1e-6, rtol=rtol)
+
+
+@pytest.mark.parametrize("how", FUSED)
+def test_fp32_copies_of_bf16_weights_keep_moves_that_bf16_would_lose(how: How) -> None:
+    if how == "blocked":
+        pytest.skip("on a CPU bf16 weights go through foreach")
+    device = supported(how)
+    theta, copy = [torch.full((5,), 1.01, dtype=torch.bfloat16, device=device)], [torch.ones(5, device=device)]
+    update = Bidirectional(theta, [copy], how)
+    for _ in range(50):
+        update([(0.9999, 1.0)])
+    assert 0.004 < float(copy[0][0] - 1) / float(theta[0][0] - 1) < 0.006  # 1 - 0.9999 ** 50
+
+
+def test_pieces_in_the_cache_are_bit_equal_to_whole_tensors() -> None:
+    blocked, whole = [[tensors(seed) for seed in range(3)] for _ in range(2)]
+    for parts, how in ((blocked, "blocked"), (whole, "foreach")):
+        Bidirectional(parts[0], parts[1:], how)([(0.95, 0.97), (0.99, 0.998)])  # type: ignore[arg-type]
+    for one, other in zip(blocked, whole, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_best_way_is_taken_and_one_that_cannot_be_is_refused() -> None:
+    theta, copy = tensors(0), tensors(1)
+    assert Bidirectional(theta, [copy]).how == "blocked"
+    assert Bidirectional([t.bfloat16() for t in theta], [copy]).how == "foreach"
+    turned = [torch.randn(4, 3).T]
+    assert Bidirectional(turned, [turned]).how == "foreach"
+    with pytest.raises(ValueError, match="contiguous"):
+        Bidirectional(turned, [turned], "blocked")
+    with pytest.raises(ValueError, match="fp32"):
+        Bidirectional(theta, [[t.double() for t in copy]], "triton")
+
+
+def test_parameters_of_a_model_are_moved_where_they_lie() -> None:
+    online, copy = torch.nn.Linear(300, 300), torch.nn.Linear(300, 300).requires_grad_(False)
+    start = copy.weight.clone()
+    update = Bidirectional(list(online.parameters()), [list(copy.parameters())])
+    copy.load_state_dict(online.state_dict())  # into the same memory, as a restart does
+    with torch.no_grad():
+        online.weight += 1
+    before = copy.weight.clone()
+    update([(0.5, 1.0)])
+    assert not torch.equal(start, before)
+    torch.testing.assert_close(copy.weight, before + 0.5)
 
 
 def test_pull_of_one_leaves_the_encoders_alone() -> None:

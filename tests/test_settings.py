@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_other_variables_of_the_family_are_not_settings(monkeypatch: pytest.Monk
     [
         ("learner.batch_size", "0", "greater than or equal to 1"),
         ("learner.batch_size", "many", "valid integer"),
-        ("learner.method", "bum", "'bmu', 'moco' or 'inbatch'"),
+        ("learner.method", "bum", "'bmu', 'moco', 'inbatch', 'lwf' or 'ctp'"),
         ("learner.local_momentum", "1.5", "'640 clips'"),
         ("learner.local_momentum", "nan", "'640 clips'"),
         ("learner.local_momentum", "0 clips", "'640 clips'"),
@@ -188,6 +189,41 @@ def test_rules_between_settings_name_both_and_the_remedy() -> None:
     assert "global_pull" in said
     assert "longer horizon" in said
     assert "warmup_batches" in refused(None, {"drift.warmup_batches": 100})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"local_pull": "10 clips"}, r"local_pull .*local_momentum .*0\.\d\d of their plain speed.*longer horizon"),
+        ({"local_momentum": 1.0}, r"local_pull .*would stall"),
+        ({"global_momentum": 1.0}, r"global_pull .*would stall"),
+        ({"global_pair": False, "serve": "global"}, r"serve = global needs the global pair"),
+        ({"method": "moco", "serve": "global"}, r"serve = global needs the global pair.*method = bmu"),
+        ({"method": "lwf", "global_loss_weight": 0.5}, r"global_loss_weight = 0\.5 needs the global pair"),
+        ({"replay_ratio": 1.0}, r"replay_ratio.*less than 1"),
+    ],
+)
+def test_settings_that_stall_learning_or_have_no_effect_are_refused(changes: dict[str, Any], named: str) -> None:
+    assert re.search(named, refused(None, {f"learner.{name}": value for name, value in changes.items()}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "moco", "local_pull": "10 clips", "global_pull": "10 clips"},  # unread by this method
+        {"global_pair": False, "global_pull": "10 clips"},
+        {"local_momentum": 1.0, "local_pull": 1.0},  # a frozen copy that does not pull
+        {"global_momentum": 1.0, "global_pull": 1.0},
+    ],
+)
+def test_settings_that_only_look_stalling_are_taken(changes: dict[str, Any]) -> None:
+    assert load(None, {f"learner.{name}": value for name, value in changes.items()})
+
+
+def test_long_run_speed_is_a_property_of_the_learners_settings() -> None:
+    assert Settings().learner.speed == pytest.approx(0.45, abs=0.01)
+    assert load(None, {"learner.global_pair": False}).learner.speed == pytest.approx(0.5)
+    assert load(None, {"learner.method": "moco"}).learner.speed == 1
 
 
 @pytest.mark.parametrize("order", [("learner", "learner.batch_size"), ("learner.batch_size", "learner")])

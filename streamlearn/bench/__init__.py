@@ -1,0 +1,1 @@
+"""The benchmark of continual video-language learning: streams, methods, trials and their report."""

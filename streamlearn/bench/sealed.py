@@ -1,0 +1,176 @@
+"""Eras as the daemon seals them, without its catalog: what is found with all of their text encoders, and with fewer.
+
+An era's test clips are encoded once by the pair from just before the next drift. With fewer encoders than eras,
+consecutive eras form groups, as equal in number as can be, the earlier ones larger; the last era's pair of a group
+reads the vectors of the whole group, and the queries' familiarity is to captions of the whole group.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, Ints
+from streamlearn.bench.gallery import encode_clips, encode_texts, questions, summary, thinned
+from streamlearn.encoders import Towers
+from streamlearn.era_view import EraView, QueryEncoder
+from streamlearn.evaluate import ranks
+from streamlearn.index import Partition
+from streamlearn.learner import Learner
+from streamlearn.records import Vectors
+from streamlearn.settings import SearchSettings
+
+_CAPTIONS = 256  # that an era knows itself by, as in streamlearn/eras.py
+_FEWEST_JUDGES = 10  # likewise
+#: Encoders kept, as a share of the curve; "all" is one per era.
+KEPT = ("1", "2", "4", "all")
+
+
+@dataclass
+class SealedEra:
+    """One era after its end.
+
+    Attributes:
+        rows: test clips that arrived in it.
+        chosen: "local" or "online", whichever pair ranks its judges better.
+        vectors, pairs: by pair, of `rows`, and the pair itself.
+        captions: of clips learned in it, spread evenly.
+    """
+
+    rows: Ints
+    chosen: str
+    captions: list[str]
+    vectors: dict[str, Vectors] = field(default_factory=dict)
+    pairs: dict[str, Towers] = field(default_factory=dict)
+
+
+class SealedEras:
+    """Takes snapshots while a stream is learned, seals eras at boundaries, and measures at the end.
+
+    Args:
+        corpus: the clips.
+        place: of every corpus row, how many clips had been learned when it arrived.
+        settings: how often snapshots are taken, how many are kept, and how eras are merged.
+    """
+
+    def __init__(self, corpus: Corpus, place: Ints, settings: SearchSettings) -> None:
+        self._corpus, self._place, self._settings = corpus, place, settings
+        self._snapshots: deque[tuple[int, int, dict[str, Mapping[str, Tensor]]]] = deque(maxlen=settings.snapshots)
+        self._begin = 0  # in clips
+        self.eras: list[SealedEra] = []
+
+    def remember(self, learner: Learner, step: int, clips: int) -> None:
+        """Call after each step."""
+        if not self._snapshots or clips - self._snapshots[-1][1] >= self._settings.snapshot_interval_clips:
+            self._snapshots.append((step, clips, _weights(learner)))
+
+    def seal(self, learner: Learner, *, end: int, since_step: int | None) -> None:
+        """The era ends after `end` clips. With `since_step`, later steps already belong to the next one.
+
+        Where the end was known beforehand, now is before: `since_step` is None.
+        """
+        weights = _weights(learner)
+        if since_step is not None and self._snapshots:
+            before = [w for step, _, w in self._snapshots if step <= since_step]
+            weights = before[-1] if before else self._snapshots[0][2]
+        arrived = (self._place >= self._begin) & (self._place < end)
+        rows, judges, learned = (
+            np.flatnonzero(arrived & (self._corpus.part == part)) for part in (TEST, JUDGE, LEARN)
+        )  # fmt: skip
+        learned = learned[np.argsort(self._place[learned], kind="stable")]
+        spread = learned[:: max(1, -(-len(learned) // _CAPTIONS))][:_CAPTIONS]
+        era = SealedEra(rows, "local", questions(self._corpus, spread))
+        merit = {}
+        for name, state in weights.items():
+            pair = learner.online.frozen_copy()
+            pair.load_state_dict(state)
+            era.pairs[name] = pair
+            era.vectors[name] = encode_clips(pair, self._corpus, rows)
+            merit[name] = self._merit(pair, judges)
+        if len(judges) >= _FEWEST_JUDGES:
+            era.chosen = max(merit, key=lambda name: merit[name])  # of equals the first: the momentum pair
+        self.eras.append(era)
+        self._begin = end
+        self._snapshots.clear()
+
+    def _merit(self, pair: Towers, judges: Ints) -> float:
+        """Mean reciprocal rank."""
+        if not len(judges):
+            return 0.0
+        scores = encode_texts(pair, questions(self._corpus, judges)) @ encode_clips(pair, self._corpus, judges).T
+        return float((1 / ranks(scores, np.arange(len(judges)))).mean())
+
+    def curve(self, seed: int) -> dict[str, Any]:
+        """Recall over the pooled test clips against the number of encoders kept.
+
+        Returns:
+            By sealing rule ("judged": as the daemon does, "local": always the momentum pair) and number of encoders
+            (of `KEPT`, where there are that many eras): "t2v", "v2t", "cosine" (t2v without familiarity) and, with
+            all encoders, "thinned" (t2v, four tenths of the words missing).
+        """
+        eras = [era for era in self.eras if len(era.rows)]
+        out: dict[str, Any] = {}
+        for rule in ("judged", "local"):
+            chosen = [era.chosen if rule == "judged" else "local" for era in eras]
+            encoders = [QueryEncoder(era.pairs[name]) for era, name in zip(eras, chosen, strict=True)]
+            out[rule] = {}
+            for kept in KEPT:
+                count = len(eras) if kept == "all" else int(kept)
+                if count > len(eras):
+                    continue
+                views = self._groups(eras, chosen, encoders, count)
+                out[rule][kept] = self._asked(views, seed if kept == "all" else None)
+        return out
+
+    def _groups(
+        self, eras: Sequence[SealedEra], chosen: Sequence[str], encoders: Sequence[QueryEncoder], count: int
+    ) -> list[EraView]:
+        views = []
+        for group in np.array_split(np.arange(len(eras)), count):
+            reader, partition = encoders[group[-1]], Partition(self._dim(eras))
+            for i in group:
+                partition.upsert(eras[i].rows, eras[i].vectors[chosen[i]])
+            captions = [c for i in group for c in eras[i].captions[:: len(group)]]
+            known = reader.texts(captions) if captions else np.zeros((0, self._dim(eras)), np.float32)
+            views.append(EraView(int(group[-1]) + 1, "", reader, partition.view(), known))
+        return views
+
+    def _asked(self, views: Sequence[EraView], thin_seed: int | None) -> dict[str, Any]:
+        rows = np.concatenate([view.partition.rows for view in views])  # (n,), the gallery and the questions
+        texts, own = questions(self._corpus, rows), np.arange(len(rows))
+        cosine, merged = self._scores(views, texts)
+        out = {"t2v": summary(ranks(merged, own)), "cosine": summary(ranks(cosine, own))}
+        # A clip asks with its vector, and captions answer as its era's reader sees them.
+        out["v2t"] = summary(ranks(cosine.T, own))
+        if thin_seed is not None:
+            out["thinned"] = summary(ranks(self._scores(views, thinned(texts, thin_seed))[1], own))
+        return out
+
+    def _scores(self, views: Sequence[EraView], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
+        """Cosines, and the mean of cosine and familiarity that the daemon ranks by: (q, n) each."""
+        share = 1 / (1 + self._settings.familiarity_weight)  # of the clip's cosine
+        cosine, merged = [], []
+        for view in views:
+            queries = view.encoder.texts(texts)
+            scores = queries @ view.partition.vectors(view.partition.rows).T
+            cosine.append(scores)
+            merged.append(share * scores + (1 - share) * view.familiarity(queries)[:, None])
+        return np.concatenate(cosine, axis=1), np.concatenate(merged, axis=1)
+
+    @staticmethod
+    def _dim(eras: Sequence[SealedEra]) -> int:
+        return int(eras[0].vectors["local"].shape[1])
+
+
+def _weights(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
+    """Half-precision weights of the served momentum pair and of the encoders, as the daemon keeps them."""
+    return {
+        name: {key: tensor.detach().half() if tensor.is_floating_point() else tensor.clone()
+               for key, tensor in towers.state_dict().items()}
+        for name, towers in (("local", learner.local), ("online", learner.online))
+    }  # fmt: skip

@@ -1,0 +1,188 @@
+"""The verbs of `streamlearn bench`: run the benchmark of continual learning, and make its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from streamlearn.errors import SettingsError
+
+if TYPE_CHECKING:
+    from streamlearn.bench.runs import Results
+    from streamlearn.bench.trial import Spec
+
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks of continual learning; docs/bench.md has the protocol.")
+err = Console(stderr=True)
+
+_METHODS = "inbatch,moco,moco-matched,bmu-local,bmu,restart"
+_RATES = "1e-4,2e-4,4e-4,8e-4"
+_SECTIONS = ("learner", "model", "drift", "search", "media")
+
+
+@bench_app.command()
+def cvlm(
+    out: Annotated[Path, typer.Option(help="Folder of trials.jsonl and the report; finished trials are kept.")],
+    methods: Annotated[str, typer.Option(help="Separated by commas; docs/bench.md names them.")] = _METHODS,
+    seeds: Annotated[str, typer.Option(help="Of the reported trials.")] = "1,2,3",
+    orders: Annotated[
+        str, typer.Option(help="forward, reverse, iid (joint training), or digits as 20413.")
+    ] = "forward,reverse",
+    learning_rates: Annotated[str, typer.Option(help="The grid; a single one is not tuned.")] = _RATES,
+    tuning_seed: Annotated[int, typer.Option(help="Learning rates are picked on this seed alone.")] = 0,
+    boundaries: Annotated[
+        str, typer.Option(help="detector, oracle, doubled, halved, late25, late50 or none.")
+    ] = "detector",
+    mixing_clips: Annotated[int, typer.Option(min=0, help="One domain gives way to the next over about so many.")] = 0,
+    clips: Annotated[int, typer.Option(min=64, help="Rendered clips of each domain that are learned from.")] = 1600,
+    test: Annotated[int, typer.Option(min=10, help="... and that are asked for.")] = 100,
+    passes: Annotated[int, typer.Option(min=1, help="How often each domain is gone through; 1 is a stream.")] = 1,
+    stream: Annotated[
+        list[Path] | None, typer.Option(help="A folder with manifest.jsonl, a domain each, in order.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The manifests' field that says what is asked for.")] = "split",
+    eras: Annotated[bool, typer.Option(help="Seal eras and search them.")] = True,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help="For all methods.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trials at a time, one thread each.")] = 2,
+    cache: Annotated[Path | None, typer.Option(help="Folder of decoded clips; below --out otherwise.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The small version that CI runs, and its checks.")] = False,
+) -> None:
+    """Continual video-language learning: methods x seeds x orders, each at its own best learning rate."""
+    from streamlearn.bench.methods import method_of
+    from streamlearn.bench.quick import CLIPS, DOMAINS, TEST, check, quick_trials
+    from streamlearn.bench.runs import Results, best_rates, grid
+    from streamlearn.bench.trial import Spec
+
+    results, cache = Results(out), cache or out / "clips"
+    if quick:
+        _run(quick_trials(_synthetic(cache, tuning_seed, CLIPS, TEST, DOMAINS), tuning_seed), results, workers)
+        _finish(results, out)
+        if wrong := check(results.lines):
+            err.print("\n".join(wrong), style="red", markup=False, highlight=False)
+            raise typer.Exit(1)
+        return
+    shared = _shared(override)
+    media = shared.pop("media")
+    rates = [float(rate) for rate in learning_rates.split(",")]
+    names = [name.strip() for name in methods.split(",")]
+    order_names = orders.split(",")
+
+    def corpus(seed: int) -> str:
+        return str(
+            _decoded(cache, stream, split, media, shared["model"]) if stream else _synthetic(cache, seed, clips, test)
+        )
+
+    plain = Spec(
+        "", "", 0.0, 0, boundaries=boundaries, mixing_clips=mixing_clips, passes=passes, eras=eras, **shared
+    )  # fmt: skip
+    best = dict.fromkeys(names, rates[0])
+    if len(rates) > 1:
+        tuned = [name for name in names if not method_of(name).rate_of]
+        base = replace(
+            plain, corpus=corpus(tuning_seed), seed=tuning_seed, order="forward", asked_per_task=1, eras=False
+        )
+        _run([("tuning", spec) for spec in grid([base], methods=tuned, learning_rates=rates)], results, workers)
+        best = best_rates(results.lines, names)
+    reported = [
+        ("reported", replace(plain, corpus=corpus(seed), seed=seed, order=order, method=name, learning_rate=best[name]))
+        for seed in map(int, seeds.split(","))
+        for order in order_names
+        for name in names
+    ]
+    _run(reported, results, workers)
+    _finish(results, out)
+
+
+@bench_app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Folder with trials.jsonl.")],
+    against: Annotated[str, typer.Option(help="The method that others are compared with.")] = "bmu-local",
+) -> None:
+    """Make report.md and its pictures anew from finished trials."""
+    from streamlearn.bench.runs import Results
+
+    _finish(Results(out), out, against)
+
+
+def _shared(override: Sequence[str] | None) -> dict[str, Any]:
+    shared: dict[str, Any] = {section: {} for section in _SECTIONS}
+    for pair in override or ():
+        name, equals, value = pair.partition("=")
+        section, dot, leaf = name.strip().partition(".")
+        if not (equals and dot and section in shared):
+            raise SettingsError(f"--set {pair}: write SECTION.NAME=VALUE, the section being one of {', '.join(shared)}")
+        shared[section][leaf] = value
+    return shared
+
+
+def _run(trials: Sequence[tuple[str, Spec]], results: Results, workers: int) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    from streamlearn.bench.runs import Line, merit, run_all
+
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
+        work = bar.add_task("trials", total=len(trials))
+
+        def done(spec: Spec, line: Line | None) -> None:
+            bar.advance(work)
+            if line is not None:
+                bar.console.print(
+                    f"{line['role']} {spec.method} lr {spec.learning_rate:g} seed {spec.seed} {spec.order}:"
+                    f" final R@5 {merit(line):.1f}",
+                    highlight=False,
+                    markup=False,
+                )
+
+        run_all(trials, results, workers=workers, on_done=done)
+
+
+def _synthetic(cache: Path, seed: int, clips: int, test: int, domains: Sequence[str] | None = None) -> Path:
+    from rich.progress import Progress
+
+    from streamlearn.bench.corpus import render_corpus
+    from streamlearn.connectors.scenes import DOMAINS
+
+    with Progress(console=err, transient=True) as bar:
+        work = bar.add_task(f"rendering seed {seed}", total=None)
+        return render_corpus(
+            cache, seed=seed, clips=clips, test=test, judges=64, domains=domains or DOMAINS,
+            progress=lambda done, total: bar.update(work, completed=done, total=total),
+        )  # fmt: skip
+
+
+def _decoded(cache: Path, folders: Sequence[Path], split: str, media: dict[str, Any], model: dict[str, Any]) -> Path:
+    from rich.progress import Progress
+
+    from streamlearn.bench.corpus import decode_corpus
+    from streamlearn.encoders_tiny import TinyVideo
+    from streamlearn.settings import MediaSettings
+
+    settings = MediaSettings(**media)
+    learn_px = settings.size_px if model.get("video", "tiny") != "tiny" else TinyVideo.size_px
+    with Progress(console=err, transient=True) as bar:
+        work = bar.add_task("decoding", total=None)
+        return decode_corpus(
+            cache, folders=folders, split=split, media=settings, learn_px=min(learn_px, settings.size_px),
+            progress=lambda done, total: bar.update(work, completed=done, total=total),
+        )  # fmt: skip
+
+
+def _finish(results: Results, out: Path, against: str = "bmu-local") -> None:
+    from streamlearn.bench.plots import plot_all
+    from streamlearn.bench.report import report
+
+    text = report(results.lines, against)
+    try:
+        for path in plot_all(results.lines, out):
+            text += f"\n![{path.stem}]({path.name})\n"
+    except SettingsError as error:  # the tables are worth having without
+        err.print(str(error), style="dim", markup=False)
+    (out / "report.md").write_text(text, encoding="utf-8")
+    err.print(f"{out / 'report.md'}", highlight=False)

@@ -1,0 +1,400 @@
+"""The benchmark: one stream for every method, trials that repeat, rates tuned where nothing is reported."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from streamlearn import cli
+from streamlearn.bench import quick
+from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
+from streamlearn.bench.gallery import both_ways, caption_search, thinned
+from streamlearn.bench.methods import METHODS, learner_settings, method_of
+from streamlearn.bench.report import differences, mean_and_error, report, shown, value
+from streamlearn.bench.runs import RESULTS, Results, best_rates, grid, run_all
+from streamlearn.bench.schedule import announced, make_schedule, order_of
+from streamlearn.bench.trial import Spec, run_trial
+from streamlearn.connectors.synthetic import DOMAINS, write_stream
+from streamlearn.errors import SettingsError, SourceError
+from streamlearn.settings import MediaSettings
+
+
+def nothing(*_: object) -> None:
+    """A progress that nobody watches."""
+
+
+def listed(clips: int = 64, test: int = 10, judges: int = 12, domains: int = 5) -> Corpus:
+    """A corpus without pictures."""
+    part = np.tile(np.repeat([LEARN, TEST, JUDGE], [clips, test, judges]), domains)
+    n = len(part)
+    return Corpus(
+        np.zeros((n, 1, 1, 1, 3), np.uint8),
+        tuple((f"clip number {i}",) for i in range(n)),
+        tuple(map(str, range(n))),
+        np.repeat(np.arange(domains), clips + test + judges),
+        part,
+        DOMAINS[:domains],
+    )
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small corpus."""
+    return render_corpus(tmp_path_factory.mktemp("clips"), seed=3, clips=64, test=10, judges=12, progress=nothing)
+
+
+# --- the stream -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "tasks"), [("forward", (0, 1, 2, 3, 4)), ("reverse", (4, 3, 2, 1, 0)), ("20413", (2, 0, 4, 1, 3))]
+)
+def test_every_clip_to_learn_from_comes_once_in_its_domains_turn(order: str, tasks: tuple[int, ...]) -> None:
+    corpus = listed()
+    schedule = make_schedule(corpus, order=order, seed=0)
+    assert schedule.tasks == tasks
+    assert schedule.starts == (0, 64, 128, 192, 256)
+    assert sorted(schedule.rows) == sorted(corpus.rows(LEARN))
+    assert corpus.domain[schedule.rows].tolist() == np.repeat(tasks, 64).tolist()
+
+
+def test_clips_that_are_asked_for_arrive_evenly_within_their_domains_turn() -> None:
+    corpus = listed()
+    schedule = make_schedule(corpus, order="forward", seed=0)
+    places = np.sort(schedule.place[corpus.rows(TEST, 1)])
+    assert places[0] >= 64
+    assert places[-1] < 128
+    assert set(np.diff(places)) <= {6, 7}
+
+
+def test_seed_alone_decides_the_order_within_a_domain() -> None:
+    first, again, other = (make_schedule(listed(), order="forward", seed=seed).rows.tolist() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_mixing_lets_domains_give_way_gradually_and_keeps_their_counts() -> None:
+    corpus = listed()
+    mixed = corpus.domain[make_schedule(corpus, order="forward", seed=0, mixing_clips=32).rows]
+    assert np.bincount(mixed).tolist() == [64] * 5
+    assert 0 < np.count_nonzero(np.diff(mixed) != 0) - 4
+    assert set(mixed[:40]) == {0}
+    assert set(mixed[60:68]) == {0, 1}
+
+
+def test_joint_order_has_no_tasks() -> None:
+    schedule = make_schedule(listed(), order="iid", seed=0)
+    assert schedule.starts == (0,)
+    assert len(set(listed().domain[schedule.rows[:32]])) == 5
+
+
+def test_passes_go_through_a_domain_again_before_the_next() -> None:
+    corpus = listed()
+    schedule = make_schedule(corpus, order="forward", seed=0, passes=3)
+    assert schedule.starts == (0, 192, 384, 576, 768)
+    assert np.bincount(schedule.rows)[corpus.rows(LEARN)].tolist() == [3] * 320
+    assert schedule.place[schedule.rows[0]] == 0  # of several, a clip's first arrival
+
+
+def test_announced_boundaries_are_true_or_wrong_as_asked() -> None:
+    schedule = make_schedule(listed(), order="forward", seed=0)
+    assert announced(schedule, "oracle", 32) == {64, 128, 192, 256}
+    assert announced(schedule, "doubled", 32) == {32, 64, 96, 128, 160, 192, 224, 256, 288}
+    assert announced(schedule, "halved", 32) == {128, 256}
+    assert announced(schedule, "late25", 1) == {89, 153, 217, 281}
+    assert announced(schedule, "detector", 32) == announced(schedule, "none", 32) == set()
+
+
+def test_batches_end_where_a_task_is_announced() -> None:
+    schedule = make_schedule(listed(), order="forward", seed=0)
+    batches = list(schedule.batches(48, frozenset({64, 1000})))
+    assert [len(b) for b in batches] == [48, 16, 48, 48, 48, 48, 48, 16]
+    assert np.concatenate(batches).tolist() == schedule.rows.tolist()
+
+
+@pytest.mark.parametrize("order", ["backward", "01234567", "", "00123"])
+def test_unknown_order_is_refused(order: str) -> None:
+    with pytest.raises(SettingsError, match="digits from 0 to 4, none twice"):
+        order_of(order, 5)
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+def test_rendered_corpus_has_its_parts_and_is_made_once(rendered: Path) -> None:
+    corpus = open_corpus(rendered)
+    assert corpus.frames.shape == (430, 8, 32, 32, 3)
+    assert [len(corpus.rows(part, 2)) for part in (LEARN, TEST, JUDGE)] == [64, 10, 12]
+    for domain in range(5):
+        captions = [corpus.captions[row] for row in np.flatnonzero(corpus.domain == domain)]
+        assert len(set(captions)) == 86
+    stamp = (rendered / "frames.npy").stat().st_mtime_ns
+    again = render_corpus(rendered.parent, seed=3, clips=64, test=10, judges=12, progress=nothing)
+    assert again == rendered
+    assert (rendered / "frames.npy").stat().st_mtime_ns == stamp
+
+
+def _folder(path: Path, domain: str, splits: Mapping[int, str]) -> Path:
+    write_stream(path, domains=[domain], clips_per_domain=12, seed=0, size_px=64)
+    manifest = path / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows = [row | {"split": splits.get(i, "train")} for i, row in enumerate(rows)]
+    (path / rows[5]["path"]).write_bytes(b"no video")
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_folders_are_decoded_by_the_daemons_decoder_and_damaged_clips_left_out(tmp_path: Path) -> None:
+    folders = [
+        _folder(tmp_path / "a", "studio", {0: "test", 1: "val"}),
+        _folder(tmp_path / "b", "night", {2: "heldout"}),
+    ]
+    made = decode_corpus(
+        tmp_path / "cache", folders=folders, split="split", media=MediaSettings(), learn_px=32, progress=nothing
+    )
+    corpus = open_corpus(made)
+    assert corpus.domains == ("a", "b")
+    assert corpus.frames.shape == (22, 8, 32, 32, 3)
+    assert corpus.ids[0] == "a/studio-000000"
+    assert corpus.rows(TEST).tolist() == [0, 13]
+    assert corpus.rows(JUDGE, 0).tolist() == [1]
+
+
+def test_folder_without_clips_to_ask_for_is_refused(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "a", "studio", {})
+    with pytest.raises(SourceError, match="gives no clip to ask for"):
+        decode_corpus(tmp_path, folders=[folder], split="split", media=MediaSettings(), learn_px=32, progress=nothing)
+
+
+def test_row_without_the_field_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "manifest.jsonl").write_text('{"path": "a.mp4", "caption": "a ball"}\n')
+    with pytest.raises(SourceError, match="line 1: must name path, caption and instance_split"):
+        decode_corpus(
+            tmp_path, folders=[tmp_path], split="instance_split", media=MediaSettings(), learn_px=32, progress=nothing
+        )
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def test_speed_matched_control_runs_base_moco_at_the_speed_of_bmu() -> None:
+    control = learner_settings(method_of("moco-matched"), {}, 4e-4, 0)
+    bmu = learner_settings(method_of("bmu-local"), {}, 4e-4, 0)
+    assert control.method == "moco"
+    assert control.learning_rate == pytest.approx(2e-4)
+    assert bmu.learning_rate == 4e-4
+
+
+def test_method_takes_settings_behind_a_colon() -> None:
+    settings = learner_settings(method_of("bmu:global_momentum=3200 clips&queue_size=64"), {"queue_size": 32}, 1e-3, 7)
+    assert (settings.global_momentum, settings.queue_size, settings.seed) == ("3200 clips", 64, 7)
+
+
+@pytest.mark.parametrize("text", ["bmv", "bmu+500", "bmu+replay", "bmu:queue_size"])
+def test_method_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(f"method '{text}'")):
+        method_of(text)
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+def test_perfect_scores_are_perfect_both_ways() -> None:
+    found = both_ways(np.eye(4))
+    assert found["t2v"] == found["v2t"] == {"1": 100.0, "5": 100.0, "10": 100.0, "median": 1.0}
+
+
+def test_thinned_question_loses_words_and_never_all() -> None:
+    asked = thinned(["a b c d e f g h i j"] * 50 + ["word"], 0)
+    assert 280 < sum(len(text.split()) for text in asked[:50]) < 320
+    assert asked[-1] == "word"
+
+
+def test_caption_search_finds_the_question_itself() -> None:
+    found = caption_search(listed(), 0)
+    assert found["full"]["1"] == 100
+    assert found["thinned"]["1"] < 100
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
+
+def _timeless(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: v for name, v in result.items() if name not in ("pairs_per_s", "peak_bytes")}
+
+
+@pytest.mark.slow
+def test_trial_repeats_to_the_last_bit_and_measures_every_copy(rendered: Path) -> None:
+    spec = Spec(str(rendered), "bmu", 3e-4, 0, boundaries="oracle")
+    result = run_trial(spec)
+    assert _timeless(result) == _timeless(run_trial(spec))
+    assert list(result["copies"]) == ["local", "online", "global"]
+    assert result["pairs"] == 320
+    assert [b["clips"] for b in result["boundaries"]] == [64, 128, 192, 256]
+    assert len(result["sealed_with"]) == 5
+    assert set(result["served"]["judged"]) == {"1", "2", "4", "all"}
+    local = result["copies"]["local"]
+    assert set(local["tasks"]) == set(DOMAINS)
+    assert local["learned"]["5"] - local["final"]["5"] == pytest.approx(-local["bwt"]["5"] * 4 / 5)
+    served = [entry for entry in result["course"] if entry["copy"] == "local"]
+    assert [entry["clips"] for entry in served] == [32, 64, 96, 128, 160, 192, 224, 256, 288, 320]
+    assert [len(entry["recall"]) for entry in served] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.slow
+def test_restarted_weights_know_the_last_task_alone(rendered: Path) -> None:
+    spec = Spec(str(rendered), "restart", 1e-3, 0, boundaries="oracle", eras=False)
+    alone = replace(spec, method="moco", boundaries="none", order="forward")
+    restarted, going_on = run_trial(spec), run_trial(alone)
+    # The first task is learned alike; what came between is gone from the weights.
+    first = [result["course"][0]["recall"]["studio"] for result in (restarted, going_on)]
+    assert first[0] == first[1]
+    assert restarted["copies"]["local"]["tasks"] != going_on["copies"]["local"]["tasks"]
+
+
+# --- many trials ------------------------------------------------------------------------------------------------------
+
+
+def _line(method: str, rate: float, final: float, *, role: str = "reported", seed: int = 1) -> dict[str, Any]:
+    spec = {"method": method, "learning_rate": rate, "seed": seed, "order": "forward", "corpus": "c", "boundaries": "x"}
+    spec |= {"mixing_clips": 0, "passes": 1, "learner": {}, "model": {}, "drift": {}, "search": {}}
+    recalls = {"1": final / 2, "5": final, "10": final, "median": 3.0}
+    copy = {what: recalls for what in ("final", "learned", "forgetting", "bwt", "harmonic", "minimum")}
+    pooled = {"t2v": recalls, "v2t": recalls}
+    result = {
+        "copies": {"local": copy | {"pooled": pooled}},
+        "served": {"judged": {"all": {"t2v": recalls}}},
+        "captions": {"full": recalls, "thinned": recalls},
+        "sealed_with": ["local"],
+        "pairs_per_s": 100.0,
+        "state_bytes": 2**20,
+    }
+    facts = {"key": "k", "role": role, "commit": "c0ffee", "machine": "m", "date": "2026-11-21"}
+    return facts | {"spec": spec, "result": result}
+
+
+def test_rate_is_picked_by_final_recall_on_tuning_trials_alone() -> None:
+    lines = [
+        _line("bmu-local", 1e-4, 40.0, role="tuning"),
+        _line("bmu-local", 4e-4, 50.0, role="tuning"),
+        _line("bmu-local", 8e-4, 50.0, role="tuning"),
+        _line("bmu-local", 1e-4, 99.0),
+        _line("moco", 1e-4, 45.0, role="tuning"),
+        _line("moco", 2e-4, 44.0, role="tuning"),
+    ]
+    names = ["bmu-local", "moco", "moco-matched", "restart", "bmu-local+replay500", "moco:queue_size=1024"]
+    assert list(best_rates(lines, names).values()) == [4e-4, 1e-4, 4e-4, 1e-4, 4e-4, 1e-4]
+    with pytest.raises(SourceError, match="inbatch has no tuning trial"):
+        best_rates(lines, ["inbatch"])
+
+
+def test_grid_is_every_method_at_every_rate() -> None:
+    specs = list(grid([Spec("c", "", 0.0, 5)], methods=["moco", "bmu"], learning_rates=[1e-4, 2e-4]))
+    assert [(s.method, s.learning_rate, s.seed) for s in specs] == [
+        ("moco", 1e-4, 5), ("moco", 2e-4, 5), ("bmu", 1e-4, 5), ("bmu", 2e-4, 5),
+    ]  # fmt: skip
+
+
+def test_finished_trials_are_not_run_again_and_half_a_line_is(tmp_path: Path) -> None:
+    spec = Spec("/somewhere/corpus", "moco", 3e-4, 0)
+    Results(tmp_path).add("reported", spec, {"anything": 1})
+    with (tmp_path / RESULTS).open("a") as file:
+        file.write('{"key": "half')
+    results = Results(tmp_path)
+    assert [line["result"] for line in results.lines] == [{"anything": 1}]
+    moved = replace(spec, corpus="/elsewhere/corpus")  # the same clips, by the folder's name
+    done: list[object] = []
+    run_all([("reported", moved)], results, workers=1, on_done=lambda s, line: done.append(line))
+    assert done == [None]
+    assert not results.has("tuning", spec)
+    assert not results.has("reported", replace(spec, seed=1))
+
+
+def test_damaged_line_is_refused_with_its_number(tmp_path: Path) -> None:
+    (tmp_path / RESULTS).write_text("{}\nnothing\n")
+    with pytest.raises(SourceError, match="line 2 is no JSON"):
+        Results(tmp_path)
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_standard_error_is_that_of_the_mean() -> None:
+    mean, error = mean_and_error([1.0, 2.0, 3.0, 4.0])
+    assert (mean, error) == (2.5, pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 2))
+    assert shown([40.0]) == "40.0"
+    assert shown([40.0, 42.0], signed=True) == "+41.0 ± 1.0"
+    assert shown([]) == ""
+
+
+def test_differences_are_taken_on_the_same_seed_and_order() -> None:
+    mine = [_line("bmu-local", 1e-4, 50.0, seed=1), _line("bmu-local", 1e-4, 60.0, seed=2)]
+    others = [_line("moco", 1e-4, 40.0, seed=2), _line("moco", 1e-4, 45.0, seed=1), _line("moco", 1e-4, 0.0, seed=3)]
+    assert differences(mine, others, value("copies.local.final.5")) == [5.0, 20.0]
+
+
+def test_report_ranks_by_final_recall_and_leaves_tuning_out() -> None:
+    lines = [_line("moco", 1e-4, 40.0), _line("bmu-local", 2e-4, 50.0), _line("inbatch", 1e-4, 99.0, role="tuning")]
+    text = report(lines)
+    assert text.index("| `bmu-local` | 0.0002 | 50.0") < text.index("| `moco` | 0.0001 | 40.0")
+    assert "inbatch" not in text
+    assert "commit c0ffee" in text
+    assert "| `moco` | -10.0" in text
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_setting_is_refused(tmp_path: Path) -> None:
+    runner = CliRunner()
+    answer = runner.invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--set", "kafka.topics=x"])
+    assert isinstance(answer.exception, SettingsError)
+    assert "the section being one of learner, model, drift, search, media" in str(answer.exception)
+
+
+def _quick() -> list[dict[str, Any]]:
+    lines = []
+    for method in quick.METHODS:
+        line = _line(method, 4e-4, 50.0)
+        line["result"]["copies"]["online"] = {"learned": {"5": 80.0}}
+        lines.append(line)
+    return lines
+
+
+def test_quick_checks_name_what_is_not_as_it_must_be() -> None:
+    lines = _quick()
+    assert [text.split(" ends")[0] for text in quick.check(lines)] == [
+        "bmu-local+replay500",
+        "bmu-local:queue_size=1024",
+    ]
+    for line in lines:
+        if "+" in line["spec"]["method"] or line["spec"]["method"].startswith("bmu-local:"):
+            line["result"]["copies"]["local"]["final"]["5"] = 70.0
+    assert quick.check(lines) == []
+    lines[1]["result"]["copies"]["online"]["learned"]["5"] = 59.0
+    assert quick.check(lines) == ["moco has R@5 59.0 when it has learned a task; at least 60.0 is due"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_quick_benchmark_finds_what_must_be_so_and_writes_its_report(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--quick"])
+    assert answer.exit_code == 0, answer.output
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert all(f"`{method}`" in text for method in quick.METHODS)
+    for picture in ("learned-1.png", "course-1.png", "encoders-1.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"]({picture})" in text
+
+
+def test_known_methods_are_valid_settings() -> None:
+    for name in METHODS:
+        assert learner_settings(method_of(name), {}, 1e-3, 0).learning_rate > 0
