@@ -69,9 +69,6 @@ class Service(Evaluations, Protocol):
     def tasks(self) -> list[dict[str, Any]]:
         """The task log, oldest first."""
 
-    def generations(self) -> list[dict[str, Any]]:
-        """The checkpoints kept, newest first."""
-
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
 
@@ -216,11 +213,6 @@ def _add_reads(v1: APIRouter, service: Service, reads: Reads) -> None:
     async def tasks() -> Response:
         """The task log, oldest first, with what is still known of each."""
         return _json(await reads.run(service.tasks))
-
-    @v1.get("/generations", response_model=list[dict[str, Any]])
-    async def generations() -> Response:
-        """The checkpoints that are kept, newest first."""
-        return _json(await reads.run(service.generations))
 
     @v1.get("/status", response_model=dict[str, Any])
     async def status() -> Response:

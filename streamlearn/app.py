@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import IO, Self
 
@@ -31,19 +32,23 @@ from streamlearn.evaluator import Evaluator
 from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
+from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
+from streamlearn.lineage import Reading
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
 from streamlearn.routes_clips import clip_routes
+from streamlearn.routes_generations import generation_routes
 from streamlearn.routes_tasks import task_routes
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher
 from streamlearn.server import Server
 from streamlearn.service import DaemonService
+from streamlearn.service_generations import GenerationsService
 from streamlearn.service_tasks import TasksService
 from streamlearn.settings import DriftSettings, LogSettings, Settings
 from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
@@ -51,7 +56,7 @@ from streamlearn.state import State
 from streamlearn.stored_clips import StoredClips
 from streamlearn.tasks import Boundaries
 from streamlearn.tune import mean_shift
-from streamlearn.warmup import build_towers, device_of
+from streamlearn.warmup import build_towers, device_of, reading_of
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +83,7 @@ class Daemon:
             raise
 
     def _build(self, source: Source | None) -> None:
-        settings, opened = self.settings, self._stack
+        settings, media, opened = self.settings, self.settings.media, self._stack
         torch.set_num_threads(settings.model.threads or max(1, (os.cpu_count() or 1) - settings.media.workers))
         configure_faiss()
         allocator.tune()
@@ -89,13 +94,12 @@ class Daemon:
         opened.enter_context(lock_state(settings.state_dir))
 
         self.catalog = opened.enter_context(closing(Catalog(settings.state_dir / "catalog.db")))
-        media = settings.media
         self.frames = opened.enter_context(
             closing(FrameStore(settings.state_dir / "frames", media.store_max_bytes, media.recent_max_bytes))
         )
         towers, device = build_towers(settings.model, settings.learner.seed), device_of(settings.model.device)
-        stored = StoredClips(self.catalog, self.frames, towers.size_px)
-        learner = Learner(towers, settings.learner, device, stored)
+        learner = Learner(towers, settings.learner, device, StoredClips(self.catalog, self.frames, towers.size_px))
+        reopen = None if source is not None else partial(load_source_class(settings.source).from_settings, settings)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
         self.loader = opened.enter_context(
@@ -116,6 +120,7 @@ class Daemon:
             max_wait_s=settings.learner.max_wait_s,
             max_age_s=settings.learner.max_batch_age_s,
             metrics=self.metrics,
+            reopen=reopen,
         )
         opened.callback(self.feed.close)
         book = ScoreBook()
@@ -145,10 +150,15 @@ class Daemon:
             book=book,
             catalog=self.catalog,
             frames=self.frames,
-            generations=Generations(settings.state_dir, settings.checkpoint.keep),
+            generations=Generations(settings.state_dir, retention(settings.checkpoint)),
             searcher=self.searcher,
             dead_letters=self.dead_letters,
             metrics=self.metrics,
+            reading=Reading(
+                {f"media.{name}": getattr(media, name) for name in ("frames", "size_px", "sampling")},
+                reading_of(learner.online),
+                carry=settings.checkpoint.on_mismatch == "carry",
+            ),
         )
         self.pipeline = Pipeline(
             feed=self.feed,
@@ -179,7 +189,11 @@ class Daemon:
             settings=settings.api,
             metrics=self.metrics,
             registry=self.registry,
-            areas=[clip_routes(writer), task_routes(TasksService(self.pipeline))],
+            areas=[
+                clip_routes(writer),
+                task_routes(TasksService(self.pipeline)),
+                generation_routes(GenerationsService(self.state.generations, self.pipeline)),
+            ],
         )
         self.server = Server(app, host=settings.api.host, port=settings.api.port)
         opened.callback(self.server.stop)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamlearn import catalog_cuts
 from streamlearn.catalog_file import CatalogFile
 from streamlearn.catalog_learned import Learned
 from streamlearn.catalog_rows import (
@@ -78,47 +79,61 @@ class Catalog:
             raise ValueError(f"generation {generation} is over; the working one is {self._generation}")
         self._generation = generation
 
-    def rewind(self, generation: int) -> list[int]:
-        """Make the cut of a checkpoint the present; the working generation is the one after it.
+    def rewind(
+        self,
+        cut: int,
+        *,
+        working: int | None = None,
+        forget: Iterable[str] = (),
+        lineage: str | None = None,
+        parent: str | None = None,
+    ) -> list[int]:
+        """Make the cut of a checkpoint the present.
+
+        Args:
+            cut: the number of that checkpoint; 0 is the empty catalog.
+            working: the generation that is written now; the one after the cut where it is None.
+            forget: ids of clips that are taken out again at once, where the cut has them.
+            lineage: whose weights go with the cut; None: not checked.
+            parent: the lineage that it left at this cut, where it is a rollback's.
 
         Returns:
             Rows of clips that are gone for good: their frames can go too.
 
         Raises:
-            StateError: what that generation needs was pruned. 0, the empty catalog, always works.
+            StateError: what that generation needs was pruned (0, the empty catalog, always works), or its vectors are
+                of another lineage.
         """
         with self._file.transaction() as db:
-            (floor,) = db.execute("SELECT generation FROM pruned").fetchone()
-            if 0 < generation < floor:
-                raise StateError(f"{self._file.path}: generation {generation} was pruned; the oldest is {floor}")
-            gone = _drop_clips(db, "born > ?", generation)
-            db.execute(
-                "UPDATE clips SET task = first.task FROM"
-                " (SELECT row, task, min(id) FROM moves WHERE born > ? GROUP BY row) AS first"
-                " WHERE clips.row = first.row",
-                (generation,),
-            )
-            for table in ("vectors", "moves", "scores", "ranks", "learned"):
-                db.execute(f"DELETE FROM {table} WHERE born > ?", (generation,))
-            for table in ("clips", "vectors"):
-                db.execute(f"UPDATE {table} SET died = NULL WHERE died > ?", (generation,))
-            if not generation:
-                db.execute("UPDATE pruned SET generation = 0")
-        self._generation = generation + 1
+            try:
+                if lineage is not None:
+                    catalog_cuts.adopt(db, lineage, cut, parent)
+                gone = catalog_cuts.rewind(db, cut)
+            except StateError as error:
+                raise StateError(f"{self._file.path}: {error}") from error
+            self._generation = cut + 1 if working is None else working
+            for video_id in forget:
+                self.delete(video_id)
         return gone
 
-    def prune(self, oldest_kept: int) -> list[int]:
-        """Drop what only generations before `oldest_kept` need; they cannot be rewound to any more.
+    def prune(self, cuts: Iterable[int]) -> list[int]:
+        """Drop what neither these cuts nor the present needs; older ones cannot be rewound to any more.
 
         Returns:
             Rows of clips that are gone for good: their frames can go too.
         """
         with self._file.transaction() as db:
-            gone = _drop_clips(db, "died <= ?", oldest_kept)
-            db.execute("DELETE FROM vectors WHERE died <= ?", (oldest_kept,))
-            db.execute("DELETE FROM moves WHERE born <= ?", (oldest_kept,))
-            db.execute("UPDATE pruned SET generation = max(generation, ?)", (oldest_kept,))
-        return gone
+            return catalog_cuts.prune(db, sorted(set(cuts)))
+
+    def deleted_since(self, cut: int) -> list[str]:
+        """Ids of clips that were live in a cut, and have been deleted, not replaced, since."""
+        with self._file.reading() as db:
+            return catalog_cuts.deleted_since(db, cut)
+
+    def changes(self, older: int, newer: int) -> dict[str, int]:
+        """How many clips came and went, and vectors were written, between two cuts that are kept."""
+        with self._file.reading() as db:
+            return catalog_cuts.changes(db, older, newer)
 
     def transaction(self) -> AbstractContextManager[object]:
         """Everything written inside becomes visible at once, or not at all on an exception; may be nested."""
@@ -276,9 +291,10 @@ class Catalog:
         query = f"{_LIVE_CLIPS} AND task != ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
         return [clip_of(values).asked for values in self._file.fetch(query, task, limit)]
 
-    def count(self) -> int:
-        """Live clips."""
-        return sum(self.counts_by_task().values())
+    def count(self, up_to_row: int = 2**63 - 1) -> int:
+        """Live clips, of those with a row up to this one."""
+        (found,) = self._file.fetch("SELECT count(*) FROM clips WHERE died IS NULL AND row <= ?", up_to_row)
+        return int(found[0])
 
     def counts_by_task(self) -> dict[str, int]:
         """Live clips of each task that has any."""
@@ -333,16 +349,6 @@ class Catalog:
             db.execute(
                 f"UPDATE {table} SET died = ? WHERE died IS NULL AND {_OF_ROWS}", (self._generation, json.dumps(rows))
             )
-
-
-def _drop_clips(db: sqlite3.Connection, condition: str, generation: int) -> list[int]:
-    gone = db.execute(f"SELECT row, meta FROM clips WHERE {condition}", (generation,)).fetchall()
-    db.executemany(
-        "DELETE FROM tags WHERE name = ? AND value = ? AND row = ?",
-        [(*tag, row) for row, meta in gone for tag in tags(json.loads(meta))],
-    )
-    db.execute(f"DELETE FROM clips WHERE {condition}", (generation,))
-    return [row for row, _ in gone]
 
 
 def _column(db: sqlite3.Connection, query: str, *bound: Any) -> list[int]:

@@ -92,6 +92,12 @@ MIGRATIONS = (
         clip_rows BLOB NOT NULL, ranks BLOB NOT NULL, born INTEGER NOT NULL, PRIMARY KEY (task, direction, view)
     ) STRICT;
     """,
+    """
+    -- The cuts that the last pruning left; before it is empty, every cut from `pruned` on.
+    CREATE TABLE kept (generation INTEGER PRIMARY KEY) STRICT;
+    -- Whose vectors these are, oldest first, each from the cut on at which it left the one before; empty: not said.
+    CREATE TABLE lineages (id INTEGER PRIMARY KEY, lineage TEXT NOT NULL, cut INTEGER NOT NULL) STRICT;
+    """,
 )
 
 #: What migrations compute that SQL cannot.

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from streamlearn.filters import time_us
 from streamlearn.heldout import lot
+from streamlearn.records import Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +132,8 @@ def clip_of(values: tuple[Any, ...]) -> ClipRow:
     if rest[-1] is not None:
         rest[-1] = json.loads(rest[-1])  # the question
     return ClipRow(row, video_id, uri, start_s, end_s, tuple(json.loads(captions)), json.loads(meta), *rest)
+
+
+def as_stored(vectors: Vectors) -> Vectors:
+    """What comes back of vectors that are stored: what is served then equals what is restored."""
+    return vectors.astype("<f2").astype(np.float32)

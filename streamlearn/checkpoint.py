@@ -7,27 +7,31 @@ safetensors, the rest is JSON; nothing here executes what it reads.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from streamlearn import durable
 from streamlearn.errors import NewerStateError, StateError
 from streamlearn.records import Offsets, Partition
+from streamlearn.retention import Kept, Retention
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the folder; a reader refuses a greater one
+# Of the folder; a reader refuses a greater one. 2: a rollback's generation goes with an older cut of the catalog.
+FORMAT = 2
+PINNED = "pinned"  # a file of this name keeps a generation
 # What reading a damaged generation raises.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
@@ -40,7 +44,9 @@ class Generation:
         number: grows by one with each.
         offsets: the next to read, per partition.
         state: JSON-able facts: tasks, eras, scores, lineage.
-        tensors: by part ("online", "queue", "eras/0001" ...), named tensors. Parts named `eras/` never change.
+        tensors: by part ("online", "queue" ...), named tensors; what was read has all parts here.
+        sealed: parts that never change ("eras/0001" ...): what makes them, called where they are not yet on disk.
+        cut: the catalog's generation that goes with it: its own number, or that of the one it was copied from.
         created: UTC, ISO 8601.
     """
 
@@ -48,7 +54,12 @@ class Generation:
     offsets: Offsets
     state: Mapping[str, Any]
     tensors: Mapping[str, Mapping[str, Tensor]]
+    sealed: Mapping[str, Callable[[], Mapping[str, Tensor]]] = field(default_factory=dict)
+    cut: int = 0
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cut", self.cut or self.number)
 
 
 class Generations:
@@ -56,32 +67,59 @@ class Generations:
 
     Args:
         state_dir: exists and is writable.
-        keep: how many are kept by `prune`.
+        retention: which are kept by `prune`.
     """
 
-    def __init__(self, state_dir: Path, keep: int) -> None:
-        self.state_dir, self.keep = state_dir, keep
+    def __init__(self, state_dir: Path, retention: Retention) -> None:
+        self.state_dir, self._retention = state_dir, retention
         self.folder = state_dir / "generations"  # made by the first `write`
         self.rejected = 0
 
     def write(self, generation: Generation) -> None:
-        """Write and fsync; it counts only once `publish` has returned."""
+        """Write and fsync; it counts only once `publish` has returned.
+
+        Sealed parts are links to the files of the current generation. One of them is read and compared with its sum
+        each time, in turns, so that one that rots is soon found, and written anew, at a cost that does not grow.
+        """
+        with self._aside(generation) as (aside, sums):
+            current = self.current()
+            previous = {} if current is None else self._sums(current)
+            turn = generation.number % len(generation.sealed) if generation.sealed else 0
+            for i, (part, make) in enumerate(generation.sealed.items()):
+                file = f"{part}.safetensors"
+                written = self._path(current or 0) / file
+                digest = previous.get(file)
+                if digest is not None and written.exists() and (i != turn or durable.sum_of(written) == digest):
+                    os.link(written, aside / file)
+                    sums[file] = digest
+                else:
+                    sums[file] = durable.save(make(), aside / file)
+            for part, tensors in generation.tensors.items():
+                sums[f"{part}.safetensors"] = durable.save(tensors, aside / f"{part}.safetensors")
+
+    def copy(self, of: int, generation: Generation) -> None:
+        """Write a generation with the tensors of another one, which are not copied but linked."""
+        with self._aside(generation) as (aside, sums):
+            for file, digest in self._sums(of).items():
+                (aside / file).parent.mkdir(exist_ok=True)
+                os.link(self._path(of) / file, aside / file)
+                sums[file] = digest
+
+    @contextmanager
+    def _aside(self, generation: Generation) -> Iterator[tuple[Path, dict[str, str]]]:
+        """A folder for the files, and their sums to be filled in; whole and in its place afterwards."""
         final, aside = self._path(generation.number), self.folder / f".writing-{generation.number:06d}"
         for leftover in (aside, final):  # of a crash before publication
             shutil.rmtree(leftover, ignore_errors=True)
-        (aside / "eras").mkdir(parents=True)
-        sums, previous = {}, self._sums(generation.number - 1)
-        for part, tensors in generation.tensors.items():
-            file = f"{part}.safetensors"
-            path, written = aside / file, self._path(generation.number - 1) / file
-            if part.startswith("eras/") and written.exists() and _sum(written) == previous.get(file):
-                os.link(written, path)
-            else:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-            sums[file] = _sync_and_sum(path)
+        folders = {aside, *((aside / part).parent for part in generation.sealed)}
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        sums: dict[str, str] = {}
+        yield aside, sums
         manifest = {
             "format": FORMAT,
             "number": generation.number,
+            "cut": generation.cut,
             "created": generation.created,
             "offsets": [[*partition, offset] for partition, offset in generation.offsets.items()],
             "state": generation.state,
@@ -89,11 +127,11 @@ class Generations:
         }
         path = aside / "manifest.json"
         path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _sync_and_sum(path)
-        _sync_folder(aside / "eras")
-        _sync_folder(aside)
+        durable.sync_and_sum(path)
+        for folder in {aside, *((aside / file).parent for file in sums)}:
+            durable.sync_folder(folder)
         aside.rename(final)
-        _sync_folder(self.folder)
+        durable.sync_folder(self.folder)
 
     def publish(self, number: int) -> None:
         """Make a written generation the current one: the commit point."""
@@ -101,7 +139,7 @@ class Generations:
         link.unlink(missing_ok=True)
         link.symlink_to(Path("generations") / f"{number:06d}")
         link.rename(self.state_dir / "current")
-        _sync_folder(self.state_dir)
+        durable.sync_folder(self.state_dir)
 
     def numbers(self) -> list[int]:
         """Published generations, oldest first."""
@@ -176,27 +214,87 @@ class Generations:
         try:
             for name, digest in manifest["sha256"].items():
                 path = self._path(number) / name
-                if _sum(path) != digest:
+                if durable.sum_of(path) != digest:
                     raise StateError(f"{path} differs from what was written")
                 tensors[name.removesuffix(".safetensors")] = load_file(path)
             offsets = {Partition(topic, partition): offset for topic, partition, offset in manifest["offsets"]}
-            return Generation(manifest["number"], offsets, manifest["state"], tensors, manifest["created"])
+            return Generation(
+                manifest["number"],
+                offsets,
+                manifest["state"],
+                tensors,
+                cut=manifest.get("cut", 0),
+                created=manifest["created"],
+            )
         except _DAMAGE as error:
             raise StateError(f"generation {number} cannot be read: {error!r}") from error
 
-    def prune(self) -> int:
-        """Drop all but the newest `keep`; returns the oldest kept."""
-        numbers = self.numbers()
-        for number in numbers[: -self.keep]:
-            shutil.rmtree(self._path(number))
-        return numbers[-self.keep :][0]
+    def prune(self) -> list[int]:
+        """Drop those that need not be kept; the newest is, whatever the retention says.
+
+        Returns:
+            The cuts of the catalog that go with those kept.
+        """
+        found = [self.describe(number) for number in self.numbers()]
+        kept = self._retention.choose(found)
+        for generation in found:
+            if generation.number not in kept:
+                shutil.rmtree(self._path(generation.number))
+        return [generation.cut for generation in found if generation.number in kept]
+
+    def describe(self, number: int) -> Kept:
+        """What retention must know of a generation; one that is damaged is very old."""
+        try:
+            manifest = self.manifest(number)
+            cut, created = manifest.get("cut", number), manifest["created"]
+        except (StateError, KeyError):
+            cut, created = number, "1970-01-01T00:00:00+00:00"
+        files = {}
+        for path in self._path(number).rglob("*.safetensors"):
+            about = path.stat()
+            files[about.st_ino] = about.st_size
+        return Kept(number, cut, datetime.fromisoformat(created), (self._path(number) / PINNED).exists(), files)
+
+    def pin(self, number: int) -> None:
+        """Keep a generation until `unpin`.
+
+        Raises:
+            StateError: there is none of this number.
+        """
+        self._check(number)
+        (self._path(number) / PINNED).touch()
+        durable.sync_folder(self._path(number))
+
+    def unpin(self, number: int) -> None:
+        """Let the next `prune` drop it; one that is not pinned stays as it is.
+
+        Raises:
+            StateError: there is none of this number.
+        """
+        self._check(number)
+        (self._path(number) / PINNED).unlink(missing_ok=True)
+        durable.sync_folder(self._path(number))
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Remove generations, whatever the retention says."""
+        for number in numbers:
+            shutil.rmtree(self._path(number), ignore_errors=True)
+        durable.sync_folder(self.folder)
 
     def drop_unpublished(self) -> None:
-        """Remove what a crash left beside the published generations."""
-        published = {f"{number:06d}" for number in self.numbers()}
+        """Remove what a crash left beside the published generations, and what a rollback had gone back from."""
+        if not self.folder.exists():
+            return
+        current = self.current()
+        cut = current if current is None else self.describe(current).cut
+        published = {f"{n:06d}" for n in self.numbers() if cut is None or n <= cut or n == current}
         for path in self.folder.glob("*"):
             if path.name not in published:
                 shutil.rmtree(path)
+
+    def _check(self, number: int) -> None:
+        if number not in self.numbers():
+            raise StateError(f"there is no generation {number} in {self.folder}")
 
     def _sums(self, number: int) -> Mapping[str, str]:
         """By file, what a generation wrote; nothing where there is none."""
@@ -208,22 +306,3 @@ class Generations:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_and_sum(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return _sum(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

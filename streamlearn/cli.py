@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn import __version__, cli_bench, cli_eval, cli_streams, cli_tasks
+from streamlearn import __version__, cli_bench, cli_eval, cli_generations, cli_streams, cli_tasks
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
 from streamlearn.errors import StreamlearnError
 
@@ -25,14 +26,21 @@ app = typer.Typer(
     help="Learns continually from a stream of video-caption pairs and answers text-to-video search the whole time.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Settings: defaults < TOML file < environment < flags.")
-generations_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
 app.add_typer(config_app, name="config")
-app.add_typer(generations_app, name="generations")
+app.add_typer(cli_generations.app, name="generations")
 app.add_typer(cli_streams.dlq, name="dlq")
 app.add_typer(cli_bench.bench_app, name="bench")
 app.add_typer(cli_tasks.tasks, name="tasks")
 app.command()(cli_streams.replay)
 app.command("eval")(cli_eval.evaluate)
+
+
+class OnMismatch(StrEnum):
+    """What to do with vectors that were made otherwise."""
+
+    refuse = "refuse"
+    carry = "carry"
+
 
 _URL = "http://127.0.0.1:8080"
 
@@ -40,11 +48,18 @@ out, err = Console(), Console(stderr=True)
 
 
 @app.command()
-def run(config: ConfigFile = None, override: Overrides = None) -> None:
+def run(
+    config: ConfigFile = None,
+    override: Overrides = None,
+    on_mismatch: Annotated[
+        OnMismatch | None, typer.Option(help="Where media settings are not those of the state: checkpoint.on_mismatch.")
+    ] = None,
+) -> None:
     """Run the daemon: learn from the source, answer searches, until SIGTERM or Ctrl-C."""
     from streamlearn.app import Daemon, setup_logging, stop_signal
 
-    settings = settings_of(config, override)
+    chosen = [] if on_mismatch is None else [f"checkpoint.on_mismatch={on_mismatch.value}"]
+    settings = settings_of(config, [*(override or ()), *chosen])
     setup_logging(settings.log)
     stop = stop_signal()
     with Daemon(settings) as daemon:
@@ -171,34 +186,6 @@ def schema(kind: Annotated[str, typer.Argument(help="clip")] = "clip") -> None:
     if kind != "clip":
         raise typer.BadParameter("there is one schema: clip")
     typer.echo(json.dumps(clip_schema(), indent=1))
-
-
-@generations_app.command("ls")
-def generations_ls(config: ConfigFile = None, override: Overrides = None, as_json: AsJson = False) -> None:
-    """List the published generations of the state directory, newest first."""
-    from streamlearn.checkpoint import Generations
-
-    settings = settings_of(config, override)
-    generations = Generations(settings.state_dir, settings.checkpoint.keep)
-    rows = [generations.manifest(number) for number in reversed(generations.numbers())]
-    if as_json:
-        typer.echo(
-            json.dumps([{"number": m["number"], "created": m["created"], "clips": m["state"]["clips"]} for m in rows])
-        )
-        return
-    table = Table("generation", "created", "clips", "tasks")
-    for m in rows:
-        table.add_row(str(m["number"]), m["created"], str(m["state"]["clips"]), str(len(m["state"]["eras"])))
-    out.print(table)
-
-
-@generations_app.command("show")
-def generations_show(number: int, config: ConfigFile = None, override: Overrides = None) -> None:
-    """Print what a generation says of itself, as JSON."""
-    from streamlearn.checkpoint import Generations
-
-    settings = settings_of(config, override)
-    typer.echo(json.dumps(Generations(settings.state_dir, settings.checkpoint.keep).manifest(number), indent=1))
 
 
 @app.command()

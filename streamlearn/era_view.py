@@ -79,9 +79,14 @@ class EraView:
 
     def familiarity(self, queries: Vectors) -> Vectors:
         """Mean cosine to the five nearest of the era's captions. Shape: (q, d) -> (q,)."""
-        if len(self.captions) == 0:
-            return np.ones(len(queries), np.float32)  # nothing is known against it
-        count = min(_NEAREST_CAPTIONS, len(self.captions))
-        nearest = np.partition(queries @ self.captions.T, -count, axis=1)[:, -count:]
-        mean: Vectors = nearest.sum(1) / np.float32(count)
-        return mean
+        return familiarity(queries, self.captions)
+
+
+def familiarity(queries: Vectors, captions: Vectors) -> Vectors:
+    """Mean cosine to the five nearest captions. Shape: (q, d), (m, d) -> (q,)."""
+    if len(captions) == 0:
+        return np.ones(len(queries), np.float32)  # nothing is known against it
+    count = min(_NEAREST_CAPTIONS, len(captions))
+    nearest = np.partition(queries @ captions.T, -count, axis=1)[:, -count:]
+    mean: Vectors = nearest.sum(1) / np.float32(count)
+    return mean

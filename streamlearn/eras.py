@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamlearn.catalog import Catalog
+from streamlearn.catalog_rows import as_stored
 from streamlearn.encoders import Towers
+from streamlearn.era_clips import EraClips
+from streamlearn.era_merge import Merge, Merger, mapped
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import ranks
 from streamlearn.frames import FrameStore
@@ -29,11 +32,13 @@ from streamlearn.index import Partition
 from streamlearn.learner import Learner
 from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
+from streamlearn.snapshots import Snapshots, Weights, half
 
 log = logging.getLogger(__name__)
 
 _CAPTIONS = 256  # that an era knows itself by
 _JUDGES, _FEWEST_JUDGES = 100, 10  # held-out clips that decide which pair an era is sealed with
+_MERGE_JUDGES, _MERGE_CAPTIONS = 32, 64  # of an era, where merges are judged
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
 
 
@@ -50,16 +55,10 @@ class Era:
     encoder: QueryEncoder | None = None
     pair: Towers | None = None
     pending: deque[int] = field(default_factory=deque)  # rows of a sealed era that await re-encoding
+    into: Era | None = None  # the era that takes these rows, with its pair, when they are done,
+    merge: Merge | None = None  # and why
+    absorbed: list[dict[str, Any]] = field(default_factory=list)  # eras that were merged into this one, and why
     reencoded: dict[int, Vectors] = field(default_factory=dict)  # rows done, of a partition not yet swapped in
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Half-precision weights of the served pair (`local`, unless settings differ) and of the encoders after a step."""
-
-    step: int
-    local: Mapping[str, Tensor]
-    online: Mapping[str, Tensor]
 
 
 class Eras:
@@ -85,10 +84,10 @@ class Eras:
         self._learner, self._catalog, self._frames, self._settings = learner, catalog, frames, settings
         self._hints = hints
         self._dim = learner.online.dim
-        self._snapshots: deque[Weights] = deque(maxlen=settings.snapshots)
-        self._snapshot_clips = 0
+        self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
-        self._readers = ThreadPoolExecutor(2, "frames")  # decoding a JPEG holds no lock
+        self._clips = EraClips(catalog, frames)
+        self._merger = Merger(settings.familiarity_weight)
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
     @property
@@ -102,6 +101,7 @@ class Eras:
 
     def upsert(self, rows: Sequence[int], vectors: Vectors) -> None:
         """The step's keys become index entries of the current era. Shape: n catalog rows, (n, d)."""
+        vectors = as_stored(vectors)
         self._catalog.put_vectors(rows, vectors, era=self.current.number, step=self._learner.steps)
         self.current.partition.upsert(np.asarray(rows, np.int64), vectors)
 
@@ -110,12 +110,6 @@ class Eras:
         if rows:
             for era in self.eras:
                 era.partition.remove(np.asarray(rows, np.int64))
-
-    def remember(self) -> None:
-        """Call after each step: keeps snapshots, from which an era can be sealed as it was before a drift."""
-        if self._learner.clips - self._snapshot_clips >= self._settings.snapshot_interval_clips or not self._snapshots:
-            self._snapshots.append(self._snapshot())
-            self._snapshot_clips = self._learner.clips
 
     def start(self, task: str, since_step: int) -> None:
         """Seal the current era and open the next.
@@ -127,11 +121,7 @@ class Eras:
             since_step: clips of later steps already belong to it.
         """
         era = self.current
-        before = [snapshot for snapshot in self._snapshots if snapshot.step <= since_step]
-        if since_step >= self._learner.steps or not self._snapshots:
-            snapshot = self._snapshot()  # an operator's boundary is known beforehand: now is before
-        else:
-            snapshot = before[-1] if before else self._snapshots[0]
+        snapshot = self.snapshots.before(since_step)
         following = self._open(era.number + 1, task)
         rows = self._catalog.move(
             from_era=era.number, since_step=since_step + 1, to_era=following.number, to_task=task
@@ -148,18 +138,13 @@ class Eras:
         following.captions = era.captions[len(era.captions) - min(learned, len(era.captions)) :]
         era.captions = self._captions(era)
         self.eras.append(following)
-        self._snapshots.clear()
+        self.snapshots.clear()
+        self._merge()
 
     def _captions(self, era: Era) -> Vectors:
-        """Of learned clips, spread over the era: captions of held-out ones are questions, and stay out."""
         assert era.encoder is not None
-        rows = era.partition.view().rows
-        spread = self._catalog.clips(rows[:: max(1, -(-len(rows) // _CAPTIONS))].tolist()).values()
-        texts = [clip.captions[0] for clip in spread if clip.split == "train"][:_CAPTIONS]
+        texts = self._clips.learned(era.partition.view().rows, _CAPTIONS)
         return era.encoder.texts(texts) if texts else era.captions
-
-    def _snapshot(self) -> Weights:
-        return Weights(self._learner.steps, _half(self._learner.served), _half(self._learner.online))
 
     def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
         """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
@@ -194,9 +179,10 @@ class Eras:
         if not closing:
             return self._refresh()
         era = closing[0]
-        assert era.encoder is not None
+        encoder = (era.into or era).encoder
+        assert encoder is not None
         batch = [era.pending.popleft() for _ in range(min(self._settings.reencode_batch_clips, len(era.pending)))]
-        era.reencoded.update(self._encode(batch, era.encoder))
+        era.reencoded.update(self._clips.encode(batch, encoder))
         if not era.pending:
             self._swap_in(era)
         return len(batch)
@@ -207,37 +193,62 @@ class Eras:
         rows = self._catalog.stale_rows(
             era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips, since_row=self._kept_from
         )
-        fresh = self._encode(rows, QueryEncoder(self._learner.served))
+        fresh = self._clips.encode(rows, QueryEncoder(self._learner.served))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.
         self._kept_from = max([self._kept_from, *(row + 1 for row in rows if row not in fresh)])
         self._store(era, fresh, step)
         return len(fresh)
 
-    def _encode(self, rows: Sequence[int], encoder: QueryEncoder) -> dict[int, Vectors]:
-        """Vectors of the rows whose frames are still kept."""
-        frames = {row: recent for row in rows if (recent := self._frames.recent.get(row)) is not None}
-        older = [row for row in rows if row not in frames]
-        loaded = zip(older, self._readers.map(self._frames.get, older), strict=True)
-        frames |= {row: stored for row, stored in loaded if stored is not None}
-        out: dict[int, Vectors] = {}
-        for shape in {stored.shape for stored in frames.values()}:  # settings may have changed meanwhile
-            same = [row for row, stored in frames.items() if stored.shape == shape]
-            out |= dict(zip(same, encoder.clips(np.stack([frames[row] for row in same])), strict=True))
-        return out
-
     def _swap_in(self, era: Era) -> None:
-        assert era.sealed_step is not None
+        target = era.into or era
+        assert target.sealed_step is not None
         partition = era.partition.view()
-        # Without frames, the vector that was written on arrival stays.
-        left = partition.rows[~np.isin(partition.rows, list(era.reencoded))]
-        kept = dict(zip(left.tolist(), partition.vectors(left), strict=True))
-        live = set(partition.rows.tolist())
-        self._store(era, {row: v for row, v in (era.reencoded | kept).items() if row in live}, era.sealed_step)
+        # Without frames, the vector that was written on arrival stays, turned into the other space where it is merged.
+        known = np.isin(partition.rows, list(era.reencoded))
+        done = {row: era.reencoded[row] for row in partition.rows[known].tolist()}
+        left = partition.rows[~known]
+        others = partition.vectors(left)
+        if era.into is not None and done and len(left):
+            others = mapped(partition.vectors(list(done)), np.stack(list(done.values())), others)
+        self._store(target, done | dict(zip(left.tolist(), others, strict=True)), target.sealed_step)
         era.reencoded = {}
+        if era.into is not None:
+            self.eras.remove(era)
+            self._merger.forget(era.number)
+            self._merger.forget(target.number)
+            assert era.merge is not None
+            target.absorbed += [*era.absorbed, asdict(era.merge) | {"task": era.task}]
+            target.captions = self._captions(target)
+            log.info("era %d of %s is now part of era %d", era.number, era.task, target.number)
+            self._merge()
+
+    def _merge(self) -> None:
+        """Decide on a merge, where there are too many eras or two that follow each other agree; one at a time."""
+        if any(era.into is not None for era in self.eras):
+            return
+        sealed, settings = self.eras[:-1], self._settings
+        over = len(self.eras) > settings.max_eras
+        if len(sealed) < 2 or not (over or settings.merge_loss is not None):
+            return
+        judges = {
+            era.number: self._clips.judges(era.task, era.partition.view().rows, _MERGE_JUDGES, _MERGE_CAPTIONS)
+            for era in sealed
+        }
+        if over:
+            merge = self._merger.cheapest(sealed, judges)
+        else:
+            assert settings.merge_loss is not None
+            merge = self._merger.superfluous(sealed[-2:], judges, settings.merge_loss)
+        if merge is not None:
+            by_number = {era.number: era for era in sealed}
+            absorb, keep = by_number[merge.absorb], by_number[merge.keep]
+            absorb.into, absorb.merge, absorb.reencoded = keep, merge, {}
+            absorb.pending = deque(absorb.partition.view().rows.tolist())
+            log.info("era %d of %s goes into era %d: %s", absorb.number, absorb.task, keep.number, merge)
 
     def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
         if vectors:
-            rows, stacked = list(vectors), np.stack(list(vectors.values()))
+            rows, stacked = list(vectors), as_stored(np.stack(list(vectors.values())))
             with self._catalog.transaction():
                 self._catalog.put_vectors(rows, stacked, era=era.number, step=step)
             era.partition.upsert(np.asarray(rows, np.int64), stacked)
@@ -262,21 +273,28 @@ class Eras:
                 "opened_step": e.opened_step,
                 "sealed_step": e.sealed_step,
                 "reencoded": not e.pending,
+                "absorbed": e.absorbed,
             }
             for e in self.eras
         ]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights of the sealed eras, fp16, which never change, and the captions that each era knows itself by."""
-        parts = {f"eras/{era.number:04d}": _half(era.pair) for era in self.eras if era.pair is not None}
-        parts["captions"] = {f"{era.number:04d}": torch.from_numpy(era.captions) for era in self.eras}
-        return parts
+        """The captions that each era knows itself by."""
+        return {"captions": {f"{era.number:04d}": torch.from_numpy(era.captions) for era in self.eras}}
+
+    def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
+        """Weights that never change, fp16: of the sealed eras, and the snapshots of the current one."""
+        pairs = {f"eras/{era.number:04d}": partial(half, era.pair) for era in self.eras if era.pair is not None}
+        return {**pairs, **self.snapshots.sealed(self.current.number)}
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Inverse of `state` and `tensors`, with the catalog already cut to the same generation."""
+        """Inverse of `state`, `tensors` and `sealed`, with the catalog already cut to the same generation."""
+        for era in self.eras:
+            era.partition.close()
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])
+            era.absorbed = [*facts.get("absorbed", ())]
             era.captions = tensors["captions"][f"{era.number:04d}"].numpy()
             era.sealed_step = facts["sealed_step"]
             if era.sealed_step is not None:
@@ -287,6 +305,9 @@ class Eras:
             if not facts["reencoded"]:
                 era.pending = deque(rows.tolist())
             self.eras.append(era)
+        self.snapshots.restore(tensors)
+        self._kept_from = 0
+        self._merge()  # one that was cut short is decided alike
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step
@@ -297,8 +318,3 @@ class Eras:
         era.pair = self._learner.served.frozen_copy()
         era.pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
         era.encoder = QueryEncoder(era.pair)
-
-
-def _half(towers: nn.Module) -> dict[str, Tensor]:
-    state = towers.state_dict().items()
-    return {name: (t.half() if t.is_floating_point() else t).detach().cpu() for name, t in state}

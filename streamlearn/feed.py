@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Protocol
 
@@ -45,12 +45,21 @@ class Feed:
         max_wait_s: a batch that is not full is handed over after the source was silent for this long.
         max_age_s: or when its first event has waited for this long.
         metrics: poll and decode times, lag, connection.
+        reopen: makes another source of the same stream, not yet started, for `rewind`; None: it cannot be read again.
     """
 
     def __init__(
-        self, source: Source, loader: Decoder, *, batch_size: int, max_wait_s: float, max_age_s: float, metrics: Metrics
+        self,
+        source: Source,
+        loader: Decoder,
+        *,
+        batch_size: int,
+        max_wait_s: float,
+        max_age_s: float,
+        metrics: Metrics,
+        reopen: Callable[[], Source] | None = None,
     ) -> None:
-        self._source, self._loader, self._metrics = source, loader, metrics
+        self._source, self._loader, self._metrics, self._reopen = source, loader, metrics, reopen
         self._batch_size, self._max_wait_s, self._max_age_s = batch_size, max_wait_s, max_age_s
         self._capacity = 4 * batch_size
         self._flight: deque[tuple[int, Future[Event]]] = deque()  # (bytes, event), in the source's order
@@ -72,8 +81,30 @@ class Feed:
         self._metrics.source_connected.set(1)
         self._thread.start()
 
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the stream can be read again from an earlier offset."""
+        return self._reopen is not None
+
+    def rewind(self, offsets: Offsets) -> None:
+        """Read from `offsets` instead, with a new source; what was read and not handed over is dropped.
+
+        From the thread that calls `next`.
+        """
+        assert self._reopen is not None, "can_rewind says so"
+        self._stop_reading()
+        self._source.close()
+        with self._changed:
+            self._flight.clear()
+            self._bytes, self._ended, self._failure, self._commit = 0, False, None, None
+        self._partial, self.error = [], None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._source = self._reopen()
+        self.start(offsets)
+
     def next(self) -> Sequence[Event] | None:
-        """The next batch: full, or what there is when the source is silent; empty when there is nothing.
+        """The next batch: full, or what there is when the source is silent; empty when there is nothing, or on `wake`.
 
         None means that the stream has ended and everything was handed over.
 
@@ -128,11 +159,7 @@ class Feed:
     def close(self) -> None:
         """Stop reading; what was read and not handed over is read again by the next run."""
         self._interrupted.set()
-        self._closing.set()
-        with self._changed:
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._stop_reading()
         self._source.close()
 
     def wake(self) -> None:
@@ -146,6 +173,13 @@ class Feed:
         self._interrupted.set()
         with self._changed:
             self._changed.notify_all()
+
+    def _stop_reading(self) -> None:
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _keep(self, event: Event) -> None:
         if not self._partial:

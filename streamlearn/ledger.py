@@ -84,6 +84,10 @@ class Ledger:
         if failed:  # the store is a cache: what it lost has no thumbnail, and is not re-encoded
             log.warning("frames of %d clips could not be kept: %s", len(failed), failed[0])
 
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """The counts of a checkpoint; nothing else is remembered."""
+        self.counts = Counter(dict.fromkeys(OUTCOMES, 0) | dict(counts))
+
     def write(
         self,
         events: Sequence[Event],

@@ -13,7 +13,7 @@ from streamlearn.errors import CODES
 
 STAGES = ("poll", "decode", "wait", "learn", "index", "evaluate", "checkpoint")
 SEARCH_STAGES = ("queue", "encode", "index", "total")
-OUTCOMES = ("learned", "held_out", "replaced", "deleted", "dead_lettered")
+OUTCOMES = ("learned", "held_out", "replaced", "deleted", "dead_lettered", "skipped")
 KS = (1, 5, 10)
 
 _STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600)
@@ -49,6 +49,7 @@ class Metrics:
     era_search_seconds: Gauge
     index_clips: Gauge
     index_stale_clips: Gauge
+    index_carried_clips: Gauge
     index_staleness_ratio: Gauge
     index_oldest_vector_age_steps: Gauge
     checkpoint_last_success_timestamp_seconds: Gauge
@@ -124,6 +125,10 @@ class Metrics:
             ),
             index_clips=gauge("index_clips", "Clips that can be found."),
             index_stale_clips=gauge("index_stale_clips", "Clips of closed eras not yet re-encoded."),
+            index_carried_clips=gauge(
+                "index_carried_clips",
+                "Clips whose vectors were made with other media settings, carried over knowingly.",
+            ),
             index_staleness_ratio=gauge("index_staleness_ratio", "1 - mean cosine of stored and fresh probe vectors."),
             index_oldest_vector_age_steps=gauge(
                 "index_oldest_vector_age_steps", "Steps since the oldest vector of the current era was written."

@@ -25,9 +25,11 @@ from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluation_report import report
 from streamlearn.evaluator import Evaluator, Measured
 from streamlearn.frames import FrameStore
+from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
 from streamlearn.learner import Learner
 from streamlearn.metrics import Metrics
+from streamlearn.rollback import rewind
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher, Snapshot
 from streamlearn.settings import Settings
@@ -86,7 +88,7 @@ def opened(settings: Settings) -> Iterator[Offline]:
         StateError: there is none, or it is of another model than the settings name.
     """
     with ExitStack() as stack:
-        generations = Generations(settings.state_dir, settings.checkpoint.keep)
+        generations = Generations(settings.state_dir, retention(settings.checkpoint))
         generation = generations.newest_good()
         if generation is None:
             raise StateError(f"{settings.state_dir}: there is no checkpoint here; name another --state-dir")
@@ -95,7 +97,7 @@ def opened(settings: Settings) -> Iterator[Offline]:
         learner = _learner(settings, generation)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamlearn-eval-")))
         catalog = stack.enter_context(closing(_copy(settings.state_dir / "catalog.db", work / "catalog.db")))
-        catalog.rewind(generation.number)
+        rewind(catalog, generation)
         frames = stack.enter_context(
             closing(
                 FrameStore(

@@ -25,6 +25,7 @@ from streamlearn.ledger import Ledger
 from streamlearn.mailbox import Mailbox
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, StepStats, Vectors
+from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.room import Room
 from streamlearn.settings import Settings
 from streamlearn.state import State
@@ -146,7 +147,7 @@ class Pipeline:
                 self.state.publish()  # at once: a replaced clip is not in the snapshot before
             if stats is not None:
                 self._look_for_boundary(stats, explicit)
-            self.state.eras.remember()
+            self.state.eras.snapshots.remember()
             self.state.eras.reencode()
         if self.state.due("checkpoint", self.settings.checkpoint.interval_clips):
             self.checkpoint()
@@ -180,6 +181,16 @@ class Pipeline:
             if measured.staleness_ratio is not None:
                 self.state.staleness_ratio = measured.staleness_ratio
         return idle
+
+    def roll_back(self, number: int, resume_from: ResumeFrom) -> Rollback:
+        """Go back to an older generation; from this pipeline's thread, as `State.roll_back` says."""
+        self.finish_evaluation()  # it is of the time that is left, and must not be found after it
+        done = self.state.roll_back(number, resume_from)
+        self.examiner.scoreboard.restart()
+        self._outdated, self._unwritten = True, False
+        if resume_from == "generation":
+            self.feed.rewind(self.state.offsets)
+        return done
 
     def finish_evaluation(self) -> None:
         """Wait for the task that is being asked, and write down what was measured."""

@@ -56,6 +56,16 @@ class Scoreboard:
         with contextlib.suppress(KeyError):
             self._metrics.eval_pairs.remove(task)
 
+    def restart(self) -> None:
+        """Book and catalog are those of another time: gauges of tasks that never happened go."""
+        m = self._metrics
+        for gauge in (
+            m.eval_pairs, m.median_rank, m.recall_ratio, m.forgetting_ratio, m.backward_transfer_ratio,
+            m.forward_transfer_ratio, m.harmonic_mean_ratio, m.anytime_minimum_ratio,
+        ):  # fmt: skip
+            gauge.clear()
+        self.export()
+
     def export(self) -> None:
         """Set every gauge from book and catalog: after a restart, before the first evaluation."""
         self._show(self.book.cells(), self._catalog.matrix.ranks())

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamlearn import __version__
-from streamlearn.errors import StateError
 from streamlearn.feed import Feed
 from streamlearn.metrics import KS
 from streamlearn.schemas import SearchAnswer, SearchRequest
@@ -26,13 +25,13 @@ class DaemonService(EvaluationService):
         super().__init__(state)
         self._state, self._searcher, self._feed, self._source = state, searcher, feed, source
         self._heldout_max = heldout_max
-        self._catalog, self._frames, self._generations = state.catalog, state.frames, state.generations
+        self._catalog, self._frames = state.catalog, state.frames
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
 
     def search(self, request: SearchRequest) -> SearchAnswer:
         """Answer from the published snapshot."""
-        return self._searcher.search(request)
+        return self._state.cutover.read(lambda: self._searcher.search(request))
 
     def clip(self, video_id: str) -> dict[str, Any] | None:
         """All that is known about a clip."""
@@ -58,18 +57,6 @@ class DaemonService(EvaluationService):
             }
             facts["forgetting"] = {view: book.forgetting(task.name, "t2v", 5, view) for view in ("served", "learner")}
             out.append(facts)
-        return out
-
-    def generations(self) -> list[dict[str, Any]]:
-        """The checkpoints kept, newest first."""
-        out = []
-        for number in reversed(self._generations.numbers()):
-            try:
-                manifest = self._generations.manifest(number)
-            except (StateError, OSError):
-                continue  # being pruned
-            state = manifest["state"]
-            out.append({"number": number, "created": manifest["created"], "clips": state["clips"]})
         return out
 
     def status(self) -> dict[str, Any]:

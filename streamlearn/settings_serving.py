@@ -47,6 +47,16 @@ class SearchSettings(Section):
     familiarity_weight: float = Field(
         1.0, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."
     )
+    max_eras: int = Field(
+        16,
+        ge=2,
+        description="Eras at most, each with its encoders; beyond, the two whose merge costs least are merged.",
+    )
+    merge_loss: float | None = Field(
+        None,
+        description="Two eras in a row are merged where held-out clips lose no more mean reciprocal rank by it;"
+        " null: never. Not validated beyond its tests.",
+    )
     snapshot_interval_clips: int = Field(
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."
     )
@@ -61,7 +71,21 @@ class CheckpointSettings(Section):
     """Generations."""
 
     interval_clips: int = Field(1_000, ge=1, description="Clips between checkpoints.")
-    keep: int = Field(3, ge=1, description="Generations kept.")
+    keep: int = Field(3, ge=1, description="Generations kept at most; pinned ones are kept besides.")
+    keep_age_s: float | None = Field(
+        None, gt=0, description="Older generations go, whatever `keep` says; the newest and pinned ones stay."
+    )
+    keep_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="The oldest go while all take more than this (weights, not the catalog's rows); the newest and"
+        " pinned ones stay.",
+    )
+    on_mismatch: Literal["refuse", "carry"] = Field(
+        "refuse",
+        description="Where media.frames, size_px or sampling differ from those of the stored vectors: refuse to start,"
+        " or carry the vectors over as they are, counted in index_carried_clips.",
+    )
     min_free_bytes: int = Field(
         512 * 2**20,
         ge=0,

@@ -9,7 +9,8 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -17,18 +18,22 @@ from uuid import uuid4
 import numpy as np
 import torch
 
+from streamlearn import rollback
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generation, Generations
+from streamlearn.cutover import Cutover
 from streamlearn.drift import Detector
 from streamlearn.eras import Eras
-from streamlearn.errors import StateError
+from streamlearn.errors import StateError, StreamlearnError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.frames import FrameStore
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
+from streamlearn.lineage import Reading
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Partition, Position
+from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.search import Searcher, Snapshot
 from streamlearn.source import DeadLetters
 from streamlearn.tasks import Boundary, TaskLog
@@ -70,16 +75,21 @@ class State:
         searcher: Searcher,
         dead_letters: DeadLetters,
         metrics: Metrics,
+        reading: Reading,
     ) -> None:
         self.learner, self.eras, self.ledger, self.book = learner, eras, ledger, book
         self.detector, self.judge = detector, judge
         self.catalog, self.frames, self.generations = catalog, frames, generations
         self.searcher, self.dead_letters, self.metrics = searcher, dead_letters, metrics
+        self.reading = reading
+        self._carried: list[dict[str, Any]] = []  # what was changed since, and the last row from before it
         self.tasks = TaskLog()
         self.offsets: dict[Partition, int] = {}
         self.clips = 0
         self.staleness_ratio: float | None = None
         self.lineage = uuid4().hex
+        self.parent: dict[str, Any] | None = None  # lineage and generation that a rollback went back to
+        self.cutover = Cutover()
         self.progress = Progress()
         self._events = 0
         self._done: dict[str, int] = {}
@@ -95,6 +105,10 @@ class State:
     def model_version(self) -> str:
         """Fingerprint, lineage and step: vectors of equal fingerprint and lineage may meet."""
         return f"{self.learner.online.fingerprint[:8]}-{self.lineage[:8]}-{self.learner.steps}"
+
+    def carried_clips(self) -> int:
+        """Clips whose vectors were made with other settings of media, knowingly."""
+        return self.catalog.count(int(self._carried[-1]["row"])) if self._carried else 0
 
     def due(self, what: str, interval: int) -> bool:
         """Whether `interval` events have passed since `done(what)`."""
@@ -142,8 +156,11 @@ class State:
             self.book.close_task(before.name)
         self._log_boundary(batch)
         self.book.open_task(task.name)
+        self._show_tasks()
+
+    def _show_tasks(self) -> None:
         for name in self.tasks.names():
-            self.metrics.task_info.labels(name).set(name == task.name)
+            self.metrics.task_info.labels(name).set(name == self.task)
 
     def relabel(self, old: str, new: str, *, merge: bool) -> None:
         """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, gauges.
@@ -164,8 +181,7 @@ class State:
         m.task_info.remove(old)
         for gauge in (m.recall_ratio, m.forgetting_ratio, m.median_rank, m.eval_pairs):
             gauge.remove_by_labels({"task": old})
-        for name in self.tasks.names():
-            self.metrics.task_info.labels(name).set(name == self.task)
+        self._show_tasks()
         log.info("task %s is now %s%s", old, "part of " if merge else "", new)
 
     def _log_boundary(self, batch: Sequence[Event]) -> None:
@@ -191,7 +207,12 @@ class State:
 
     def publish(self) -> Snapshot:
         """Serve everything up to now."""
-        snapshot = Snapshot(
+        snapshot = self._snapshot()
+        self._serve(snapshot)
+        return snapshot
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
             eras=self.eras.views(),
             generation=self.catalog.generation - 1,
             step=self.learner.steps,
@@ -201,6 +222,8 @@ class State:
             stale=self.eras.stale,
             staleness_ratio=self.staleness_ratio,
         )
+
+    def _serve(self, snapshot: Snapshot) -> None:
         self.searcher.publish(snapshot)
         self.done("publish")
         m = self.metrics
@@ -209,7 +232,6 @@ class State:
         m.index_oldest_vector_age_steps.set(self.eras.oldest_age_steps())
         if self.staleness_ratio is not None:
             m.index_staleness_ratio.set(self.staleness_ratio)
-        return snapshot
 
     def checkpoint(self) -> None:
         """Write and publish a generation.
@@ -225,14 +247,14 @@ class State:
         if self.judge is not None:
             tensors["memory"] = {"means": torch.from_numpy(self.judge.memory.state_dict()["means"])}
         if self.generations.current() != number:  # else: published, but then the disk was full
-            self.generations.write(Generation(number, self.offsets, self._facts(), tensors))
+            self.generations.write(Generation(number, self.offsets, self._facts(), tensors, self.eras.sealed()))
             self.catalog.sync()
             self.generations.publish(number)  # the commit point
         self.catalog.begin(number + 1)
         self.frames.delete(self.catalog.prune(self.generations.prune()))
         self.done("checkpoint")
-        if self.searcher.snapshot is not None:
-            self.searcher.publish(replace(self.searcher.snapshot, generation=number))
+        self.metrics.index_carried_clips.set(self.carried_clips())
+        self.publish()  # what is answered now is what going back to this generation will answer
         self.metrics.generation.set(number)
         self.metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()
 
@@ -240,41 +262,83 @@ class State:
         """Go back to the newest generation that verifies, or begin.
 
         Raises:
-            StateError: none verifies, or it is of another model.
+            StateError: none verifies, or it is of another model, preprocessing or lineage.
         """
         generation = self.generations.newest_good()
         self.metrics.generations_rejected_total.inc(self.generations.rejected)
         number = 0 if generation is None else generation.number
-        if generation is not None and generation.state["fingerprint"] != self.learner.online.fingerprint:
-            raise StateError(
-                f"{self.generations.state_dir} was written with the model {generation.state['model']}, and this is"
-                f" {self._model()}: use the same again, or another state_dir"
-            )
         if generation is not None:
-            served = json.loads(generation.state["learner"]).get("serve", "local")
-            if served != self.learner.settings.serve:
-                raise StateError(
-                    f"{self.generations.state_dir} holds vectors of learner.serve = {served!r}, and this is"
-                    f" {self.learner.settings.serve!r}: use the same again, or another state_dir"
-                )
+            self._check(generation)
         if number not in (0, self.generations.current()):
             self.generations.publish(number)
         self.generations.drop_unpublished()
-        self.frames.delete(self.catalog.rewind(number))
-        self.frames.keep_only(self.catalog.kept_rows())
-        if generation is not None:
+        if generation is None:
+            self.frames.delete(self.catalog.rewind(0, lineage=self.lineage))
+            self.publish()
+        else:
             try:
-                self._load(generation)
+                self._adopt(generation)
             except (KeyError, TypeError, ValueError) as error:
                 raise StateError(f"generation {number} lacks what this version needs: {error!r}") from error
             written = datetime.fromisoformat(generation.created).timestamp()
             self.metrics.checkpoint_last_success_timestamp_seconds.set(written)
-            for name in self.tasks.names():
-                self.metrics.task_info.labels(name).set(name == self.task)
             log.info("restored generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
-        self.publish()
+        self.frames.keep_only(self.catalog.kept_rows())
+        self.metrics.index_carried_clips.set(self.carried_clips())
         self.metrics.generation.set(number)
         self.metrics.learner_ok.set(1)
+
+    def roll_back(self, number: int, resume_from: ResumeFrom) -> Rollback:
+        """Go back to an older generation while searches are answered: from before it, or from after it.
+
+        The offsets are then where learning goes on; who feeds it must read from there.
+
+        Raises:
+            StateError: there is no such generation, it is damaged, or a newer one is pinned; nothing was changed.
+            SourceError: dead letters are not durable, so nothing was changed.
+        """
+        self.ledger.settle()
+        self.dead_letters.flush()
+        generation, done = rollback.prepare(
+            self.generations, self.catalog, number, resume_from, offsets=self.offsets, clips=self.clips
+        )
+        try:
+            rollback.publish(self.generations, generation, done)
+            self._adopt(generation)
+            self.catalog.sync()
+        except StreamlearnError as error:  # as such it would mean that nothing was changed
+            raise RuntimeError(f"the rollback to generation {number} ended half-way; a restart completes it") from error
+        self._events, self._done = 0, {}
+        if resume_from == "latest":
+            self.metrics.clips_total.labels("skipped").inc(done.undone_clips)
+        self.metrics.generation.set(generation.number)
+        log.warning("%s", done)
+        return done
+
+    def _adopt(self, generation: Generation) -> None:
+        """Make a generation the present, in memory and in the catalog, and serve it: for readers, at one moment."""
+        with ExitStack() as change:
+            with self.catalog.transaction():
+                gone = rollback.rewind(self.catalog, generation)
+                self._load(generation)
+                snapshot = self._snapshot()
+                change.enter_context(self.cutover.changing())
+            self._serve(snapshot)
+        self.frames.delete(gone)
+
+    def _check(self, generation: Generation) -> None:
+        if generation.state["fingerprint"] != self.learner.online.fingerprint:
+            raise StateError(
+                f"{self.generations.state_dir} was written with the model {generation.state['model']}, and this is"
+                f" {self._model()}: use the same again, or another state_dir"
+            )
+        served = json.loads(generation.state["learner"]).get("serve", "local")
+        if served != self.learner.settings.serve:
+            raise StateError(
+                f"{self.generations.state_dir} holds vectors of learner.serve = {served!r}, and this is"
+                f" {self.learner.settings.serve!r}: use the same again, or another state_dir"
+            )
+        self.reading.carried(generation.state.get("reading", {}), self.generations.state_dir)
 
     def _model(self) -> dict[str, Any]:
         return {**self.learner.online.names, "dim": self.learner.online.dim}
@@ -282,8 +346,11 @@ class State:
     def _facts(self) -> dict[str, Any]:
         return {
             "lineage": self.lineage,
+            "parent": self.parent,
             "fingerprint": self.learner.online.fingerprint,
             "model": self._model(),
+            "reading": self.reading.facts(),
+            "carried": self._carried,
             "learner": self.learner.describe(),
             "clips": self.clips,
             "counts": dict(self.ledger.counts),
@@ -296,19 +363,25 @@ class State:
 
     def _load(self, generation: Generation) -> None:
         facts = generation.state
-        self.lineage, self.clips = facts["lineage"], facts["clips"]
+        self.lineage, self.parent, self.clips = facts["lineage"], facts.get("parent"), facts["clips"]
         self.offsets = dict(generation.offsets)
-        self.ledger.counts.update(facts["counts"])
+        self._carried = [*facts.get("carried", ())]
+        changed = self.reading.carried(facts.get("reading", {}), self.generations.state_dir)
+        if changed:
+            self._carried.append({"changed": changed, "row": int(max(self.catalog.kept_rows(), default=0))})
+            log.warning("%d clips keep vectors that were made otherwise: %s", self.carried_clips(), changed)
+        self.ledger.restore(facts["counts"])
         self.tasks = TaskLog.from_state(facts["tasks"])
+        self.metrics.task_info.clear()  # tasks that a rollback left never happened
+        self._show_tasks()
         self.book.load_state_dict(facts["book"])
         self.staleness_ratio = facts["staleness_ratio"]
         self.learner.load_state_dict(generation.tensors)
         self.eras.restore(facts["eras"], generation.tensors)
-        if (
-            self.judge is not None
-            and facts.get("memory")
-            and not self.judge.memory.load_state_dict(facts["memory"], generation.tensors["memory"]["means"].numpy())
-        ):
-            log.warning("the encoders at the start are others than before: earlier tasks are not recognised")
+        if self.judge is not None:
+            memory, means = facts.get("memory"), generation.tensors.get("memory", {}).get("means", torch.zeros(0, 0))
+            known = self.judge.memory.load_state_dict(memory or {"frame": "", "tasks": []}, means.numpy())
+            if memory and not known:
+                log.warning("the encoders at the start are others than before: earlier tasks are not recognised")
         if "detector" in generation.tensors:
             self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})

@@ -204,10 +204,6 @@ class FakeService:
         """Of the same numbers."""
         return fake_evaluation([(clip.video_id, clip.caption, clip.task) for clip in self.clips])
 
-    def generations(self) -> list[dict[str, Any]]:
-        """One."""
-        return [{"number": 3, "created": "2026-01-01T00:00:00+00:00", "clips": len(self.clips)}]
-
     def status(self) -> dict[str, Any]:
         """A daemon that learns."""
         n = len(self.clips)

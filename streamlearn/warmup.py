@@ -6,9 +6,12 @@ have their own words, colours and backgrounds; none of their clips is seen here.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +91,16 @@ def warm_up(
         },
     )
     return float(recall)
+
+
+def reading_of(towers: Towers) -> dict[str, Any]:
+    """What else decides how pixels and words are read, that a model's files say beside its weights."""
+    pixels = {name: buffer.tolist() for name, buffer in towers.video.named_buffers() if name in ("mean", "std")}
+    facts: dict[str, Any] = {f"model.video {n}": [round(v, 6) for v in values] for n, values in pixels.items()}
+    if (tokenizer := getattr(towers.text, "tokenizer", None)) is not None:
+        words = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+        facts["model.text vocabulary"] = hashlib.sha256(words).hexdigest()[:16]
+    return facts
 
 
 def build_towers(settings: ModelSettings, seed: int) -> Towers:

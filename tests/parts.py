@@ -67,7 +67,7 @@ class Parts:
         for row, film in zip(rows, films, strict=True):
             self.frames.put(row, pack(film))
         self.eras.upsert(rows, keys)
-        self.eras.remember()
+        self.eras.snapshots.remember()
         self.rows += rows
         return rows
 

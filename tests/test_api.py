@@ -363,7 +363,7 @@ def test_thumbnail_is_not_sent_again_while_it_is_the_same(client):
 
 
 def test_reads_pass_on_what_the_service_says(client, service):
-    for name in ("tasks", "evaluation", "generations", "status"):
+    for name in ("tasks", "evaluation", "status"):
         assert client.get(f"/v1/{name}").json() == getattr(service, name)()
     assert client.get("/v1/scores").json() == service.scores(None, None, None, None, 200)
 

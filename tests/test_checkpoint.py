@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamlearn import durable
 from streamlearn.checkpoint import FORMAT, Generation, Generations
 from streamlearn.errors import NewerStateError, StateError
 from streamlearn.records import Partition
+from streamlearn.retention import Retention
 
 OFFSETS = {Partition("clips", "0"): 7, Partition("clips", "1"): 0}
 
@@ -23,14 +26,17 @@ def generation(number: int, *, eras: int = 0) -> Generation:
         "online": {"w": torch.full((3, 2), float(number)), "steps": torch.tensor(number)},
         "queue": {"ids": torch.arange(4), "empty": torch.zeros(0, 5)},
     }
-    for era in range(1, eras + 1):
-        tensors[f"eras/{era:04d}"] = {"w": torch.full((4,), float(era)).half()}
-    return Generation(number, OFFSETS, {"clips": 10 * number, "tasks": ["a", "日"]}, tensors)
+    sealed = {f"eras/{era:04d}": partial(pair, era) for era in range(1, eras + 1)}
+    return Generation(number, OFFSETS, {"clips": 10 * number, "tasks": ["a", "日"]}, tensors, sealed)
+
+
+def pair(era: int) -> dict[str, Tensor]:
+    return {"w": torch.full((4,), float(era)).half()}
 
 
 @pytest.fixture
 def generations(tmp_path: Path) -> Generations:
-    return Generations(tmp_path, keep=2)
+    return Generations(tmp_path, Retention(2))
 
 
 def checkpoint(generations: Generations, *numbers: int, eras: int = 0) -> None:
@@ -44,10 +50,12 @@ def folder(generations: Generations, number: int) -> Path:
 
 
 def same(a: Generation, b: Generation) -> bool:
+    """Whether what was read is what was written, or the same as something else that was."""
+    x, y = ({**g.tensors, **{part: make() for part, make in g.sealed.items()}} for g in (a, b))
     return (a.number, dict(a.offsets), a.state, a.created) == (b.number, dict(b.offsets), b.state, b.created) and all(
-        torch.equal(a.tensors[part][name], b.tensors[part][name]) and a.tensors[part].keys() == b.tensors[part].keys()
-        for part in a.tensors.keys() | b.tensors.keys()
-        for name in a.tensors[part]
+        torch.equal(x[part][name], y[part][name]) and x[part].keys() == y[part].keys()
+        for part in x.keys() | y.keys()
+        for name in x[part]
     )
 
 
@@ -55,13 +63,13 @@ def test_what_was_written_is_read_back(generations: Generations) -> None:
     written = generation(1, eras=2)
     generations.write(written)
     generations.publish(1)
-    read = Generations(generations.state_dir, 2).newest_good()
+    read = Generations(generations.state_dir, Retention(2)).newest_good()
     assert read is not None
     assert same(read, written)
 
 
 def test_a_new_state_directory_has_no_generation_and_asking_makes_nothing(tmp_path: Path) -> None:
-    generations = Generations(tmp_path / "state", 2)
+    generations = Generations(tmp_path / "state", Retention(2))
     assert (generations.current(), generations.numbers(), generations.newest_good()) == (None, [], None)
     generations.drop_unpublished()
     assert not (tmp_path / "state").exists()
@@ -98,7 +106,7 @@ def test_an_unpublished_generation_of_the_same_number_is_replaced_whole(generati
     checkpoint(generations, 1)
     generations.write(generation(2, eras=1))
     checkpoint(generations, 2)
-    assert not list((folder(generations, 2) / "eras").iterdir())
+    assert not (folder(generations, 2) / "eras").exists()
     assert same(generations.read(2), replace(generation(2), created=generations.read(2).created))
 
 
@@ -161,11 +169,11 @@ def test_a_newer_format_is_refused_with_the_remedy_and_no_older_one_is_taken(gen
             ask()
 
 
-def test_pruning_keeps_the_newest_and_says_the_oldest_kept(generations: Generations) -> None:
+def test_pruning_keeps_the_newest_and_says_which_cuts_go_with_them(generations: Generations) -> None:
     checkpoint(generations, 1)
-    assert generations.prune() == 1
+    assert generations.prune() == [1]
     checkpoint(generations, 2, 3, 4)
-    assert generations.prune() == 3
+    assert generations.prune() == [3, 4]
     assert generations.numbers() == [3, 4]
     assert generations.read(3).number == 3
 
@@ -181,6 +189,70 @@ def test_files_of_sealed_eras_are_shared_and_outlive_the_generation_that_wrote_t
     read = generations.read(3)
     assert read.tensors["eras/0001"]["w"].tolist() == [1.0] * 4
     assert read.tensors["eras/0002"]["w"].tolist() == [2.0] * 4
+
+
+def test_a_sealed_part_is_made_once_and_one_of_them_is_verified_at_each_checkpoint(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cost of a checkpoint does not grow with the eras, and a file that rots is found within so many of them."""
+    made: list[int] = []
+
+    def counted(era: int) -> dict[str, Tensor]:
+        made.append(era)
+        return pair(era)
+
+    read: list[str] = []
+    real = durable.sum_of
+    monkeypatch.setattr(durable, "sum_of", lambda path: read.append(path.name) or real(path))
+    for number in range(1, 7):
+        given = generation(number)
+        sealed = {f"eras/{era:04d}": partial(counted, era) for era in (1, 2, 3)}
+        read.clear()
+        generations.write(replace(given, sealed=sealed))
+        generations.publish(number)
+        if number > 1:
+            assert [name for name in read if name.startswith("000")] == [f"{number % 3 + 1:04d}.safetensors"]
+    assert made == [1, 2, 3]
+    flip(folder(generations, 6) / "eras" / "0002.safetensors")
+    for number in range(7, 10):
+        generations.write(replace(generation(number), sealed=sealed))
+        generations.publish(number)
+    assert made == [1, 2, 3, 2]
+    assert generations.read(9).tensors["eras/0002"]["w"].tolist() == [2.0] * 4
+
+
+def test_a_copy_is_the_other_generation_under_a_new_number_and_takes_no_room(generations: Generations) -> None:
+    checkpoint(generations, 1, 2, 3, eras=1)
+    generations.copy(1, replace(generation(4), cut=1))
+    generations.publish(4)
+    assert generations.numbers() == [1, 2, 3, 4]
+    read = generations.read(4)
+    assert (read.cut, read.tensors["online"]["steps"]) == (1, 1)
+    for file in ("online.safetensors", "eras/0001.safetensors"):
+        assert (folder(generations, 1) / file).samefile(folder(generations, 4) / file)
+    generations.drop_unpublished()  # what a crash after the publication leaves to do
+    assert generations.numbers() == [1, 4]
+    checkpoint(generations, 5, eras=1)
+    generations.drop_unpublished()
+    assert generations.numbers() == [1, 4, 5]
+    assert generations.prune() == [1, 5]
+
+
+def test_a_pinned_generation_stays_until_it_is_unpinned_and_the_pin_survives_a_restart(
+    generations: Generations,
+) -> None:
+    checkpoint(generations, 1, 2)
+    generations.pin(1)
+    checkpoint(generations, 3, 4, 5)
+    again = Generations(generations.state_dir, Retention(2))
+    assert again.prune() == [1, 4, 5]
+    assert again.read(1).number == 1
+    again.unpin(1)
+    again.unpin(4)  # was never pinned
+    assert again.prune() == [4, 5]
+    for change in (again.pin, again.unpin):
+        with pytest.raises(StateError, match="there is no generation 3"):
+            change(3)
 
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink])

@@ -20,6 +20,7 @@ from streamlearn import __version__, cli
 from streamlearn.api import create_app
 from streamlearn.checkpoint import Generations
 from streamlearn.metrics import Metrics
+from streamlearn.retention import Retention
 from streamlearn.server import Server
 from streamlearn.settings import ApiSettings
 from streamlearn.testing import FakeService, ListSource, fake_clips
@@ -221,7 +222,7 @@ def test_another_server_there_is_a_sentence(say: Callable[..., Said], status: in
 def test_generations_are_listed_newest_first_and_shown(say: Callable[..., Said], tmp_path: Path) -> None:
     with daemon(tmp_path, ListSource(Stream().clips("studio", 40)), checkpoint__interval_clips=16) as one:
         settled(one)
-    numbers = Generations(tmp_path / "state", 3).numbers()
+    numbers = Generations(tmp_path / "state", Retention(3)).numbers()
     where = ("--set", f"state_dir={tmp_path / 'state'}")
     listed = json.loads(say("generations", "ls", "--json", *where).out)
     assert [row["number"] for row in listed] == numbers[::-1]
@@ -248,10 +249,13 @@ def test_a_damaged_manifest_is_a_sentence(say: Callable[..., Said], tmp_path: Pa
     with daemon(tmp_path, ListSource(Stream().clips("studio", 8))) as one:
         settled(one)
     (tmp_path / "state" / "current" / "manifest.json").write_text("{")
-    for verb in (("ls",), ("show", "1")):
-        code, _, err = say("generations", *verb, "--set", f"state_dir={tmp_path / 'state'}")
-        assert code == 2
-        assert err.startswith("streamlearn: the manifest of generation 1 cannot be read")
+    where = ("--set", f"state_dir={tmp_path / 'state'}")
+    code, _, err = say("generations", "show", "1", *where)
+    assert code == 2
+    assert err.startswith("streamlearn: the manifest of generation 1 cannot be read")
+    code, listed, _ = say("generations", "ls", *where)
+    assert code == 0
+    assert "damaged: the manifest of generation 1 cannot be read" in listed
 
 
 # --- the program

@@ -415,6 +415,6 @@ def test_no_offset_passes_a_dead_letter_that_is_not_delivered_and_search_goes_on
         assert running.state.generations.current() is None
         letters.allowed.set()
         until(lambda: running.state.generations.current() is not None, "the checkpoint was made up for")
-        assert running.service.status()["detail"] is None
+        until(lambda: running.service.status()["detail"] is None, "nothing is wrong any more")
         until(lambda: source.committed, "the source was told")
     assert [letter.code for letter in letters.delivered] == ["invalid_json"]

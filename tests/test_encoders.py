@@ -19,6 +19,7 @@ from streamlearn.encoders import Towers
 from streamlearn.errors import SettingsError
 from streamlearn.frames import scale
 from streamlearn.learner import Learner
+from streamlearn.retention import Retention
 from streamlearn.settings import LearnerSettings
 from streamlearn.testing import ListSource
 from tests.models import save_model, save_processor
@@ -154,10 +155,10 @@ def test_a_pretrained_pair_learns_checkpoints_and_resumes_bit_equal(
 
     straight = learned(make(), 0, 4)
     stopped = learned(make(), 0, 2)
-    Generations(tmp_path, 3).write(Generation(1, {}, {}, stopped.state_dict()))
+    Generations(tmp_path, Retention(3)).write(Generation(1, {}, {}, stopped.state_dict()))
     torch.manual_seed(99)  # whatever else the new process has drawn
     resumed = make()
-    resumed.load_state_dict(Generations(tmp_path, 3).read(1).tensors)
+    resumed.load_state_dict(Generations(tmp_path, Retention(3)).read(1).tensors)
     learned(resumed, 2, 4)
     expected, got, start = straight.state_dict(), resumed.state_dict(), make().state_dict()
     assert {"online", "local", "global", "queue", "optimizer"} <= expected.keys()

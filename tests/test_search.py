@@ -273,7 +273,7 @@ def test_thumbnails_and_vectors_come_only_when_asked_for(parts: Parts) -> None:
     assert all(hit.thumbnail_b64 is None and hit.vector is None for hit in parts.ask("a").results)
     hit = parts.ask("a", include=["thumbnail", "vector"]).results[0]
     assert hit.thumbnail_b64 is not None
-    assert np.linalg.norm(hit.vector or ()) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(hit.vector or ()) == pytest.approx(1, abs=1e-3)  # kept in half precision
 
 
 def test_deleted_clips_are_left_out_and_the_page_is_full_though_the_snapshot_still_has_them(parts: Parts) -> None:

@@ -78,6 +78,7 @@ def _set(metrics: Metrics) -> None:
     metrics.era_search_seconds.labels("1").set(0.002)
     metrics.index_clips.set(1000)
     metrics.index_stale_clips.set(20)
+    metrics.index_carried_clips.set(0)
     metrics.index_staleness_ratio.set(0.05)
     metrics.index_oldest_vector_age_steps.set(30)
     metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()

@@ -1,0 +1,165 @@
+"""Which two sealed eras to make one, judged by held-out clips: the cap on eras, and boundaries that were superfluous.
+
+Merging keeps the pair of one era and encodes the other's clips with it. What that costs is known beforehand: both
+pairs can encode both eras' held-out clips. The measure is the mean reciprocal rank over the held-out clips of all
+sealed eras in one pool, scored as `search` scores. Pairs are frozen, so what was encoded once is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.era_view import QueryEncoder, familiarity
+from streamlearn.evaluate import ranks
+from streamlearn.records import Frames, Vectors
+
+_STAY = 1.0  # what staying as it is weighs in a direction; a clip has weight 1
+_FEWEST_JUDGES = 10  # of either era, for a boundary to be called superfluous
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What an era is judged by, at most some dozens of each.
+
+    Attributes:
+        questions: captions of held-out clips; n.
+        films: what the encoder reads of those clips, (n, T, H, W, 3); None where n is 0.
+        learned: captions that the era knows itself by; m.
+    """
+
+    questions: Sequence[str]
+    films: Frames | None
+    learned: Sequence[str]
+
+
+class Sealed(Protocol):
+    """What must be known of a sealed era."""
+
+    @property
+    def number(self) -> int:
+        """It names the era."""
+
+    @property
+    def encoder(self) -> QueryEncoder | None:
+        """Its frozen pair."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A decision: `absorb`'s clips are encoded with the pair of `keep`, and the era is gone.
+
+    Attributes:
+        why: "cap", where there are too many eras, or "agree", where nothing is lost by it.
+        loss: of mean reciprocal rank, by the judges; negative where merging helps.
+        judges: how many there were.
+    """
+
+    keep: int
+    absorb: int
+    why: str
+    loss: float
+    judges: int
+
+
+class Merger:
+    """Chooses merges.
+
+    Args:
+        familiarity_weight: as in search.
+    """
+
+    def __init__(self, familiarity_weight: float) -> None:
+        self._share = np.float32(1 / (1 + familiarity_weight))  # of the clip's cosine
+        self._films: dict[tuple[int, int], Vectors] = {}  # judges of an era, by the pair of another one
+
+    def cheapest(self, eras: Sequence[Sealed], judges: Mapping[int, Judges]) -> Merge | None:
+        """The merge of any two that costs least; None where there are fewer than two.
+
+        Args:
+            eras: all sealed ones, oldest first.
+            judges: of each, by its number.
+        """
+        return min(
+            (self._merge(eras, judges, keep, absorb, "cap") for keep, absorb in permutations(eras, 2)),
+            key=lambda merge: merge.loss,
+            default=None,
+        )
+
+    def superfluous(self, eras: Sequence[Sealed], judges: Mapping[int, Judges], most_loss: float) -> Merge | None:
+        """The merge of two that follow each other and lose no more than this by it; None where there is none."""
+        neighbours = [
+            pair for pair in pairwise(eras) if all(len(judges[e.number].questions) >= _FEWEST_JUDGES for e in pair)
+        ]
+        both = [self._merge(eras, judges, *order, "agree") for pair in neighbours for order in (pair, pair[::-1])]
+        best = min(both, key=lambda merge: merge.loss, default=None)
+        return best if best is not None and best.loss <= most_loss else None
+
+    def forget(self, number: int) -> None:
+        """An era is gone, or its judges are others."""
+        self._films = {pair: vectors for pair, vectors in self._films.items() if number not in pair}
+
+    def _merge(
+        self, eras: Sequence[Sealed], judges: Mapping[int, Judges], keep: Sealed, absorb: Sealed, why: str
+    ) -> Merge:
+        questions = [text for era in eras for text in judges[era.number].questions]
+        if not questions:
+            return Merge(keep.number, absorb.number, why, 0.0, 0)
+        before = self._merit(eras, judges, questions, {})
+        after = self._merit(eras, judges, questions, {keep.number: (keep, absorb), absorb.number: (keep, absorb)})
+        return Merge(keep.number, absorb.number, why, before - after, len(questions))
+
+    def _merit(
+        self,
+        eras: Sequence[Sealed],
+        judges: Mapping[int, Judges],
+        questions: Sequence[str],
+        merged: Mapping[int, tuple[Sealed, Sealed]],
+    ) -> float:
+        """Mean reciprocal rank; `merged` says which eras are asked by which pair, and know which captions."""
+        blocks: list[npt.NDArray[np.float32]] = []
+        for era in eras:
+            if judges[era.number].films is None:
+                continue
+            by, *others = merged.get(era.number, (era,))
+            assert by.encoder is not None
+            learned = [text for one in (by, *others) for text in judges[one.number].learned]
+            asked = by.encoder.texts(questions)
+            known = familiarity(asked, by.encoder.texts(learned) if learned else asked[:0])
+            cosine = asked @ self._encoded(by, era, judges[era.number]).T
+            blocks.append(self._share * cosine + (1 - self._share) * known[:, None])
+        return float((1 / ranks(np.concatenate(blocks, axis=1), np.arange(len(questions)))).mean())
+
+    def _encoded(self, by: Sealed, of: Sealed, judges: Judges) -> Vectors:
+        found = self._films.get((by.number, of.number))
+        if found is None or len(found) != len(judges.questions):
+            assert by.encoder is not None
+            assert judges.films is not None
+            found = self._films[by.number, of.number] = by.encoder.clips(judges.films)
+        return found
+
+
+def mapped(old: Vectors, new: Vectors, others: Vectors) -> Vectors:
+    """Vectors of another pair, guessed where there are no frames to encode: by the linear map that fits best.
+
+    Ridge regression towards the identity: directions in which no clip lies stay as they are. Its gain was seen once,
+    between eras that were nearly alike (docs/decisions.md); that is not decisive.
+
+    Shape:
+        old, new: (n, d), the same clips by either pair.
+        others: (m, d) by the old one.
+
+    Returns:
+        (m, d) by the new one; the old where there is nothing to learn from.
+    """
+    if not len(old):
+        return others
+    stay = _STAY * np.eye(old.shape[1], dtype=np.float32)
+    out: Vectors = (others @ np.linalg.solve(old.T @ old + stay, old.T @ new + stay)).astype(np.float32)
+    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    return out

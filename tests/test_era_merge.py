@@ -1,0 +1,194 @@
+"""Eras that become one: which, at what cost, and what readers see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamlearn.encoders import Towers
+from streamlearn.era_merge import Judges, Merger, mapped
+from streamlearn.era_view import QueryEncoder
+from streamlearn.eras import Eras
+from streamlearn.records import Frames, Vectors
+from streamlearn.settings import ModelSettings
+from streamlearn.warmup import build_towers
+from tests.parts import Parts, indexed
+from tests.test_eras import HALF, tensors_of
+
+
+class Knows(QueryEncoder):
+    """Encodes "3" and a film of threes alike where it knows the number, and by one vector where it does not."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = numbers
+
+    def texts(self, texts: Sequence[str]) -> Vectors:
+        return self._vectors([int(text) for text in texts])
+
+    def clips(self, frames: Frames) -> Vectors:
+        return self._vectors(frames[:, 0, 0, 0, 0].tolist())
+
+    def _vectors(self, numbers: list[int]) -> Vectors:
+        return np.eye(100, dtype=np.float32)[[n if n in self._numbers else 99 for n in numbers]]
+
+
+class One:
+    def __init__(self, number: int, *knows: int) -> None:
+        self.number, self.encoder = number, Knows(*knows)
+
+
+def judges(*numbers: int) -> Judges:
+    films = np.stack([np.full((1, 2, 2, 3), n, np.uint8) for n in numbers]) if numbers else None
+    return Judges([str(n) for n in numbers], films, [])
+
+
+def test_the_cheapest_merge_keeps_the_pair_that_knows_both() -> None:
+    eras = [One(1, 1, 2, 3), One(2, 4, 5, 6), One(3, 1, 4, 5, 6, 7, 8, 9)]
+    judged = {1: judges(1, 2, 3), 2: judges(4, 5, 6), 3: judges(7, 8, 9)}
+    merge = Merger(0.0).cheapest(eras, judged)
+    assert merge is not None
+    assert (merge.keep, merge.absorb, merge.why, merge.judges) == (3, 2, "cap", 9)
+    assert merge.loss == pytest.approx(0)
+    assert Merger(0.0).cheapest(eras[:1], judged) is None
+
+
+def test_what_a_merge_costs_is_reciprocal_rank_in_the_pool_of_all() -> None:
+    eras, judged = [One(1, 1, 2), One(2, 3, 4)], {1: judges(1, 2), 2: judges(3, 4)}
+    merge = Merger(0.0).cheapest(eras, judged)
+    assert merge is not None
+    assert merge.loss > 0.2
+
+
+def test_a_boundary_is_superfluous_where_enough_judges_lose_nothing() -> None:
+    numbers = range(10)
+    alike = [One(1, *numbers, *range(10, 20)), One(2, *range(10, 20))]
+    judged = {1: judges(*numbers), 2: judges(*range(10, 20))}
+    merge = Merger(0.0).superfluous(alike, judged, 0.0)
+    assert merge is not None
+    assert (merge.keep, merge.absorb, merge.why) == (1, 2, "agree")
+    apart = [One(1, *numbers), One(2, *range(10, 20))]
+    assert Merger(0.0).superfluous(apart, judged, 0.0) is None
+    assert Merger(0.0).superfluous(apart, judged, 1.0) is not None
+    few = {1: judges(*range(9)), 2: judged[2]}
+    assert Merger(0.0).superfluous(alike, few, 0.0) is None
+
+
+def test_without_any_judge_a_merge_costs_nothing() -> None:
+    merge = Merger(1.0).cheapest([One(1), One(2)], {1: judges(), 2: judges()})
+    assert merge is not None
+    assert (merge.loss, merge.judges) == (0.0, 0)
+
+
+def test_a_map_between_spaces_is_found_from_clips_of_both() -> None:
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0].astype(np.float32)
+    old = rng.normal(size=(500, 8)).astype(np.float32)
+    old /= np.linalg.norm(old, axis=1, keepdims=True)
+    np.testing.assert_allclose(mapped(old[:400], old[:400] @ rotation, old[400:]), old[400:] @ rotation, atol=0.05)
+    np.testing.assert_array_equal(mapped(old[:0], old[:0], old), old)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    return three_eras(tmp_path, max_eras=3)
+
+
+def three_eras(folder: Path, **search: Any) -> Parts:
+    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_batch_clips=4, merge_loss=None, **search)
+    for task, domain in (("t1", "studio"), ("t2", "night"), ("t3", "studio")):
+        if task != "t1":
+            parts.boundary(task)
+            parts.finish_reencoding()
+        parts.learn(8, domain)
+        parts.learn(6, domain, split="heldout")
+    return parts
+
+
+def test_beyond_the_cap_two_eras_become_one_at_one_moment_with_the_pair_of_one(parts: Parts) -> None:
+    assert [era.number for era in parts.eras.eras] == [1, 2, 3]
+    parts.boundary("t4")
+    assert len(parts.eras.eras) == 4
+    (absorbed,) = [era for era in parts.eras.eras if era.into is not None]
+    keep = absorbed.into
+    assert keep is not None
+    rows = [row for number in (absorbed.number, keep.number) for row in indexed(parts, number)]
+    while parts.eras.stale:
+        assert sorted(row for era in parts.eras.views() for row in era.partition.rows.tolist()) == parts.rows
+        assert len(indexed(parts, absorbed.number)) in (0, 14)  # never some of them
+        parts.eras.reencode()
+    assert [era.number for era in parts.eras.eras] == [n for n in (1, 2, 3, 4) if n != absorbed.number]
+    merged = indexed(parts, keep.number)
+    assert sorted(merged) == sorted(rows)
+    assert keep.encoder is not None
+    np.testing.assert_allclose(list(merged.values()), keep.encoder.clips(parts.stored(list(merged))), atol=HALF)
+    (note,) = next(facts for facts in parts.eras.state() if facts["number"] == keep.number)["absorbed"]
+    assert (note["absorb"], note["why"], note["judges"]) == (absorbed.number, "cap", 18)
+    texts = [c.captions[0] for c in parts.catalog.clips(rows).values() if c.split == "train"]
+    view = next(view for view in parts.eras.views() if view.number == keep.number)
+    np.testing.assert_allclose(view.captions, keep.encoder.texts(texts), atol=1e-6)
+
+
+def test_a_clip_without_frames_is_turned_into_the_other_space(parts: Parts) -> None:
+    parts.boundary("t4")
+    (absorbed,) = [era for era in parts.eras.eras if era.into is not None]
+    keep = absorbed.into
+    assert keep is not None
+    lost = list(indexed(parts, absorbed.number))[3]
+    before, films = indexed(parts, absorbed.number)[lost], parts.stored([lost])
+    parts.frames.delete([lost])
+    parts.finish_reencoding()
+    after = indexed(parts, keep.number)[lost]
+    assert keep.encoder is not None
+    wanted = keep.encoder.clips(films)[0]
+    assert after @ wanted > before @ wanted
+
+
+def test_a_clip_deleted_meanwhile_is_in_neither_era(parts: Parts) -> None:
+    parts.boundary("t4")
+    (absorbed,) = [era for era in parts.eras.eras if era.into is not None]
+    rows = list(indexed(parts, absorbed.number))
+    parts.eras.reencode()
+    for row in (rows[0], rows[-1]):
+        parts.catalog.delete(parts.catalog.clips([row])[row].video_id)
+        parts.eras.remove([row])
+    parts.finish_reencoding()
+    left = {row for era in parts.eras.views() for row in era.partition.rows.tolist()}
+    assert left == set(parts.rows) - {rows[0], rows[-1]}
+
+
+def test_a_merge_that_a_crash_cut_short_is_decided_again_and_ends_alike(parts: Parts) -> None:
+    parts.boundary("t4")
+    parts.eras.reencode()
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    while again.stale:
+        again.reencode()
+    parts.finish_reencoding()
+    for old, new in zip(parts.eras.views(), again.views(), strict=True):
+        assert old.number == new.number
+        assert old.partition.rows.tolist() == new.partition.rows.tolist()
+        rows = old.partition.rows
+        np.testing.assert_allclose(old.partition.vectors(rows), new.partition.vectors(rows), atol=HALF)
+    assert [e["absorbed"] for e in parts.eras.state()] == [e["absorbed"] for e in again.state()]
+
+
+def test_below_the_cap_and_without_a_tolerance_nothing_is_merged(tmp_path: Path) -> None:
+    parts = three_eras(tmp_path, max_eras=4)
+    parts.boundary("t4")
+    parts.finish_reencoding()
+    assert len(parts.eras.eras) == 4
+
+
+def test_a_tower_that_learned_nothing_between_two_eras_makes_their_boundary_superfluous(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, towers=Towers(dim=16), merge_loss=0.0)
+    parts.learn(12, split="heldout")
+    parts.boundary("t2")
+    parts.learn(12, split="heldout")
+    parts.boundary("t3")
+    parts.finish_reencoding()
+    assert [era.number for era in parts.eras.eras] == [1, 3]
+    assert len(indexed(parts, 1)) == 24

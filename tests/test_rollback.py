@@ -1,0 +1,325 @@
+"""Going back to a generation, in the whole daemon: what it answers, how it goes on, and what a crash leaves of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from streamlearn.app import Daemon
+from streamlearn.errors import StateError
+from streamlearn.records import Partition, Position, Record
+from streamlearn.schemas import Query, SearchRequest
+from streamlearn.settings import load
+from streamlearn.testing import ListSource
+from tests.daemon import until
+from tests.test_daemon import Stream
+
+CLIPS = 72
+QUESTIONS = ("a large plain red circle moving left slowly", "a small star at night", "paper", "anything at all")
+SETTINGS: dict[str, Any] = {
+    "api.port": 0,
+    "model.threads": 1,
+    "learner.batch_size": 8,
+    "learner.max_wait_s": 0.2,
+    "learner.max_batch_age_s": 60,
+    "media.size_px": 32,
+    "evaluate.heldout_ratio": 0.2,
+    "evaluate.min_pairs": 1,
+    "evaluate.interval_clips": 24,
+    "checkpoint.interval_clips": 16,
+    "checkpoint.keep": 99,
+    "search.snapshot_interval_clips": 8,
+    "source": "tests.test_rollback:Replay",
+}
+
+Answer = list[tuple[str, float]]
+
+
+DELETED = "studio-5"  # by a tombstone in the third task
+
+
+@cache
+def records() -> tuple[Record, ...]:
+    """Three tasks, named; a clip of the first is replaced in the second, and one deleted in the third."""
+    stream = Stream()
+    out = stream.clips("studio", CLIPS // 3, task="studio")
+    night = stream.clips("night", CLIPS // 3, task="night")
+    again = json.loads(night[10].value or b"") | {"video_id": "studio-3"}
+    night[10] = replace(night[10], key=b"studio-3", value=json.dumps(again).encode())
+    paper = stream.clips("paper", CLIPS // 3, task="paper")
+    return (*out, *night, *paper[:9], stream.raw(DELETED.encode(), None), *paper[9:])
+
+
+class Replay(ListSource):
+    """All of it, as often as it is opened."""
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Replay:
+        return cls([replace(r, position=Position("clips", "0", i)) for i, r in enumerate(records())])
+
+
+class Recorder:
+    """What the daemon answers at each generation, and after each rollback, before anything else happens."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.answers: dict[int, list[Answer]] = {}
+        state, self.daemon = daemon.state, daemon
+        checkpoint, roll_back = state.checkpoint, state.roll_back
+
+        def recorded_checkpoint() -> None:
+            checkpoint()
+            self.note()
+
+        def recorded_roll_back(*arguments: Any) -> Any:
+            done = roll_back(*arguments)
+            self.note()
+            return done
+
+        state.checkpoint, state.roll_back = recorded_checkpoint, recorded_roll_back  # type: ignore[method-assign]
+
+    def note(self) -> None:
+        current = self.daemon.state.generations.current()
+        assert current is not None
+        self.answers[current] = [self.ask(question) for question in QUESTIONS]
+
+    def ask(self, question: str) -> Answer:
+        found = self.daemon.service.search(SearchRequest(query=Query(text=question), limit=200))
+        assert found.generation == self.daemon.state.generations.current()
+        return [(hit.video_id, hit.score) for hit in found.results]
+
+
+def same(a: list[Answer], b: list[Answer]) -> bool:
+    return all(
+        [name for name, _ in x] == [name for name, _ in y]
+        and np.allclose([score for _, score in x], [score for _, score in y], atol=2e-6)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@contextmanager
+def daemon(work: Path, **changes: Any) -> Iterator[tuple[Daemon, Recorder]]:
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    one = Daemon(load(None, {**SETTINGS, "state_dir": work / "state", **named}))
+    recorder = Recorder(one)
+    with one:
+        yield one, recorder
+
+
+def finished(running: Daemon) -> dict[str, Any]:
+    return until(lambda: (s := running.service.status())["state"] == "finished" and s, "it is finished")  # type: ignore[no-any-return]
+
+
+def weights(running: Daemon) -> dict[str, np.ndarray]:
+    parts = running.state.learner.state_dict()
+    return {
+        f"{part}/{name}": tensor.numpy().copy()
+        for part in parts
+        if part != "counters"
+        for name, tensor in parts[part].items()
+    }
+
+
+def roll_back(running: Daemon, number: int, **body: Any) -> dict[str, Any]:
+    answer = httpx.post(f"{running.url}/v1/generations/{number}/rollback", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    done: dict[str, Any] = answer.json()
+    return done
+
+
+@pytest.mark.slow
+def test_it_answers_as_it_did_then_and_reading_on_from_there_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
+    with daemon(tmp_path) as (running, recorder):
+        end, last = finished(running), running.state.generations.current()
+        before, then = weights(running), dict(recorder.answers)
+        assert last is not None
+        chosen = [number for number in (4, 2, 1) if number < last]
+        assert len({str(then[number]) for number in (last, *chosen)}) == 4
+        for number in chosen:
+            newest = running.state.generations.current()
+            assert newest is not None
+            done = roll_back(running, number)
+            assert (done["generation"], done["went_back_to"]) == (newest + 1, number)
+            assert same(without(then[number], DELETED), recorder.answers[newest + 1])
+            assert done["kept_deleted"] == (then[number] != without(then[number], DELETED))
+            until(
+                lambda: (s := running.service.status())["state"] == "finished" and s["clips"] == end["clips"],
+                "the stream is read again to its end",
+            )
+            after = weights(running)
+            assert all(np.array_equal(before[name], after[name]) for name in before)
+            assert [(t["name"], t["clips"]) for t in running.service.tasks()] == [
+                ("studio", 22), ("night", 24), ("paper", 24),
+            ]  # fmt: skip
+        rows = httpx.get(f"{running.url}/v1/generations").json()
+    assert [row["number"] for row in rows if row["rolled_back_to"]] == [newest + 1]
+    assert len({row["lineage"] for row in rows}) == 2  # the first run's, up to the generation, and the last one's
+
+
+def without(answers: list[Answer], video_id: str) -> list[Answer]:
+    return [[(name, score) for name, score in answer if name != video_id] for answer in answers]
+
+
+@pytest.mark.slow
+def test_searches_see_all_of_it_or_nothing_and_resuming_from_the_latest_skips_what_came_between(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Any] = []
+    stop, asked = threading.Event(), threading.Semaphore(0)
+    with daemon(tmp_path) as (running, recorder):
+        finished(running)
+        now = [recorder.ask(question) for question in QUESTIONS]
+        then = without(recorder.answers[2], DELETED)
+
+        def keep_asking() -> None:
+            with httpx.Client() as client:
+                while not stop.is_set():
+                    for i, question in enumerate(QUESTIONS):
+                        body = {"query": {"text": question}, "limit": 200}
+                        answer = client.post(f"{running.url}/v1/search", json=body, timeout=60)
+                        assert answer.status_code == 200, answer.text
+                        seen.append((i, [(hit["video_id"], hit["score"]) for hit in answer.json()["results"]]))
+                        asked.release()
+
+        with ThreadPoolExecutor(3) as pool:
+            askers = [pool.submit(keep_asking) for _ in range(3)]
+            for _ in range(12):
+                asked.acquire()
+            done = roll_back(running, 2, resume_from="latest")
+            for _ in range(12):
+                asked.acquire()
+            stop.set()
+            for asker in askers:
+                asker.result()
+        status = finished(running)
+        offsets = dict(running.state.offsets)
+        text = httpx.get(f"{running.url}/metrics").text
+    old = sum(same([now[i]], [answer]) for i, answer in seen)
+    new = sum(same([then[i]], [answer]) for i, answer in seen)
+    assert old > 0
+    assert new > 0
+    assert old + new == len(seen)
+    assert status["clips"]["skipped"] == done["undone_clips"] > 0
+    assert f'clips_total{{outcome="skipped"}} {float(done["undone_clips"])}' in text
+    assert offsets == {Partition("clips", "0"): len(records())}
+    assert f"{done['undone_clips']} clips are skipped" in caplog.text
+    with daemon(tmp_path) as (again, recorder):  # and so it stays
+        finished(again)
+        assert same(then, [recorder.ask(question) for question in QUESTIONS])
+
+
+@pytest.mark.slow
+def test_what_cannot_be_done_is_a_sentence_and_changes_nothing(tmp_path: Path) -> None:
+    with daemon(tmp_path) as (running, _):
+        finished(running)
+        current = running.state.generations.current()
+        url = f"{running.url}/v1/generations"
+        assert httpx.put(f"{url}/3/pin").status_code == 204
+        refused = {
+            "999/rollback": 404,
+            "0/rollback": 422,
+            "2/rollback": 409,
+            "999/pin": 404,
+        }
+        for path, status in refused.items():
+            answer = httpx.put(f"{url}/{path}") if path.endswith("pin") else httpx.post(f"{url}/{path}")
+            assert answer.status_code == status, answer.text
+        assert "unpin 3" in httpx.post(f"{url}/2/rollback").json()["detail"]
+        assert httpx.post(f"{url}/2/rollback", json={"resume_from": "there"}).status_code == 422
+        assert httpx.delete(f"{url}/3/pin").status_code == 204
+        weights_file = tmp_path / "state" / "generations" / "000002" / "online.safetensors"
+        weights_file.write_bytes(weights_file.read_bytes()[:-1])
+        assert "differs from what was written" in httpx.post(f"{url}/2/rollback").json()["detail"]
+        assert running.state.generations.current() == current
+        assert finished(running)["state"] == "finished"
+        assert httpx.get(f"{url}/3").json()["number"] == 3
+        assert httpx.get(f"{url}/998").status_code == 404
+
+
+@pytest.mark.slow
+def test_a_source_that_cannot_be_read_again_is_rolled_back_to_the_latest_only(tmp_path: Path) -> None:
+    settings = load(None, {**SETTINGS, "state_dir": tmp_path / "state"})
+    with Daemon(settings, Replay.from_settings(None)) as running:
+        finished(running)
+        refused = httpx.post(f"{running.url}/v1/generations/1/rollback")
+        assert (refused.status_code, "resume from latest" in refused.text) == (409, True)
+        assert roll_back(running, 1, resume_from="latest")["went_back_to"] == 1
+
+
+def template(tmp_path: Path) -> tuple[Path, list[list[Answer]]]:
+    """A state directory of a daemon that has ended, and its answers then and at generation 2."""
+    with daemon(tmp_path / "template") as (running, recorder):
+        finished(running)
+        until(lambda: running.service.status()["stale_clips"] == 0, "sealed eras are re-encoded")
+    answers = recorder.answers
+    with daemon(tmp_path / "template", drift__detector="none") as (running, recorder):
+        return tmp_path / "template" / "state", [[recorder.ask(q) for q in QUESTIONS], without(answers[2], DELETED)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: apt-get install strace")
+def test_killed_at_any_durable_step_of_it_the_state_is_that_of_before_or_after(tmp_path: Path) -> None:
+    state, (before, after) = template(tmp_path)
+    outcomes = []
+    for call, instants in (("rename,renameat,renameat2", (1, 2)), ("fsync", (6, 7)), ("fdatasync", (4,))):
+        for nth in instants:
+            work = tmp_path / f"{call[:6]}-{nth}"
+            shutil.copytree(state, work / "state", symlinks=True)
+            killed = subprocess.run(
+                ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}",
+                 "-e", f"inject={call}:signal=SIGKILL:when={nth}", sys.executable, "-m", "streamlearn",
+                 "generations", "rollback", "2", "--resume-from", "latest", "--set", f"state_dir={work / 'state'}"],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert killed.returncode != 0, f"{call} {nth} was not reached"
+            with daemon(work) as (running, recorder):
+                finished(running)
+                answers = [recorder.ask(question) for question in QUESTIONS]
+            assert same(answers, before) != same(answers, after)
+            outcomes.append(same(answers, after))
+            shutil.rmtree(work)
+    assert set(outcomes) == {False, True}
+
+
+@pytest.mark.slow
+def test_generations_of_another_state_directory_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with daemon(tmp_path / name) as (running, _):
+            finished(running)
+    shutil.copy(tmp_path / "a" / "state" / "catalog.db", tmp_path / "b" / "state" / "catalog.db")
+    with pytest.raises(StateError, match=r"vectors of lineage .* restore both from the same backup"):
+        with daemon(tmp_path / "b"):
+            pass
+
+
+@pytest.mark.slow
+def test_vectors_of_other_media_settings_are_refused_or_carried_over_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with daemon(tmp_path) as (running, _):
+        finished(running)
+        clips = running.service.status()["searchable"]
+    with pytest.raises(StateError, match=r"media.frames = 4 \(was 8\).*media.frames=8.*--on-mismatch carry"):
+        with daemon(tmp_path, media__frames=4):
+            pass
+    with daemon(tmp_path, media__frames=4, checkpoint__on_mismatch="carry") as (running, _):
+        finished(running)
+        assert f"streamlearn_index_carried_clips {float(clips)}" in httpx.get(f"{running.url}/metrics").text
+        assert f"{clips} clips keep vectors that were made otherwise" in caplog.text
+        running.pipeline.mailbox.ask(running.state.checkpoint, 60)
+    with daemon(tmp_path, media__frames=4) as (running, _):  # from now on these are the state's
+        finished(running)
+        assert running.state.carried_clips() == clips
