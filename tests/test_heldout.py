@@ -74,7 +74,7 @@ def test_a_learned_clip_is_no_question_after_pruning_and_is_one_after_a_rewind(s
     stream.take(clip("a", "train"))
     stream.take(gone("a"))
     catalog.begin(3)
-    catalog.prune(3)
+    catalog.prune([3])
     assert stream.take(clip("a", "heldout")) == ["extra"]
     catalog.rewind(0)  # the weights are back too: they have never seen it
     assert stream.take(clip("a", "heldout")) == ["heldout"]

@@ -134,8 +134,8 @@ def test_a_range_resumes_at_every_offset_of_a_checkpoint(kafka: KafkaBroker, new
 @pytest.mark.slow
 def test_a_pause_loses_nothing(kafka: KafkaBroker, new_topic: NewTopic) -> None:
     topic = new_topic()
-    send(kafka, topic, numbers(200))
-    source = RangeSource(options(kafka, topic), [Range(topic, 0, 0, 200)])
+    send(kafka, topic, numbers(1200))
+    source = RangeSource(options(kafka, topic), [Range(topic, 0, 0, 1200)])
     source.start({})
     first: list[Record] = []
     while not first:
@@ -143,7 +143,7 @@ def test_a_pause_loses_nothing(kafka: KafkaBroker, new_topic: NewTopic) -> None:
     source.pause()
     assert source.poll(0.01) == []
     source.resume()
-    assert values(first + everything(source)) == numbers(200)
+    assert values(first + everything(source)) == numbers(1200)
     source.close()
 
 

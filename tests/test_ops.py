@@ -135,10 +135,12 @@ def test_every_series_is_on_the_dashboard(dashboard: dict[str, Any]) -> None:
     assert [name for name in series_names() if name not in shown] == []
 
 
-def test_dashboard_draws_the_threshold_of_the_drift_detector(dashboard: dict[str, Any]) -> None:
+def test_dashboard_draws_no_threshold_of_the_drift_detector_which_each_stream_calibrates(
+    dashboard: dict[str, Any],
+) -> None:
     by_title = {panel["title"]: panel for panel in dashcheck.panels(dashboard)}
-    steps = by_title["Drift score"]["fieldConfig"]["defaults"]["thresholds"]["steps"]
-    assert steps[-1]["value"] == settings.DriftSettings.model_fields["threshold"].default
+    assert settings.DriftSettings.model_fields["threshold"].default == 0
+    assert len(by_title["Drift score"]["fieldConfig"]["defaults"]["thresholds"]["steps"]) == 1
 
 
 def test_operations_guide_explains_every_dead_letter_code() -> None:
