@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import signal
-import sys
 import threading
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 import torch
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from pythonjsonlogger.json import JsonFormatter
 
 from streamlearn import __version__, allocator
 from streamlearn.api import create_app
@@ -26,7 +22,6 @@ from streamlearn.deadletters import FileDeadLetters
 from streamlearn.drift import Detector, NoDetector
 from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
-from streamlearn.errors import SettingsError
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
 from streamlearn.examiner import Examiner
@@ -41,6 +36,7 @@ from streamlearn.lineage import Reading
 from streamlearn.loader import Loader, LoadOptions
 from streamlearn.metrics import Metrics
 from streamlearn.pipeline import Pipeline
+from streamlearn.process import lock_state
 from streamlearn.routes_clips import clip_routes
 from streamlearn.routes_generations import generation_routes
 from streamlearn.routes_tasks import task_routes
@@ -50,7 +46,7 @@ from streamlearn.server import Server
 from streamlearn.service import DaemonService
 from streamlearn.service_generations import GenerationsService
 from streamlearn.service_tasks import TasksService
-from streamlearn.settings import DriftSettings, LogSettings, Settings
+from streamlearn.settings import DriftSettings, Settings
 from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.stored_clips import StoredClips
@@ -229,33 +225,6 @@ class Daemon:
         self._stack.close()
 
 
-def stop_signal() -> threading.Event:
-    """An event that SIGINT and SIGTERM set; a second one ends the process at once. Call from the main thread."""
-    stop = threading.Event()
-
-    def on_signal(number: int, _: object) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    return stop
-
-
-def setup_logging(settings: LogSettings) -> None:
-    """Log to stderr, as text or as one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
-    if settings.format == "json":
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
-    # It logs every failed attempt while a broker is away; the connector says once what is wrong.
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
 def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
     """What the decoders may read, and make of it: the folder source's own folder is always allowed.
 
@@ -279,23 +248,6 @@ def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
         sampling=media.sampling,
         decoder=media.decoder,
     )
-
-
-def lock_state(state_dir: Path) -> IO[str]:
-    """Make the state directory and hold it: two daemons in one would destroy each other's work."""
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        lock = (state_dir / "lock").open("w")
-    except OSError as error:
-        raise SettingsError(f"state_dir = {str(state_dir)!r} cannot be written: {error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise SettingsError(
-            f"state_dir = {str(state_dir)!r} is in use by another daemon; stop it or take another"
-        ) from error
-    return lock
 
 
 def _dead_letters(source: Source, state_dir: Path) -> DeadLetters:

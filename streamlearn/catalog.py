@@ -11,46 +11,36 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from streamlearn import catalog_cuts
 from streamlearn.catalog_file import CatalogFile
 from streamlearn.catalog_learned import Learned
+from streamlearn.catalog_reader import OF_ROWS, CatalogReader, Rows
 from streamlearn.catalog_rows import (
-    CLIP_COLUMNS,
     INSERT_CLIP,
     ClipRow,
     Score,
     TaskRanks,
-    clip_of,
     clip_values,
 )
 from streamlearn.catalog_scores import Scores
 from streamlearn.errors import StateError
-from streamlearn.filters import tags, where
+from streamlearn.filters import tags
 from streamlearn.records import Vectors
 
 __all__ = ["Catalog", "ClipRow", "Rows", "Score"]
 
-Rows = npt.NDArray[np.int64]
-Halves = npt.NDArray[np.float16]
 
-_FETCHED = 4_096  # rows at once
-
-
-_LIVE_CLIPS = f"SELECT {CLIP_COLUMNS} FROM clips WHERE died IS NULL"
 _LIVE_ID = "SELECT row FROM clips WHERE died IS NULL AND video_id = ?"
-_OF_ROWS = "row IN (SELECT value FROM json_each(?))"
 
 
-class Catalog:
+class Catalog(CatalogReader):
     """The catalog in one file, made where there is none.
 
     Args:
@@ -62,7 +52,7 @@ class Catalog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = CatalogFile(path)
+        super().__init__(CatalogFile(path))
         self.learned, self.matrix = Learned(self._file), Scores(self._file)
         stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
         stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
@@ -200,9 +190,9 @@ class Catalog:
             if known and known[0] != vectors.shape[1]:
                 raise StateError(f"{self._file.path}: {vectors.shape[1]} dimensions do not fit vectors of {known[0]}")
             wanted = json.dumps(list(blobs))
-            live = _column(db, f"SELECT row FROM clips WHERE died IS NULL AND {_OF_ROWS}", wanted)
+            live = _column(db, f"SELECT row FROM clips WHERE died IS NULL AND {OF_ROWS}", wanted)
             db.execute(
-                f"UPDATE vectors SET died = ? WHERE died IS NULL AND born < ? AND {_OF_ROWS}",
+                f"UPDATE vectors SET died = ? WHERE died IS NULL AND born < ? AND {OF_ROWS}",
                 (self._generation, self._generation, wanted),
             )
             db.executemany(
@@ -230,15 +220,15 @@ class Catalog:
             )
             of_rows = json.dumps(rows)
             db.execute(
-                f"INSERT INTO moves (row, task, born) SELECT row, task, ? FROM clips WHERE {_OF_ROWS}", (now, of_rows)
+                f"INSERT INTO moves (row, task, born) SELECT row, task, ? FROM clips WHERE {OF_ROWS}", (now, of_rows)
             )
-            db.execute(f"UPDATE clips SET task = ? WHERE {_OF_ROWS}", (to_task, of_rows))
+            db.execute(f"UPDATE clips SET task = ? WHERE {OF_ROWS}", (to_task, of_rows))
             older = json.dumps(
-                _column(db, f"SELECT id FROM vectors WHERE died IS NULL AND born < ? AND {_OF_ROWS}", now, of_rows)
+                _column(db, f"SELECT id FROM vectors WHERE died IS NULL AND born < ? AND {OF_ROWS}", now, of_rows)
             )
             of_older = "id IN (SELECT value FROM json_each(?))"
             db.execute(
-                f"UPDATE vectors SET era = ? WHERE died IS NULL AND born = ? AND {_OF_ROWS}", (to_era, now, of_rows)
+                f"UPDATE vectors SET era = ? WHERE died IS NULL AND born = ? AND {OF_ROWS}", (to_era, now, of_rows)
             )
             db.execute(f"UPDATE vectors SET died = ? WHERE {of_older}", (now, older))
             db.execute(
@@ -253,93 +243,6 @@ class Catalog:
         with self._file.transaction() as db:
             self.matrix.add(db, scores, ranks, self._generation)
 
-    def clips(self, rows: Iterable[int]) -> dict[int, ClipRow]:
-        """The clips of those rows that are live."""
-        wanted = json.dumps([int(row) for row in rows])
-        found = self._file.fetch(f"{_LIVE_CLIPS} AND {_OF_ROWS}", wanted)
-        return {values[0]: clip_of(values) for values in found}
-
-    def successors(self, rows: Iterable[int]) -> dict[int, ClipRow]:
-        """Of those rows that were replaced and are still remembered, the live clips of the same ids."""
-        of = f"SELECT row AS old, video_id AS id FROM clips WHERE died IS NOT NULL AND {_OF_ROWS}"
-        query = f"SELECT old, {CLIP_COLUMNS} FROM ({of}) JOIN clips ON video_id = id AND died IS NULL"
-        found = self._file.fetch(query, json.dumps([int(row) for row in rows]))
-        return {old: clip_of(tuple(values)) for old, *values in found}
-
-    def clip(self, video_id: str) -> ClipRow | None:
-        """The live clip of this id."""
-        found = self._file.fetch(f"{_LIVE_CLIPS} AND video_id = ?", video_id)
-        return clip_of(found[0]) if found else None
-
-    def rows_where(self, filter: Mapping[str, Any]) -> Rows:  # noqa: A002 -- the contract's word
-        """Live rows that pass a search's filter (`streamlearn.filters`), ascending.
-
-        Raises:
-            SearchError: it is no filter.
-        """
-        condition, bound = where(filter)
-        found = self._file.fetch(f"SELECT row FROM clips WHERE died IS NULL AND ({condition})", *bound)
-        return np.sort(np.fromiter((row for (row,) in found), np.int64, len(found)))
-
-    def heldout(self, task: str, limit: int) -> list[ClipRow]:
-        """The live clips that a task is evaluated with: of those held out, the ones that drew the lowest lots."""
-        query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
-        return [clip_of(values) for values in self._file.fetch(query, task, limit)]
-
-    def other_questions(self, task: str, limit: int) -> list[str]:
-        """What held-out clips of other tasks are asked with, a fair sample of them."""
-        query = f"{_LIVE_CLIPS} AND task != ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
-        return [clip_of(values).asked for values in self._file.fetch(query, task, limit)]
-
-    def count(self, up_to_row: int = 2**63 - 1) -> int:
-        """Live clips, of those with a row up to this one."""
-        (found,) = self._file.fetch("SELECT count(*) FROM clips WHERE died IS NULL AND row <= ?", up_to_row)
-        return int(found[0])
-
-    def counts_by_task(self) -> dict[str, int]:
-        """Live clips of each task that has any."""
-        return dict(self._file.fetch("SELECT task, count(*) FROM clips WHERE died IS NULL GROUP BY task"))
-
-    def kept_rows(self) -> Rows:
-        """Rows that are live, or would be after a rewind: those whose frames are worth keeping, ascending."""
-        found = self._file.fetch("SELECT row FROM clips ORDER BY row")
-        return np.fromiter((row for (row,) in found), np.int64, len(found))
-
-    def eras(self) -> list[int]:
-        """Eras that have live vectors, ascending."""
-        return [era for (era,) in self._file.fetch("SELECT DISTINCT era FROM vectors WHERE died IS NULL ORDER BY era")]
-
-    def era_vectors(self, era: int) -> tuple[Rows, Halves, Rows]:
-        """The live vectors of an era, as they are stored.
-
-        Returns:
-            rows: (n,) int64; vectors: (n, d) float16, (0, 0) where there are none; steps: (n,) int64.
-        """
-        rows, steps, halves = array("q"), array("q"), bytearray()
-        with self._file.reading() as db:
-            found = db.execute("SELECT row, step, vector FROM vectors WHERE died IS NULL AND era = ?", (era,))
-            while some := found.fetchmany(_FETCHED):
-                some_rows, some_steps, some_vectors = zip(*some, strict=True)
-                rows.extend(some_rows)
-                steps.extend(some_steps)
-                halves += b"".join(some_vectors)
-        # A zero width cannot be inferred from nothing.
-        width = len(halves) // 2 // len(rows) if rows else 0
-        vectors = np.frombuffer(halves, "<f2").reshape(len(rows), width)
-        return np.array(rows, np.int64), vectors, np.array(steps, np.int64)
-
-    def vector_steps(self, rows: Iterable[int]) -> dict[int, int]:
-        """The encoder's step that made the live vector of each row that has one."""
-        wanted = json.dumps([int(row) for row in rows])
-        return dict(self._file.fetch(f"SELECT row, step FROM vectors WHERE died IS NULL AND {_OF_ROWS}", wanted))
-
-    def stale_rows(self, era: int, before_step: int, limit: int, *, since_row: int = 0) -> list[int]:
-        """Rows from a row on whose vector in this era was made before a step of the encoder, oldest first."""
-        query = (
-            "SELECT row FROM vectors WHERE died IS NULL AND era = ? AND step < ? AND row >= ? ORDER BY step, id LIMIT ?"
-        )
-        return [row for (row,) in self._file.fetch(query, era, before_step, since_row, limit)]
-
     def scores(self, task: str | None = None) -> list[Score]:
         """The matrix, oldest first; of one task where one is named."""
         return self.matrix.scores(task=task)
@@ -347,7 +250,7 @@ class Catalog:
     def _bury(self, db: sqlite3.Connection, rows: list[int]) -> None:
         for table in ("clips", "vectors"):
             db.execute(
-                f"UPDATE {table} SET died = ? WHERE died IS NULL AND {_OF_ROWS}", (self._generation, json.dumps(rows))
+                f"UPDATE {table} SET died = ? WHERE died IS NULL AND {OF_ROWS}", (self._generation, json.dumps(rows))
             )
 
 

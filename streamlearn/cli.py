@@ -56,7 +56,8 @@ def run(
     ] = None,
 ) -> None:
     """Run the daemon: learn from the source, answer searches, until SIGTERM or Ctrl-C."""
-    from streamlearn.app import Daemon, setup_logging, stop_signal
+    from streamlearn.app import Daemon
+    from streamlearn.process import setup_logging, stop_signal
 
     chosen = [] if on_mismatch is None else [f"checkpoint.on_mismatch={on_mismatch.value}"]
     settings = settings_of(config, [*(override or ()), *chosen])

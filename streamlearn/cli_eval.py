@@ -69,9 +69,9 @@ def _of_daemon(url: str) -> _Found:
 
 
 def _of_state(settings: Settings, stack: ExitStack) -> _Found:
-    from streamlearn.app import lock_state
     from streamlearn.evaluation_report import thinned
     from streamlearn.offline import opened
+    from streamlearn.process import lock_state
 
     if not settings.state_dir.is_dir():
         raise typer.BadParameter(f"{settings.state_dir} is no directory", param_hint="--state-dir")

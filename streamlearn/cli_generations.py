@@ -113,7 +113,7 @@ def rollback(
             timeout_s=_ROLLBACK_TIMEOUT_S,
         )  # fmt: skip
     else:
-        from streamlearn.app import lock_state
+        from streamlearn.process import lock_state
         from streamlearn.rollback import roll_back_offline
 
         generations = _generations(config, override)

@@ -45,8 +45,8 @@ def replay(
 
     Without an end of its own a range ends where the log ends now. Nothing is committed to the broker.
     """
-    from streamlearn.app import setup_logging, stop_signal
     from streamlearn.connectors.kafka_range import parse_range, resolve, since, whole_topics
+    from streamlearn.process import setup_logging, stop_signal
     from streamlearn.replay import replay as learn
 
     if sum(bool(given) for given in (ranges, from_time, from_offset is not None)) != 1:

@@ -19,8 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn.app import Daemon, setup_logging, stop_signal
+from streamlearn.app import Daemon
 from streamlearn.connectors.synthetic import DOMAINS
+from streamlearn.process import setup_logging, stop_signal
 from streamlearn.settings import LogSettings, load
 
 log = logging.getLogger(__name__)

@@ -1,42 +1,25 @@
-"""All that one generation holds, and the three things done with it: restore, checkpoint, publish.
-
-Knows the parts and how they fit together in a cut, not when to cut.
-"""
+"""What is done with all parts of a cut together: tasks begin, publish, checkpoint, restore, roll back. Not when."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
-from uuid import uuid4
-
-import numpy as np
-import torch
 
 from streamlearn import rollback
-from streamlearn.catalog import Catalog
-from streamlearn.checkpoint import Generation, Generations
+from streamlearn.checkpoint import Generation
+from streamlearn.cut import Cut
 from streamlearn.cutover import Cutover
-from streamlearn.drift import Detector
-from streamlearn.eras import Eras
 from streamlearn.errors import StateError, StreamlearnError
-from streamlearn.evaluate import ScoreBook
 from streamlearn.frames import FrameStore
-from streamlearn.judge import Judge
-from streamlearn.learner import Learner
-from streamlearn.ledger import Ledger
-from streamlearn.lineage import Reading
-from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Partition, Position
 from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.search import Searcher, Snapshot
 from streamlearn.source import DeadLetters
-from streamlearn.tasks import Boundary, TaskLog
+from streamlearn.tasks import Boundary
 
 log = logging.getLogger(__name__)
 
@@ -52,63 +35,18 @@ class Progress:
     clips_per_s: float = 0.0
 
 
-class State:
-    """The parts that are cut together.
+@dataclass(kw_only=True, eq=False)
+class State(Cut):
+    """A cut that goes on, and where it is stored and served."""
 
-    Attributes:
-        offsets: the next to read, per partition, after everything that was processed.
-        clips: clips processed since the stream began, the time axis of scores and tasks.
-    """
-
-    def __init__(
-        self,
-        *,
-        learner: Learner,
-        eras: Eras,
-        ledger: Ledger,
-        detector: Detector,
-        judge: Judge | None,
-        book: ScoreBook,
-        catalog: Catalog,
-        frames: FrameStore,
-        generations: Generations,
-        searcher: Searcher,
-        dead_letters: DeadLetters,
-        metrics: Metrics,
-        reading: Reading,
-    ) -> None:
-        self.learner, self.eras, self.ledger, self.book = learner, eras, ledger, book
-        self.detector, self.judge = detector, judge
-        self.catalog, self.frames, self.generations = catalog, frames, generations
-        self.searcher, self.dead_letters, self.metrics = searcher, dead_letters, metrics
-        self.reading = reading
-        self._carried: list[dict[str, Any]] = []  # what was changed since, and the last row from before it
-        self.tasks = TaskLog()
-        self.offsets: dict[Partition, int] = {}
-        self.clips = 0
-        self.staleness_ratio: float | None = None
-        self.lineage = uuid4().hex
-        self.parent: dict[str, Any] | None = None  # lineage and generation that a rollback went back to
-        self.cutover = Cutover()
-        self.progress = Progress()
-        self._events = 0
-        self._done: dict[str, int] = {}
-        self._rate = (time.monotonic(), 0)
-
-    @property
-    def task(self) -> str:
-        """The current task's name; only once there is one."""
-        assert self.tasks.current is not None
-        return self.tasks.current.name
-
-    @property
-    def model_version(self) -> str:
-        """Fingerprint, lineage and step: vectors of equal fingerprint and lineage may meet."""
-        return f"{self.learner.online.fingerprint[:8]}-{self.lineage[:8]}-{self.learner.steps}"
-
-    def carried_clips(self) -> int:
-        """Clips whose vectors were made with other settings of media, knowingly."""
-        return self.catalog.count(int(self._carried[-1]["row"])) if self._carried else 0
+    frames: FrameStore
+    searcher: Searcher
+    dead_letters: DeadLetters
+    cutover: Cutover = field(default_factory=Cutover, init=False)
+    progress: Progress = field(default_factory=Progress, init=False)
+    _events: int = field(default=0, init=False)
+    _done: dict[str, int] = field(default_factory=dict, init=False)
+    _rate: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0), init=False)
 
     def due(self, what: str, interval: int) -> bool:
         """Whether `interval` events have passed since `done(what)`."""
@@ -156,11 +94,7 @@ class State:
             self.book.close_task(before.name)
         self._log_boundary(batch)
         self.book.open_task(task.name)
-        self._show_tasks()
-
-    def _show_tasks(self) -> None:
-        for name in self.tasks.names():
-            self.metrics.task_info.labels(name).set(name == self.task)
+        self.show_tasks()
 
     def relabel(self, old: str, new: str, *, merge: bool) -> None:
         """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, gauges.
@@ -181,7 +115,7 @@ class State:
         m.task_info.remove(old)
         for gauge in (m.recall_ratio, m.forgetting_ratio, m.median_rank, m.eval_pairs):
             gauge.remove_by_labels({"task": old})
-        self._show_tasks()
+        self.show_tasks()
         log.info("task %s is now %s%s", old, "part of " if merge else "", new)
 
     def _log_boundary(self, batch: Sequence[Event]) -> None:
@@ -242,12 +176,8 @@ class State:
         self.ledger.settle()
         self.dead_letters.flush()
         number = self.catalog.generation
-        tensors = self.learner.state_dict() | self.eras.tensors()
-        tensors["detector"] = {name: torch.from_numpy(np.array(a)) for name, a in self.detector.state_dict().items()}
-        if self.judge is not None:
-            tensors["memory"] = {"means": torch.from_numpy(self.judge.memory.state_dict()["means"])}
         if self.generations.current() != number:  # else: published, but then the disk was full
-            self.generations.write(Generation(number, self.offsets, self._facts(), tensors, self.eras.sealed()))
+            self.generations.write(Generation(number, self.offsets, self.facts(), self.tensors(), self.eras.sealed()))
             self.catalog.sync()
             self.generations.publish(number)  # the commit point
         self.catalog.begin(number + 1)
@@ -268,7 +198,7 @@ class State:
         self.metrics.generations_rejected_total.inc(self.generations.rejected)
         number = 0 if generation is None else generation.number
         if generation is not None:
-            self._check(generation)
+            self.check(generation)
         if number not in (0, self.generations.current()):
             self.generations.publish(number)
         self.generations.drop_unpublished()
@@ -320,68 +250,8 @@ class State:
         with ExitStack() as change:
             with self.catalog.transaction():
                 gone = rollback.rewind(self.catalog, generation)
-                self._load(generation)
+                self.load(generation)
                 snapshot = self._snapshot()
                 change.enter_context(self.cutover.changing())
             self._serve(snapshot)
         self.frames.delete(gone)
-
-    def _check(self, generation: Generation) -> None:
-        if generation.state["fingerprint"] != self.learner.online.fingerprint:
-            raise StateError(
-                f"{self.generations.state_dir} was written with the model {generation.state['model']}, and this is"
-                f" {self._model()}: use the same again, or another state_dir"
-            )
-        served = json.loads(generation.state["learner"]).get("serve", "local")
-        if served != self.learner.settings.serve:
-            raise StateError(
-                f"{self.generations.state_dir} holds vectors of learner.serve = {served!r}, and this is"
-                f" {self.learner.settings.serve!r}: use the same again, or another state_dir"
-            )
-        self.reading.carried(generation.state.get("reading", {}), self.generations.state_dir)
-
-    def _model(self) -> dict[str, Any]:
-        return {**self.learner.online.names, "dim": self.learner.online.dim}
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "lineage": self.lineage,
-            "parent": self.parent,
-            "fingerprint": self.learner.online.fingerprint,
-            "model": self._model(),
-            "reading": self.reading.facts(),
-            "carried": self._carried,
-            "learner": self.learner.describe(),
-            "clips": self.clips,
-            "counts": dict(self.ledger.counts),
-            "tasks": self.tasks.state_dict(),
-            "eras": self.eras.state(),
-            "book": self.book.state_dict(),
-            "memory": None if self.judge is None else self.judge.memory.state_dict()["facts"],
-            "staleness_ratio": self.staleness_ratio,
-        }
-
-    def _load(self, generation: Generation) -> None:
-        facts = generation.state
-        self.lineage, self.parent, self.clips = facts["lineage"], facts.get("parent"), facts["clips"]
-        self.offsets = dict(generation.offsets)
-        self._carried = [*facts.get("carried", ())]
-        changed = self.reading.carried(facts.get("reading", {}), self.generations.state_dir)
-        if changed:
-            self._carried.append({"changed": changed, "row": int(max(self.catalog.kept_rows(), default=0))})
-            log.warning("%d clips keep vectors that were made otherwise: %s", self.carried_clips(), changed)
-        self.ledger.restore(facts["counts"])
-        self.tasks = TaskLog.from_state(facts["tasks"])
-        self.metrics.task_info.clear()  # tasks that a rollback left never happened
-        self._show_tasks()
-        self.book.load_state_dict(facts["book"])
-        self.staleness_ratio = facts["staleness_ratio"]
-        self.learner.load_state_dict(generation.tensors)
-        self.eras.restore(facts["eras"], generation.tensors)
-        if self.judge is not None:
-            memory, means = facts.get("memory"), generation.tensors.get("memory", {}).get("means", torch.zeros(0, 0))
-            known = self.judge.memory.load_state_dict(memory or {"frame": "", "tasks": []}, means.numpy())
-            if memory and not known:
-                log.warning("the encoders at the start are others than before: earlier tasks are not recognised")
-        if "detector" in generation.tensors:
-            self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})

@@ -6,6 +6,7 @@ optimizer's step, and what a boundary does to them. The step itself is `streamle
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class View(NamedTuple):
     text: Tensor
 
 
-class Method:
+class Method(ABC):
     """What all methods share: a local copy that follows the encoders, and can be served.
 
     Args:
@@ -47,6 +48,7 @@ class Method:
         self.queues: dict[str, KeyQueue] = {}
         self.task_clips = 0
 
+    @abstractmethod
     def loss(self, own: View, views: Mapping[str, View], ids: Tensor) -> Tensor:
         """What is minimised.
 
@@ -58,14 +60,13 @@ class Method:
         Returns:
             A scalar, in nats.
         """
-        raise NotImplementedError
 
     def update(self, clips: int) -> None:
         """After the optimizer's step on a batch with so many new clips: the copies move."""
         self.follow(clips)
         self.task_clips += clips
 
-    def push(self, views: Mapping[str, View], ids: Tensor) -> None:
+    def push(self, views: Mapping[str, View], ids: Tensor) -> None:  # noqa: B027 -- some have no queue
         """After the update: the batch's keys enter the queues. Without a queue, nothing."""
 
     def start_task(self) -> None:
