@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 from prometheus_client import CollectorRegistry
 
 from streamlearn.api import create_app
@@ -43,8 +44,6 @@ _FLAGS = [
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     assert _CHROMIUM, "STREAMLEARN_REQUIRE_BROWSER=1, but there is no Chromium on PATH"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_CHROMIUM, headless=True, args=_FLAGS)
@@ -74,11 +73,12 @@ def page_of(browser, service: FakeService, path: str = "/", **settings: object) 
 
 
 def pictures(page, n: int) -> list[int]:
-    """Natural widths of the first `n` thumbnails, once they are loaded."""
-    page.wait_for_function(
-        "n => [...document.querySelectorAll('#results img')].filter(i => i.complete && i.naturalWidth).length >= n",
-        arg=n,
-    )
+    """Natural widths of the first `n` thumbnails, once they are loaded.
+
+    By `expect` and not by `wait_for_function`, whose second look is an `eval` that the page's own policy forbids.
+    """
+    for image in range(n):
+        expect(page.locator("#results img").nth(image)).not_to_have_js_property("naturalWidth", 0)
     return page.eval_on_selector_all("#results img", "images => images.map(i => i.naturalWidth)")
 
 
@@ -155,7 +155,10 @@ def test_recall_over_time_is_a_tab_with_curves_boundaries_numbers_and_the_worst(
         assert last == ["t3", "50", "80 %", "70 % to 88 %", "90 %", "20 %", "2.0"]
         assert "-5 %" in page.locator("#recall-summary").inner_text()
         assert "its clip is at rank 90, t1" in page.locator("#hardest li").first.inner_text()
-        page.wait_for_function("[...document.querySelectorAll('#recall img')].every(i => i.naturalWidth === 64)")
+        images = page.locator("#recall img")
+        assert images.count() > 0
+        for image in range(images.count()):
+            expect(images.nth(image)).to_have_js_property("naturalWidth", 64)
         with page.expect_request("**/v1/scores?view=learner*"):
             page.get_by_label("View").select_option("learner")
         page.get_by_role("tab", name="Recall over time").press("ArrowLeft")
@@ -238,9 +241,8 @@ def test_text_has_contrast_in_both_schemes(browser, scheme, tab):
         page.emulate_media(color_scheme=scheme)
         pictures(page, 10)
         page.get_by_role("tab", name=tab).click()
-        page.wait_for_function(
-            "!document.querySelector('#recall:not([hidden])') || document.querySelector('#hardest li')"
-        )
+        if tab == "Recall over time":
+            page.locator("#hardest li").first.wait_for()
         ratios = page.evaluate(_CONTRAST)
         assert len(ratios) > 20
         assert {text: ratio for text, ratio in ratios if ratio < 4.5} == {}
