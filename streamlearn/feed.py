@@ -16,13 +16,14 @@ from typing import Protocol
 
 from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.metrics import Metrics
-from streamlearn.records import Clip, Event, Offsets, Partition, Record
+from streamlearn.records import Clip, Event, Offsets, Partition, Record, Rejected
 from streamlearn.source import EndOfStream, Source
 
 log = logging.getLogger(__name__)
 
 _MAX_BYTES = 256 * 2**20  # of records in flight
 _MAX_EVENTS = 512  # of a batch: tombstones and rejected records fill none, and must not pile up
+_MAX_REJECTED_BYTES = 32 * 2**20  # of a batch, for they are kept whole
 _TICK_S = 0.2
 _LAG_INTERVAL_S = 2.0
 
@@ -70,6 +71,7 @@ class Feed:
         self._failure: BaseException | None = None
         self._commit: Offsets | None = None
         self._partial: list[Event] = []
+        self._rejected_bytes = 0
         self._partial_since = 0.0
         self._interrupted, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -97,7 +99,7 @@ class Feed:
         with self._changed:
             self._flight.clear()
             self._bytes, self._ended, self._failure, self._commit = 0, False, None, None
-        self._partial, self.error = [], None
+        self._partial, self._rejected_bytes, self.error = [], 0, None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._source = self._reopen()
@@ -137,7 +139,7 @@ class Feed:
                 self._keep(event)
                 return batch
             self._keep(event)
-            if sum(isinstance(e, Clip) for e in self._partial) == self._batch_size or len(self._partial) == _MAX_EVENTS:
+            if self._full_batch():
                 return self._hand_over()
         return []
 
@@ -185,9 +187,18 @@ class Feed:
         if not self._partial:
             self._partial_since = time.monotonic()
         self._partial.append(event)
+        if isinstance(event, Rejected):
+            self._rejected_bytes += len(event.record.value or b"")
+
+    def _full_batch(self) -> bool:
+        return (
+            sum(isinstance(event, Clip) for event in self._partial) == self._batch_size
+            or len(self._partial) == _MAX_EVENTS
+            or self._rejected_bytes >= _MAX_REJECTED_BYTES
+        )
 
     def _hand_over(self) -> list[Event]:
-        batch, self._partial = self._partial, []
+        batch, self._partial, self._rejected_bytes = self._partial, [], 0
         return batch
 
     def _over(self) -> bool:
