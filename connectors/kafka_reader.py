@@ -214,7 +214,7 @@ class Reader:
             if position is not None and tp not in self._positions.unplaced:
                 self._handover.passed(partition_of(tp), position)
             was, since = self._progress.get(tp, (None, now))
-            if tp in paused or position != was or position == ends[tp]:
+            if tp in paused or position != was or position == ends.get(tp, position):  # none: ours only since
                 since = now
             elif now - since > self._stall_s:
                 raise Stalled(f"nothing from {tp.topic}/{tp.partition} for {now - since:.0f} s, at offset {position}")

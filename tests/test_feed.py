@@ -204,15 +204,14 @@ def test_a_slow_reader_pauses_the_source_and_loses_nothing() -> None:
     with feeding(source, decoder) as feed:
         assert source.was_paused.wait(WAIT_S)
         ahead = len(decoder.jobs)
-        assert 16 <= ahead < 16 + 3  # four batches, and what one poll brings beyond them
-        assert source.lag() == {Partition("list", "0"): 100 - ahead}
+        assert ahead == 16  # four batches, whatever one poll brings
         got: list[int] = []
         most = 0
         while (batch := feed.next()) is not None:
             most = max(most, len(decoder.jobs) - len(got))
             got += offsets_of(batch)
     assert got == list(range(100))
-    assert most < 16 + 3 + 4  # and the batch being gathered
+    assert most <= 16 + 4  # and the batch being gathered
 
 
 @pytest.mark.slow
