@@ -62,7 +62,8 @@ def finish(work: Path, folder: Path, clips: int) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=240)
-    parser.add_argument("--most", type=int, default=60, help="of each call")
+    parser.add_argument("--most", type=int, default=60, help="kills at each call")
+    parser.add_argument("--calls", choices=CALLS, nargs="+", default=CALLS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
@@ -74,10 +75,12 @@ def main() -> None:
         (folder / "manifest.jsonl").write_text("".join(row + "\n" for row in rows))
         (work / "straight").mkdir()
         uninterrupted = finish(work / "straight", folder, arguments.clips)
-        for call in CALLS:
+        for call in arguments.calls:
             start, kills, state = time.monotonic(), 0, work / call
             state.mkdir()
-            while kills < arguments.most and run_until_killed(state, settings_for(folder), call, kills + 1):
+            while kills < arguments.most and run_until_killed(
+                state, settings_for(folder), call, kills + 1, deadline_s=3600
+            ):
                 kills += 1
             after = finish(state, folder, arguments.clips)
             equal = after.keys() == uninterrupted.keys() and all(

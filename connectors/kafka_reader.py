@@ -170,7 +170,7 @@ class Reader:
         offsets = {
             tp: OffsetAndMetadata(offset, "", -1)
             for p, offset in asked.items()
-            if (tp := topic_partition(p)) in assigned
+            if (tp := topic_partition(p)) in assigned and not self._positions.takes_back(tp, offset)
         }
         if not offsets:
             return
