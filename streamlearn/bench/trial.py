@@ -209,8 +209,9 @@ class Trial:
         """What came of it: recall in percent, forgetting as a share.
 
         "copies": by copy "final" and "learned" (means over tasks, directions), "forgetting", "bwt", "harmonic",
-        "minimum", by k; "tasks" and "pooled" by direction. "served": the curve over era encoders. "revisits": see there. "course": recall of
-        the tasks so far over time. "boundaries": what was found. "pairs_per_s" of processor time, and memory.
+        "minimum", by k; "tasks" and "pooled" by direction. "served": the curve over era encoders. "revisits": of
+        domains that come back. "course": recall of the tasks so far over time. "boundaries": what was
+        found. "pairs_per_s" of processor time, and memory.
         """
         copies, domains = {}, self._domains(len(self.schedule.tasks))
         self._reopen(len(self.schedule.tasks))
