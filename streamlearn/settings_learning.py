@@ -29,7 +29,8 @@ class ModelSettings(Section):
     trainable: Literal["all", "heads", "lora"] = Field(
         "all",
         description="What is learned: everything; heads: only what comes after the pretrained trunks; lora: heads and"
-        " adapters inside the trunks (needs the extra streamlearn[lora]).",
+        " adapters inside the trunks (needs the extra streamlearn[lora]). A tiny tower beside a pretrained one is"
+        " learned whole.",
     )
     lora_rank: int = Field(8, ge=1, le=1024, description="Of the adapters.")
     warm_start: str = Field(
