@@ -63,6 +63,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench.corpus", "bench.methods"),
     ("bench.schedule", "bench.gallery"),
     ("bench.sealed",),
+    ("bench.revisits",),
     ("bench.trial",),
     ("bench.runs",),
     ("bench.report",),
