@@ -98,7 +98,11 @@ class LearnerSettings(Section):
         "640 clips",
         description="How slowly the encoders are pulled back to the local ones (the paper's reverse momentum).",
     )
-    global_pair: bool = Field(True, description="Keep a second momentum pair that is never restarted.")
+    global_pair: bool = Field(
+        False,
+        description="Keep a second momentum pair that is never restarted, as the paper does. It gained nothing that was"
+        " measured (docs/log.md), and costs memory.",
+    )
     global_momentum: Momentum = Field("6400 clips", description="As local_momentum, for the global pair.")
     global_pull: Momentum = Field(
         "32000 clips",

@@ -153,7 +153,9 @@ def test_a_pretrained_pair_learns_checkpoints_and_resumes_bit_equal(
     towers: Callable[..., Towers], tmp_path: Path, video: str, text: str
 ) -> None:
     def make() -> Learner:
-        return Learner(towers(video, text), LearnerSettings(batch_size=4, queue_size=6, learning_rate=1e-3))
+        return Learner(
+            towers(video, text), LearnerSettings(batch_size=4, queue_size=6, learning_rate=1e-3, global_pair=True)
+        )
 
     straight = learned(make(), 0, 4)
     stopped = learned(make(), 0, 2)
