@@ -18,8 +18,7 @@ from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
 from streamlearn.publish import Report, publish, validate
 from streamlearn.publish_messages import Rules
 from streamlearn.settings import KafkaSettings
-from tests.kafka_broker import SASL_PASSWORD, KafkaBroker
-from tests.kafka_source import sasl
+from tests.kafka_broker import SASL_PASSWORD, SASL_USER, KafkaBroker
 from tests.published import MEDIA, RULES, Say, manifest, read, row, say
 
 __all__ = ["say"]
@@ -191,7 +190,9 @@ def test_a_topic_that_we_may_not_write_is_one_sentence(
     )
     with own_kafka.admin() as admin:
         admin.create_acls([reader])
-    settings = KafkaSettings(**sasl(own_kafka, SASL_PASSWORD))
+    login = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN"}
+    login |= {"sasl_plain_username": SASL_USER, "sasl_plain_password": SASL_PASSWORD}
+    settings = KafkaSettings(bootstrap_servers=[own_kafka.secure["SASL"]], client=login)
     with pytest.raises(SourceRefusedError, match=f"write to the topic {topic}: grant Write"):
         publish([manifest(tmp_path / "clips", row("v1"))], RULES, settings, topic=topic)
 
