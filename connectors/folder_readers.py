@@ -239,7 +239,7 @@ def record_of(row: dict[str, Any], folder: Path | None, position: Position) -> R
         folder: what `path` is relative to; None: no file is meant by it.
         position: of the row.
     """
-    if "id" in row and "video_id" not in row:
+    if "id" in row and "video_id" not in row and "specversion" not in row:  # a CloudEvent's id is its own
         row["video_id"] = row.pop("id")
     video_id = row.get("video_id")
     key = video_id.encode("utf-8", "backslashreplace") if isinstance(video_id, str) else None

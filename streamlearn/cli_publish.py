@@ -87,7 +87,7 @@ def publish(
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report), default=str))
     else:
-        _say(report, f"valid, {len(paths)} paths" if dry_run else f"published to {name}")
+        _say(report, "valid" if dry_run else f"published to {name}")
     if report.problems:
         raise typer.Exit(1)
 

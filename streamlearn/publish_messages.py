@@ -83,7 +83,7 @@ def check(row: Row | Problem, rules: Rules) -> Checked | Problem:
 def outgoing(checked: Checked, rules: Rules) -> Outgoing | Problem:
     """What is sent; reads the local file where it goes inline."""
     row, record = checked.row, checked.row.record
-    key = checked.video_id.encode() if record.key is None else record.key
+    key = checked.video_id.encode()
     if not rules.inline or checked.file is None or record.value is None:
         return Outgoing(key, record.value, row.smaller)
     try:

@@ -154,7 +154,7 @@ def test_without_a_rate_nothing_waits() -> None:
 
 
 def settings(broker: KafkaBroker) -> KafkaSettings:
-    return KafkaSettings(bootstrap_servers=[broker.bootstrap], request_timeout_ms=2_000)
+    return KafkaSettings(bootstrap_servers=[broker.bootstrap], request_timeout_ms=1_000)
 
 
 def keys(broker: KafkaBroker, topic: str) -> list[str]:
