@@ -22,7 +22,6 @@ from torch import Tensor
 
 from streamlearn.catalog import Catalog
 from streamlearn.catalog_rows import as_stored
-from streamlearn.encoders import Towers
 from streamlearn.era_clips import EraClips
 from streamlearn.era_merge import Merge, Merger, mapped
 from streamlearn.era_view import EraView, QueryEncoder
@@ -53,7 +52,6 @@ class Era:
     captions: Vectors
     sealed_step: int | None = None  # the step of its snapshot; None while it is the current one
     encoder: QueryEncoder | None = None
-    pair: Towers | None = None
     pending: deque[int] = field(default_factory=deque)  # rows of a sealed era that await re-encoding
     into: Era | None = None  # the era that takes these rows, with its pair, when they are done,
     merge: Merge | None = None  # and why
@@ -284,7 +282,7 @@ class Eras:
 
     def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
         """Weights that never change, fp16: of the sealed eras, and the snapshots of the current one."""
-        pairs = {f"eras/{era.number:04d}": partial(half, era.pair) for era in self.eras if era.pair is not None}
+        pairs = {f"eras/{e.number:04d}": partial(half, e.encoder.towers) for e in self.eras if e.encoder is not None}
         return {**pairs, **self.snapshots.sealed(self.current.number)}
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -315,6 +313,6 @@ class Eras:
         return Era(number, task, opened, Partition(self._dim, hints=hints), np.zeros((0, self._dim), np.float32))
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor]) -> None:
-        era.pair = self._learner.served.frozen_copy()
-        era.pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
-        era.encoder = QueryEncoder(era.pair)
+        pair = self._learner.served.frozen_copy()
+        pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
+        era.encoder = QueryEncoder(pair)
