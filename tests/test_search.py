@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
@@ -426,3 +427,42 @@ def test_answers_over_eras_filters_and_pages_are_those_of_brute_force(parts: Par
                 break
         assert [score for score, _ in found] == pytest.approx([s for s, _ in sorted(expected)[::-1]], abs=1e-5)
         assert sorted(name for _, name in found) == sorted(name for _, name in expected)
+
+
+def test_no_search_fails_or_repeats_a_clip_while_eras_begin_are_encoded_anew_and_merge(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, max_limit=50, max_eras=3)
+    parts.learn(8, meta={"cam": 0})
+    parts.publish()
+    over, failures, asked = threading.Event(), list[BaseException](), [0, 0]
+
+    def keep_asking(reader: int) -> None:
+        wanted = {"meta.cam": {"lt": 2}} if reader else {}
+        try:
+            while not over.is_set() or not asked[reader]:
+                before = len(parts.searcher.snapshot or ())
+                answer = parts.ask(f"a star, {asked[reader]}", limit=50, filter=wanted)
+                found = names(answer)
+                assert len(found) == len(set(found)), found
+                assert reader or len(found) >= min(50, before), "clips were missing"
+                assert all(hit.meta["cam"] < 2 for hit in answer.results if reader)
+                asked[reader] += 1
+        except BaseException as error:  # noqa: BLE001 -- told to the main thread
+            failures.append(error)
+
+    readers = [threading.Thread(target=keep_asking, args=(reader,)) for reader in range(2)]
+    for thread in readers:
+        thread.start()
+    for task in ("t2", "t3", "t4", "t5"):
+        parts.boundary(task)
+        for camera in range(2):
+            parts.learn(4, meta={"cam": camera + 1})
+            parts.eras.reencode()
+            parts.publish()
+        parts.finish_reencoding()
+        parts.publish()
+    over.set()
+    for thread in readers:
+        thread.join()
+    assert not failures, failures[0]
+    assert len(parts.eras.eras) == 3
+    assert min(asked) > 0
