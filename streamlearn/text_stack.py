@@ -1,9 +1,9 @@
 """The built-in text towers of many eras, asked in one pass: their matrices lie on top of each other.
 
 One matrix product a layer serves all eras, where asking one after the other spends most of its time between the
-operations. The stack has copies of all but the word tables, which are nine tenths of a tower and are read where they
-are; so no tower changes under a search that is under way in it. Towers of other kinds are asked one by one; they are
-large enough for their products to take the time.
+operations. The stack has copies of all but the word tables, which are most of a tower and are read where they are; so
+no tower changes under a search that is under way in it. Towers of other kinds are asked one by one; they are large
+enough for their products to take the time.
 """
 
 from __future__ import annotations
