@@ -273,16 +273,10 @@ class Eras:
     def state(self) -> list[dict[str, Any]]:
         """JSON-able facts; the vectors are in the catalog, the weights in `tensors`."""
         return [
-            {
-                "number": e.number,
-                "task": e.task,
-                "opened_step": e.opened_step,
-                "sealed_step": e.sealed_step,
-                "reencoded": not e.pending,
-                "absorbed": e.absorbed,
-            }
+            {"number": e.number, "task": e.task, "opened_step": e.opened_step, "sealed_step": e.sealed_step,
+             "reencoded": not e.pending, "absorbed": e.absorbed}
             for e in self.eras
-        ]
+        ]  # fmt: skip
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The captions that each era knows itself by."""

@@ -313,7 +313,7 @@ def kill_online(work: Path, call: str, nth: int) -> None:
     ("kill", "instants"),
     [
         (kill_offline, [(RENAMES, 1), (RENAMES, 2), ("fsync", 6), ("fsync", 7), ("fdatasync", 4)]),
-        (kill_online, [(RENAMES, 1), (RENAMES, 3), ("fdatasync", 2)]),
+        (kill_online, [(RENAMES, 2), ("fsync", 6), ("fdatasync", 1)]),
     ],
 )
 def test_killed_at_any_durable_step_of_it_the_state_is_that_of_before_or_after(
