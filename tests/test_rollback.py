@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +25,7 @@ from streamlearn.records import Partition, Position, Record
 from streamlearn.schemas import Query, SearchRequest
 from streamlearn.settings import load
 from streamlearn.testing import ListSource
-from tests.daemon import DaemonProcess, until
+from tests.daemon import until
 from tests.test_daemon import Stream
 
 CLIPS = 72
@@ -259,81 +259,38 @@ def test_a_source_that_cannot_be_read_again_is_rolled_back_to_the_latest_only(tm
         assert roll_back(running, 1, resume_from="latest")["went_back_to"] == 1
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Answer], list[Answer]]:
+def template(tmp_path: Path) -> tuple[Path, list[list[Answer]]]:
     """A state directory of a daemon that has ended, and its answers then and at generation 2."""
-    work = tmp_path_factory.mktemp("ended")
-    with daemon(work) as (running, recorder):
+    with daemon(tmp_path / "template") as (running, recorder):
         finished(running)
         until(lambda: running.service.status()["stale_clips"] == 0, "sealed eras are re-encoded")
     answers = recorder.answers
-    with daemon(work, drift__detector="none") as (running, recorder):
-        return work / "state", [recorder.ask(q) for q in QUESTIONS], without(answers[2], DELETED)
-
-
-def injected(call: str, nth: int) -> list[str]:
-    return ["-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={nth}"]
-
-
-RENAMES = "rename,renameat,renameat2"
-needs_strace = pytest.mark.skipif(
-    shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"
-)
-
-
-def kill_offline(work: Path, call: str, nth: int) -> None:
-    killed = subprocess.run(
-        ["strace", "-qq", *injected(call, nth), sys.executable, "-m", "streamlearn", "generations", "rollback", "2",
-         "--resume-from", "latest", "--set", f"state_dir={work / 'state'}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert killed.returncode != 0, f"{call} {nth} was not reached"
-
-
-def kill_online(work: Path, call: str, nth: int) -> None:
-    """The rollback is asked for over HTTP, and the daemon is killed in the midst of it."""
-    settings = {name: value for name, value in SETTINGS.items() if name != "api.port"}
-    with DaemonProcess(work, settings) as running, (work / "strace.log").open("w+") as log:
-        running.wait_for(lambda status: status["state"] == "finished", "it is finished")
-        strace = subprocess.Popen(["strace", *injected(call, nth), "-p", str(running.process.pid)], stderr=log)
-        until(lambda: "attached" in (work / "strace.log").read_text(), "strace is there")
-        with pytest.raises(httpx.TransportError):
-            httpx.post(
-                f"http://127.0.0.1:{running.port}/v1/generations/2/rollback",
-                json={"resume_from": "latest"},
-                timeout=60,
-            )
-        running.process.wait(60)
-        strace.wait(60)
+    with daemon(tmp_path / "template", drift__detector="none") as (running, recorder):
+        return tmp_path / "template" / "state", [[recorder.ask(q) for q in QUESTIONS], without(answers[2], DELETED)]
 
 
 @pytest.mark.slow
-@needs_strace
-@pytest.mark.parametrize(
-    ("kill", "instants"),
-    [
-        (kill_offline, [(RENAMES, 1), (RENAMES, 2), ("fsync", 6), ("fsync", 7), ("fdatasync", 4)]),
-        (kill_online, [(RENAMES, 2), ("fsync", 6), ("fdatasync", 1)]),
-    ],
-)
-def test_killed_at_any_durable_step_of_it_the_state_is_that_of_before_or_after(
-    kill: Callable[[Path, str, int], None],
-    instants: list[tuple[str, int]],
-    ended: tuple[Path, list[Answer], list[Answer]],
-    tmp_path: Path,
-) -> None:
-    state, before, after = ended
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: apt-get install strace")
+def test_killed_at_any_durable_step_of_it_the_state_is_that_of_before_or_after(tmp_path: Path) -> None:
+    state, (before, after) = template(tmp_path)
     outcomes = []
-    for call, nth in instants:
-        work = tmp_path / f"{call[:6]}-{nth}"
-        shutil.copytree(state, work / "state", symlinks=True)
-        kill(work, call, nth)
-        with daemon(work) as (running, recorder):
-            finished(running)
-            answers = [recorder.ask(question) for question in QUESTIONS]
-        assert same(answers, before) != same(answers, after)
-        outcomes.append(same(answers, after))
-        shutil.rmtree(work)
+    for call, instants in (("rename,renameat,renameat2", (1, 2)), ("fsync", (6, 7)), ("fdatasync", (4,))):
+        for nth in instants:
+            work = tmp_path / f"{call[:6]}-{nth}"
+            shutil.copytree(state, work / "state", symlinks=True)
+            killed = subprocess.run(
+                ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}",
+                 "-e", f"inject={call}:signal=SIGKILL:when={nth}", sys.executable, "-m", "streamlearn",
+                 "generations", "rollback", "2", "--resume-from", "latest", "--set", f"state_dir={work / 'state'}"],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert killed.returncode != 0, f"{call} {nth} was not reached"
+            with daemon(work) as (running, recorder):
+                finished(running)
+                answers = [recorder.ask(question) for question in QUESTIONS]
+            assert same(answers, before) != same(answers, after)
+            outcomes.append(same(answers, after))
+            shutil.rmtree(work)
     assert set(outcomes) == {False, True}
 
 
