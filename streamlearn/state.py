@@ -89,6 +89,7 @@ class State(Cut):
             self.ledger.settle()  # the era is judged by held-out clips, and its clips are encoded anew
             if self.judge is not None:
                 self.judge.close(before.name, since_step)
+                self.judge.begin(boundary, self.learner.steps)
             self.eras.start(task.name, since_step)
             self.learner.start_task()
             self.book.close_task(before.name)
@@ -109,8 +110,9 @@ class State(Cut):
                     self.catalog.move(from_era=era.number, since_step=0, to_era=era.number, to_task=new)
                     era.task = new
         self.book.rename(old, new)
+        self.book.open_task(self.task)  # a past task that the current one is part of is current again
         if self.judge is not None:
-            self.judge.memory.rename(old, new)
+            self.judge.rename(old, new)
         m = self.metrics
         m.task_info.remove(old)
         for gauge in (m.recall_ratio, m.forgetting_ratio, m.median_rank, m.eval_pairs):

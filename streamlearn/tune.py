@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamlearn.detector import Detector, NoDetector
 from streamlearn.drift import MeanShift
 from streamlearn.drift_log import Entry
 from streamlearn.errors import SettingsError
@@ -27,6 +28,11 @@ class Suspicion:
     score: float
     threshold: float
     logged: str
+
+
+def detector_of(settings: DriftSettings) -> Detector:
+    """The detector of the settings."""
+    return NoDetector() if settings.detector == "none" else mean_shift(settings)
 
 
 def mean_shift(settings: DriftSettings) -> MeanShift:
@@ -52,9 +58,11 @@ def replay(entries: Sequence[Entry], settings: DriftSettings) -> tuple[list[Susp
     Returns:
         The suspicions, and the score of every batch.
     """
-    detector, found, scores = mean_shift(settings), [], []
+    detector, found, scores = detector_of(settings), [], []
     for i, entry in enumerate(entries):
-        detector.take(entry.batch)
+        if entry.operator:
+            detector.restart()
+        detector.take(entry.batch, entry.measured)
         scores.append(detector.score)
         if detector.drift_detected:
             onset = entries[max(0, i - detector.onset_batches_ago)].clips
