@@ -158,4 +158,7 @@ class Cut:
             if memory and not known:
                 log.warning("the encoders at the start are others than before: earlier tasks are not recognised")
         if "detector" in generation.tensors:
-            self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})
+            try:
+                self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})
+            except KeyError:
+                log.warning("drift.detector is another than before: it begins anew")

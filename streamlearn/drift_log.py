@@ -70,6 +70,7 @@ class DriftLog:
             "clips": clips,
             "rows": batch.rows,
             "square": batch.square,
+            "video_square": batch.first_square,
             "traces": [None if np.isnan(x) else x for x in batch.traces.tolist()],
             "score": verdict[0],
             "threshold": verdict[1],
@@ -113,7 +114,8 @@ def _entries(path: Path) -> Iterator[Entry]:
                 row = json.loads(line)
                 sums = np.frombuffer(base64.b64decode(row["sums"]), "<f2").astype(np.float64)
                 traces = np.array([np.nan if x is None else x for x in row["traces"]])
-                batch = Summary(sums, row["square"], row["rows"], traces)
+                square = row["square"]  # both halves are unit rows
+                batch = Summary(sums, square, row["rows"], traces, row.get("video_square", square / 2))
                 yield Entry(
                     row["step"], row["clips"], batch, row["score"], row["threshold"], row["outcome"],
                     Measured(row["loss"], row["recall"], row["grad_norm"]), row.get("operator", False),

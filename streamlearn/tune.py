@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from streamlearn.detector import Detector, NoDetector
 from streamlearn.drift import MeanShift
+from streamlearn.drift_library import LibraryDetector, LibraryName, Strictness, river
 from streamlearn.drift_log import Entry
+from streamlearn.drift_vote import Vote
 from streamlearn.errors import SettingsError
 from streamlearn.settings import DriftSettings
+from streamlearn.signals import Signal, SignalName
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,37 @@ class Suspicion:
 
 
 def detector_of(settings: DriftSettings) -> Detector:
-    """The detector of the settings."""
-    return NoDetector() if settings.detector == "none" else mean_shift(settings)
+    """The detector of the settings.
+
+    Raises:
+        SettingsError: it needs a library that is not installed.
+    """
+    if settings.detector == "none":
+        return NoDetector()
+    if settings.detector == "vote":
+        members = [_member(settings, *vote.partition(":")[::2]) for vote in settings.vote]
+        return Vote(members, quorum=settings.vote_quorum, window_batches=settings.vote_window_batches)
+    return _member(settings, settings.detector, settings.signal)
+
+
+def _member(settings: DriftSettings, name: str, signal: str) -> Detector:
+    if name == "mean_shift":
+        return mean_shift(settings)
+    strictness = Strictness(settings.page_hinkley_threshold, settings.adwin_delta, settings.kswin_alpha)
+    return LibraryDetector(
+        river(cast(LibraryName, name), strictness),
+        Signal(
+            cast(SignalName, signal or settings.signal),
+            window=settings.window_batches,
+            reference=settings.reference_batches,
+        ),
+        warmup_batches=settings.warmup_batches,
+        cooldown_batches=settings.cooldown_batches,
+    )
 
 
 def mean_shift(settings: DriftSettings) -> MeanShift:
-    """The detector of the settings."""
+    """The default detector, by the settings."""
     windows = [(settings.window_batches, settings.reference_batches)]
     if settings.slow_window_batches and settings.frozen_judge:
         windows.append((settings.slow_window_batches, settings.slow_reference_batches))

@@ -25,8 +25,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "drift", "evaluate", "room"),
-    ("encoders_pretrained", "recognition", "drift_log", "heldout", "testing_evaluation"),
-    ("encoders", "momentum_triton", "tune"),
+    ("encoders_pretrained", "recognition", "drift_log", "heldout", "testing_evaluation", "signals", "drift_vote"),
+    ("encoders", "momentum_triton", "drift_library"),
+    ("tune",),
     ("index_blocks", "frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server", "process"),
     ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
     # parts made of parts
