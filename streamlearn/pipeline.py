@@ -288,6 +288,7 @@ class Pipeline:
         boundary = self.boundaries.announced(explicit, current=current.name if current else None)
         if boundary is not None:
             self.start_task(boundary, batch)
+        self.state.locate(batch)
 
     def _look_for_boundary(self, stats: StepStats, explicit: str | None) -> None:
         seen = self.watch.look(stats, explicit=explicit, task=self.state.task, clips=self.state.clips)

@@ -97,6 +97,12 @@ class State(Cut):
         self.book.open_task(task.name)
         self.show_tasks()
 
+    def locate(self, batch: Sequence[Event]) -> None:
+        """Note the first clip of a task that was begun between two batches."""
+        task, first = self.tasks.current, next((event for event in batch if isinstance(event, Clip)), None)
+        if task is not None and task.first_clip is None and first is not None:
+            self.tasks.locate(first.position, first.video_id)
+
     def relabel(self, old: str, new: str, *, merge: bool) -> None:
         """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, gauges.
 

@@ -77,7 +77,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LONGEST = 320
 #: Those that may be longer, each with its reason.
 LONGER = {
-    "pipeline": 316,  # shorter, in truth: the loop is what everybody reads
+    "pipeline": 320,  # shorter, in truth: the loop is what everybody reads
 }
 
 #: Sleeps to keep a pace, in a process of its own; nothing waits for it.
