@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from streamlearn.connectors.synthetic import render
 from streamlearn.decode import decode
 from streamlearn.detector import Measured
 from streamlearn.drift import MeanShift
+from streamlearn.era_view import QueryEncoder
+from streamlearn.frames import FrameStore, pack
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.recognition import TaskMemory
@@ -388,22 +391,31 @@ def real(folders: list[Path], per_stream: int = 300, rounds: int = 20) -> None:
     print(f"(smallest shift {min(shifts[False]):.1f})")
 
 
-def cost(pool: Pool, steps: int = 300) -> None:
-    """Time of the detector's update beside the learner's step, both in turn."""
+def cost(pool: Pool, steps: int = 200) -> None:
+    """Time of the detector's update, and of a clip that the judge looks at, beside the learner's step; in turn."""
     stream = Stream("cost", 1, ("studio",), (steps * BATCH,))
     rows = rows_of(stream)
     frames, captions, _ = pool.part("studio")
     learner, detector = Learner(build_towers(ModelSettings(), 0), LearnerSettings()), MeanShift()
-    spent = np.zeros((2, steps))
+    spent, folder = np.zeros((3, steps)), TemporaryDirectory()
+    store, seeing = FrameStore(Path(folder.name), 2**30), QueryEncoder(pool.frozen)
+    for row in range(64):
+        store.put(row, pack(frames[row]))
     for step in range(steps):
         chosen = rows[step * BATCH : (step + 1) * BATCH]
         begin = time.perf_counter()
         stats = learner.step(frames[chosen], [[captions[i]] for i in chosen], [str(i) for i in chosen])
         middle = time.perf_counter()
         detector.update(np.concatenate([stats.keys_video, stats.keys_text], axis=1))
-        spent[:, step] = middle - begin, time.perf_counter() - middle
-    step_ms, update_ms = 1000 * np.median(spent[:, 120:], axis=1)
-    print(f"step {step_ms:.1f} ms, update {update_ms:.2f} ms: {update_ms / step_ms:.2%}")
+        after = time.perf_counter()
+        seeing.clips(np.stack([stored for row in range(64) if (stored := store.get(row)) is not None]))
+        seeing.texts(captions[:64])
+        spent[:, step] = middle - begin, after - middle, (time.perf_counter() - after) / 64
+    store.close()
+    folder.cleanup()
+    step_ms, update_ms, look_ms = 1000 * np.median(spent[:, steps // 2 :], axis=1)
+    print(f"step of {BATCH} clips {step_ms:.1f} ms, update {update_ms:.2f} ms: {update_ms / step_ms:.2%}")
+    print(f"a clip that the judge looks at {look_ms:.2f} ms: {look_ms * BATCH / step_ms:.1%} of learning one")
 
 
 if __name__ == "__main__":

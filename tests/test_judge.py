@@ -52,6 +52,18 @@ def test_a_boundary_without_a_change_is_refused_and_one_with_it_is_not(parts: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("shown", "said"), [("studio", "reef"), ("reef", "studio")])
+def test_a_change_of_captions_alone_or_of_pictures_alone_is_one(parts: Parts, shown: str, said: str) -> None:
+    judge = judge_of(parts)
+    for domain, spoken, steps in (("studio", "studio", 8), (shown, said, 3)):
+        for _ in range(steps):
+            parts.learn(16, domain, said=spoken)
+    verdict = judge.judge(Boundary("drift", 9.0, 3), "t1", parts.learner.steps)
+    assert verdict.boundary is not None
+    assert verdict.boundary.name is None
+
+
+@pytest.mark.slow
 def test_a_task_that_returns_gets_its_name_back_unless_switched_off(parts: Parts) -> None:
     judges = judge_of(parts), judge_of(parts, revisits=False)
     for task, domain in (("t1", "studio"), ("t2", "reef"), ("t3", "night")):
