@@ -73,7 +73,7 @@ def river(name: LibraryName, strictness: Strictness) -> Callable[[], Watcher]:
         "page_hinkley": lambda: drift.PageHinkley(
             min_instances=1, delta=0.5, threshold=strictness.page_hinkley_threshold, mode="up"
         ),
-        "adwin": lambda: drift.ADWIN(delta=strictness.adwin_delta, clock=1),
+        "adwin": lambda: drift.ADWIN(delta=strictness.adwin_delta, clock=1),  # type: ignore[no-untyped-call]
         "kswin": lambda: drift.KSWIN(alpha=strictness.kswin_alpha, window_size=30, stat_size=8, seed=0),
     }
     return makers[name]

@@ -14,7 +14,8 @@ from streamlearn.drift_log import Entry
 from streamlearn.drift_vote import Vote
 from streamlearn.errors import SettingsError
 from streamlearn.settings import DriftSettings
-from streamlearn.signals import Signal, SignalName
+from streamlearn.settings_learning import SignalName
+from streamlearn.signals import Signal
 
 
 @dataclass(frozen=True)
