@@ -19,7 +19,6 @@ from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
-from streamlearn.drift import Detector, NoDetector
 from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.evaluate import ScoreBook
@@ -27,6 +26,7 @@ from streamlearn.evaluator import Evaluator
 from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
+from streamlearn.frozen_clips import FrozenClips, frame_of
 from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
 from streamlearn.judge import Judge
@@ -46,12 +46,12 @@ from streamlearn.server import Server
 from streamlearn.service import DaemonService
 from streamlearn.service_generations import GenerationsService
 from streamlearn.service_tasks import TasksService
-from streamlearn.settings import DriftSettings, Settings
+from streamlearn.settings import Settings
 from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.stored_clips import StoredClips
 from streamlearn.tasks import Boundaries
-from streamlearn.tune import mean_shift
+from streamlearn.tune import detector_of
 from streamlearn.warmup import build_towers, device_of, reading_of
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Daemon:
         frozen = learner.online.frozen_copy() if judged else None  # before anything is learned
         eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
         judge = _judge(frozen, self.catalog, self.frames, eras, settings)
-        detector = _detector(settings.drift)
+        detector = detector_of(settings.drift)
         evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)
         self.scoreboard = Scoreboard(book, self.catalog, self.metrics)
         examiner = Examiner(evaluator, self.scoreboard, self.metrics, budget_ratio=settings.evaluate.budget_ratio)
@@ -259,15 +259,9 @@ def _judge(frozen: Towers | None, catalog: Catalog, frames: FrameStore, eras: Er
     if frozen is None:
         return None
     return Judge(
-        frozen,
-        catalog,
-        frames,
-        eras,
+        FrozenClips(frozen, catalog, frames, eras),
+        frame=frame_of(frozen),
         batch_size=settings.learner.batch_size,
         clips_per_false_boundary=settings.drift.clips_per_false_boundary,
         revisits=settings.drift.revisits,
     )
-
-
-def _detector(settings: DriftSettings) -> Detector:
-    return NoDetector() if settings.detector == "none" else mean_shift(settings)

@@ -112,7 +112,9 @@ class Metrics:
             dead_letters_total=counter("dead_letters_total", "Rejected records by error code.", "code"),
             source_lag_records=gauge("source_lag_records", "Records not yet delivered.", "topic", "partition"),
             source_connected=gauge("source_connected", "1: the source answers; 0: it is away."),
-            drift_score=gauge("drift_score", "The detector's statistic; about 1 where nothing drifts.", "detector"),
+            drift_score=gauge(
+                "drift_score", "The detector's statistic; of mean_shift about 1 where nothing drifts.", "detector"
+            ),
             task_boundaries_total=counter("task_boundaries_total", "Task boundaries by cause.", "cause"),
             task_info=gauge("task_info", "1 for the task being learned, 0 for the others.", "task"),
             stage_seconds=histogram(

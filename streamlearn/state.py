@@ -89,12 +89,19 @@ class State(Cut):
             self.ledger.settle()  # the era is judged by held-out clips, and its clips are encoded anew
             if self.judge is not None:
                 self.judge.close(before.name, since_step)
+                self.judge.begin(boundary, self.learner.steps)
             self.eras.start(task.name, since_step)
             self.learner.start_task()
             self.book.close_task(before.name)
         self._log_boundary(batch)
         self.book.open_task(task.name)
         self.show_tasks()
+
+    def locate(self, batch: Sequence[Event]) -> None:
+        """Note the first clip of a task that was begun between two batches."""
+        task, first = self.tasks.current, next((event for event in batch if isinstance(event, Clip)), None)
+        if task is not None and task.first_clip is None and first is not None:
+            self.tasks.locate(first.position, first.video_id)
 
     def relabel(self, old: str, new: str, *, merge: bool) -> None:
         """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, gauges.
@@ -109,8 +116,9 @@ class State(Cut):
                     self.catalog.move(from_era=era.number, since_step=0, to_era=era.number, to_task=new)
                     era.task = new
         self.book.rename(old, new)
+        self.book.open_task(self.task)  # a past task that the current one is part of is current again
         if self.judge is not None:
-            self.judge.memory.rename(old, new)
+            self.judge.rename(old, new)
         m = self.metrics
         m.task_info.remove(old)
         for gauge in (m.recall_ratio, m.forgetting_ratio, m.median_rank, m.eval_pairs):
