@@ -13,6 +13,7 @@ from kafka import KafkaConsumer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from streamlearn.connectors.kafka_client import KafkaOptions, client_config, open_client
+from streamlearn.connectors.kafka_events import KafkaEvents
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_producer import KafkaDeadLetters
 from streamlearn.connectors.kafka_publisher import KafkaPublisher
@@ -53,6 +54,11 @@ class KafkaSource:
         """Where clips that come over HTTP go: the topic itself."""
         return KafkaPublisher(self._options)
 
+    def events(self) -> KafkaEvents | None:
+        """Where the daemon's events go: `events_topic` of the same cluster, where there is one."""
+        topic = self._options.events_topic
+        return None if topic is None else KafkaEvents(self._options, topic)
+
     @property
     def connected(self) -> bool:
         """Whether the broker answered when it was last asked."""
@@ -73,9 +79,9 @@ class KafkaSource:
         return self._reader.restarts if self._reader else 0
 
     @property
-    def lost(self) -> int:
-        """Records that were gone before they were read, as far as their number is known."""
-        return self._reader.lost if self._reader else 0
+    def lost(self) -> Mapping[Partition, int]:
+        """Records that were gone before they were read; 1 where their number is not known."""
+        return self._reader.lost if self._reader else {}
 
     def start(self, offsets: Offsets) -> None:
         """Join the group, in the background: a broker that is away is reported by `poll`."""

@@ -46,6 +46,7 @@ class KafkaOptions(LoginOptions, Protocol):
     auto_offset_reset: Literal["earliest", "latest"]
     on_truncated: Literal["earliest", "error"]
     dead_letter_topic: str
+    events_topic: str | None
     session_timeout_ms: int
     max_poll_records: int
     prefetch_records: int

@@ -31,7 +31,7 @@ class KafkaSettings(Section):
     topic_pattern: str | None = Field(
         None,
         description="Read every topic whose whole name matches this regular expression, instead of `topics`; the"
-        " dead-letter topic is never among them.",
+        " dead-letter topic and the events topic are never among them.",
     )
     partitions: list[str] = Field(
         [], description="Read these partitions (clips:0,clips:3) and no others, outside of any group's assignment."
@@ -49,6 +49,12 @@ class KafkaSettings(Section):
         " oldest there is, or stop learning. Either way the lost range is said.",
     )
     dead_letter_topic: str = Field("clips.dlq", min_length=1, description="Where rejected records go.")
+    events_topic: str | None = Field(
+        None,
+        min_length=1,
+        description="Where the daemon says, as CloudEvents, that a task began, a generation was published or a rollback"
+        " done, such as streamlearn.events; null: nowhere.",
+    )
     session_timeout_ms: int = Field(
         45_000, ge=1_000, description="A member not heard of for this long leaves the group."
     )
@@ -101,6 +107,10 @@ class KafkaSettings(Section):
         if self.dead_letter_topic in self.topics and self.topic_pattern is None and not self.partitions:
             raise ValueError(
                 f"dead_letter_topic {self.dead_letter_topic!r} is among the topics: dead letters would be read again"
+            )
+        if self.events_topic is not None and self.events_topic in (*self.topics, self.dead_letter_topic):
+            raise ValueError(
+                f"events_topic {self.events_topic!r} is a topic of clips or dead letters: name another one"
             )
         if self.oauth_token_url is not None:
             if self.oauth_token_file is not None:
