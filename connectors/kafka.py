@@ -18,6 +18,7 @@ from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_producer import KafkaDeadLetters
 from streamlearn.connectors.kafka_publisher import KafkaPublisher
 from streamlearn.connectors.kafka_reader import Reader
+from streamlearn.connectors.kafka_schemas import SchemaRegistry
 from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.records import Offsets, Partition, Record
 
@@ -33,11 +34,12 @@ class KafkaSource:
         """Connects at `start`.
 
         Raises:
-            SettingsError: an option that the client does not know, or a secret file that cannot be read.
+            SettingsError: an option that the client does not know, a file that cannot be read, a missing extra.
         """
         self._options = options
         self._config = _consumer_config(options)
         self._subscription = Subscription(options, self._config)
+        self._registry = SchemaRegistry.of(options)
         self._handover = self._new_handover({})
         self._reader: Reader | None = None
 
@@ -61,8 +63,9 @@ class KafkaSource:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answered when it was last asked."""
-        return self._reader is not None and self._reader.connected
+        """Whether the broker, and the registry if there is one, answered when they were last asked."""
+        reachable = self._registry is None or self._registry.reachable
+        return self._reader is not None and self._reader.connected and reachable
 
     @property
     def waiting(self) -> str | None:
@@ -94,10 +97,18 @@ class KafkaSource:
         """Records in the order of their partition; none while paused.
 
         Raises:
-            SourceError: once each time that the broker goes away, or refuses us.
+            SourceError: once each time that the broker goes away, or refuses us; always while the next record's schema
+                cannot be looked up.
             SourceLostError: always, once records are gone that were to be read and `on_truncated` is "error".
         """
-        return self._handover.take(self._options.max_poll_records, timeout_s)
+        limit, registry = self._options.max_poll_records, self._registry
+        if registry is None:
+            return self._handover.take(limit, timeout_s)
+        first = self._handover.peek(timeout_s)
+        if first is None:
+            return []
+        registry.learn(first)  # it stays where it is for as long as the registry is away
+        return [registry.attach(record) for record in self._handover.take(limit, 0, registry.knows)]
 
     def pause(self) -> None:
         """Stop fetching; the member stays in the group for as long as it takes."""
@@ -120,6 +131,8 @@ class KafkaSource:
         """Commit what `commit` was given, leave the group, end the thread."""
         if self._reader is not None:
             self._reader.close()
+        if self._registry is not None:
+            self._registry.close()
 
     def _connect(self) -> KafkaConsumer:
         self._subscription.look()

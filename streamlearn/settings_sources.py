@@ -82,6 +82,19 @@ class KafkaSettings(Section):
     oauth_client_secret_file: Path | None = Field(None, description="For `oauth_token_url`.")
     oauth_scope: str | None = Field(None, description="For `oauth_token_url`, where the provider wants one.")
 
+    schema_registry_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^@]+$",
+        description="A schema registry (Confluent's REST API): values and keys in its wire format, Avro or JSON, are"
+        " read by its schemas (extra `registry`). Without credentials; several with commas.",
+    )
+    schema_registry_auth_file: Path | None = Field(
+        None, description="A file with user:password for it, or an API key and its secret."
+    )
+    schema_registry_ca_file: Path | None = Field(
+        None, description="Certificates that it must be vouched for by, PEM; null: the usual ones."
+    )
+
     @field_validator("topic_pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
@@ -117,6 +130,8 @@ class KafkaSettings(Section):
                 raise ValueError("oauth_token_file and oauth_token_url exclude each other: give one")
             if self.oauth_client_id is None or self.oauth_client_secret_file is None:
                 raise ValueError("oauth_token_url needs oauth_client_id and oauth_client_secret_file")
+        if self.schema_registry_url is None and (self.schema_registry_auth_file or self.schema_registry_ca_file):
+            raise ValueError("schema_registry_auth_file and schema_registry_ca_file need schema_registry_url")
         return self
 
     @field_serializer("client")

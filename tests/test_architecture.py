@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
-    ("durable", "retention", "cutover"),
+    ("durable", "retention", "cutover", "wire", "connectors.kafka_schemas"),
     ("settings_base", "allocator", "recent", "page", "assets", "lineage", "encoders_frames"),
     ("encoders_tiny", "onset", "tail", "mailbox"),
     ("settings_learning", "settings_serving", "settings_sources"),
