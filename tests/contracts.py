@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 from streamlearn.errors import SourceError
@@ -57,7 +58,7 @@ def check_reading(open_source: Open, count: int, deadline_s: float) -> list[Reco
         assert record.value is not None or record.key, f"the tombstone at {record.position} has no key"
     for partition, offsets in _by_partition(records).items():
         assert all(isinstance(offset, int) and offset >= 0 for offset, _ in offsets), f"{partition}: no whole numbers"
-        assert all(a < b for (a, _), (b, _) in zip(offsets, offsets[1:], strict=False)), f"{partition}: not growing"
+        assert all(a < b for (a, _), (b, _) in pairwise(offsets)), f"{partition}: not growing"
     return records
 
 
@@ -129,7 +130,8 @@ def _read(source: Source, count: int, deadline_s: float) -> list[Record]:
         except EndOfStream:
             raise AssertionError(f"the stream ended after {len(records)} of {count} records") from None
         except SourceError as error:
-            assert error.retriable, f"it gives up: {error}"
+            if not error.retriable:
+                raise AssertionError(f"it gives up: {error}") from error
     return records
 
 
