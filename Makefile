@@ -23,7 +23,7 @@ demo: setup ## run the main job: rendered clips arrive, are learned, and can be 
 
 test: setup ## install what the tests need, and run all of them
 	@tests/ops/install.sh
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: lint types test ## what CI runs
 
