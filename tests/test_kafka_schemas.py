@@ -93,9 +93,10 @@ def test_schemas_are_looked_up_by_the_id_of_key_and_value(url: str, connect: Ope
 
 
 def test_json_schemas_and_references_are_looked_up(url: str, connect: Open) -> None:
-    register(url, "take", {"type": "integer"}, "JSON")
+    draft = {"$schema": "http://json-schema.org/draft-07/schema#"}  # Apicurio 2.6 takes no schema without it
+    register(url, "take", {**draft, "type": "integer"}, "JSON")
     reference = {"name": "take.json", "subject": "take", "version": 1}
-    contents = {"type": "object", "properties": {"take": {"$ref": "take.json"}}}
+    contents = {**draft, "type": "object", "properties": {"take": {"$ref": "take.json"}}}
     number = register(url, "json-value", contents, "JSON", [reference])
     body = {"caption": "c", "uri": "file:///a", "take": 3}
     found = resolved(connect(url), record(framed(number, json.dumps(body).encode())))
