@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from streamlearn.errors import SourceError
 from streamlearn.records import Offsets, Partition, Record
@@ -45,26 +45,22 @@ class Handover:
         with self._condition:
             self._condition.wait_for(self._has_room, timeout_s)
 
-    def take(self, limit: int, timeout_s: float) -> Sequence[Record]:
-        """Up to `limit` records, waiting for the first; none while paused.
+    def peek(self, timeout_s: float) -> Record | None:
+        """The record that `take` would give first, left where it is; otherwise as `take`."""
+        with self._condition:
+            return self._queue[0][1] if self._wait(timeout_s) else None
+
+    def take(self, limit: int, timeout_s: float, usable: Callable[[Record], bool] = lambda _: True) -> Sequence[Record]:
+        """Up to `limit` records, waiting for the first, up to one that is not usable; none while paused.
 
         Raises:
             SourceError: what `report` was given, once; what `fail` was given, whenever there are no records.
         """
-        deadline = time.monotonic() + timeout_s
         with self._condition:
-            while self._paused or not self._queue:
-                if self._failure is not None:
-                    raise self._failure
-                if self._trouble is not None:
-                    trouble, self._trouble = self._trouble, None
-                    raise trouble
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return []
-                self._condition.wait(left)
             taken: list[Record] = []
-            while self._queue and len(taken) < limit:
+            if not self._wait(timeout_s):
+                return taken
+            while self._queue and len(taken) < limit and usable(self._queue[0][1]):
                 partition, record = self._queue.popleft()
                 self._bytes -= _size(record)
                 self._next[partition] = record.position.offset + 1
@@ -137,6 +133,21 @@ class Handover:
         """Records not handed over yet, of the partitions we own, given the ends of their logs."""
         with self._condition:
             return {p: max(0, ends[p] - self._next[p]) for p in self._owned if p in ends and p in self._next}
+
+    def _wait(self, timeout_s: float) -> bool:
+        """For a record that may be handed over; with the lock held."""
+        deadline = time.monotonic() + timeout_s
+        while self._paused or not self._queue:
+            if self._failure is not None:
+                raise self._failure
+            if self._trouble is not None:
+                trouble, self._trouble = self._trouble, None
+                raise trouble
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._condition.wait(left)
+        return True
 
     def _has_room(self) -> bool:
         return not self._paused and len(self._queue) < self._max_records and self._bytes < self._max_bytes

@@ -23,6 +23,7 @@ from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
+from streamlearn.events import Events
 from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
@@ -47,7 +48,7 @@ from streamlearn.service import DaemonService
 from streamlearn.service_generations import GenerationsService
 from streamlearn.service_tasks import TasksService
 from streamlearn.settings import Settings
-from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
+from streamlearn.source import DeadLetters, EventSink, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.stored_clips import StoredClips
 from streamlearn.tasks import Boundaries
@@ -98,6 +99,7 @@ class Daemon:
         reopen = None if source is not None else partial(load_source_class(settings.source).from_settings, settings)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
+        events = opened.enter_context(closing(Events(_event_sink(source), self.metrics)))
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
         )
@@ -149,6 +151,7 @@ class Daemon:
             generations=Generations(settings.state_dir, retention(settings.checkpoint)),
             searcher=self.searcher,
             dead_letters=self.dead_letters,
+            events=events,
             metrics=self.metrics,
             reading=Reading(
                 {f"media.{name}": getattr(media, name) for name in ("frames", "size_px", "sampling")},
@@ -253,6 +256,11 @@ def load_options(settings: Settings, encoder_px: int) -> LoadOptions:
 def _dead_letters(source: Source, state_dir: Path) -> DeadLetters:
     own = getattr(source, "dead_letters", None)
     return own() if own is not None else FileDeadLetters(state_dir / "dead_letters.jsonl")
+
+
+def _event_sink(source: Source) -> EventSink | None:
+    own = getattr(source, "events", None)
+    return None if own is None else own()
 
 
 def _judge(frozen: Towers | None, catalog: Catalog, frames: FrameStore, eras: Eras, settings: Settings) -> Judge | None:
