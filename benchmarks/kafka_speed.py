@@ -1,6 +1,7 @@
 """How fast clips come out of Kafka, beside the bare client, in one run; and how fast a restart comes back.
 
     python benchmarks/kafka_speed.py [--rounds 3] [--json results.jsonl]
+    python benchmarks/kafka_speed.py --learned 2000        # what a whole daemon makes of so many clips
     python benchmarks/kafka_speed.py --recovery 20000      # kill -9 of a daemon with so many clips
 
 The broker is that of STREAMLEARN_TEST_KAFKA, or one that is started.
@@ -20,6 +21,7 @@ import os
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from streamlearn.app import Daemon
 from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.connectors.synthetic import write_stream
 from streamlearn.envelope import parse
+from streamlearn.frames import pack
 from streamlearn.records import Partition, Position, Record
 from streamlearn.settings import KafkaSettings, load
 from tests.daemon import DaemonProcess, until
@@ -173,6 +176,45 @@ def consume(broker: KafkaBroker, rounds: int) -> list[dict[str, object]]:
     return results
 
 
+def learned(broker: KafkaBroker, clips: int) -> dict[str, object]:
+    """Clips a second that a daemon learns from a topic which has them all; and how long its learner waits for them."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        write_stream(work / "films", domains=("studio", "night"), clips_per_domain=60, seed=0)
+        rows = [json.loads(row) for row in (work / "films" / "manifest.jsonl").read_text().splitlines()]
+        messages = [
+            json.dumps({
+                "captions": [row["caption"]],
+                "media_b64": base64.b64encode((work / "films" / row["path"]).read_bytes()).decode(),
+            }).encode()
+            for row in rows
+        ]  # fmt: skip
+        topic = f"learned-{os.getpid()}"
+        fill(broker, topic, (messages[n % len(messages)] for n in range(clips)))
+        settings = {
+            "source": "streamlearn.connectors.kafka:KafkaSource", "kafka.bootstrap_servers": [broker.bootstrap],
+            "kafka.topics": [topic], "kafka.group_id": topic, "kafka.dead_letter_topic": f"{topic}-dead",
+        }  # fmt: skip
+        seen: list[tuple[float, int, float]] = []
+        with DaemonProcess(work, settings) as daemon:
+            for part in (clips // 5, clips):  # the first fifth warms up
+                status = daemon.wait_for(lambda s, n=part: s["searchable"] >= 0.98 * n, f"{part} clips are learned")
+                seen.append((time.perf_counter(), status["searchable"], waited(daemon)))
+        (start, first, idle), (end, last, idle_in_all) = seen
+        took = end - start
+        return {
+            "clips": last - first, "per_s": round((last - first) / took),
+            "learner_waits_for_clips": round((idle_in_all - idle) / took, 2), "bytes": len(messages[0]),
+        }  # fmt: skip
+
+
+def waited(daemon: DaemonProcess) -> float:
+    """Seconds that the pipeline has waited for a batch."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{daemon.port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return float(next(line for line in lines if 'stage_seconds_sum{stage="wait"}' in line).split()[-1])
+
+
 def grow(work: Path, clips: int) -> None:
     """A state with so many clips: a few that were learned, the rest with vectors by chance, in the real format."""
     write_stream(work / "clips", domains=("studio",), clips_per_domain=64, seed=0, size_px=32)
@@ -182,6 +224,9 @@ def grow(work: Path, clips: int) -> None:
         until(lambda: daemon.service.status()["state"] == "finished", "a few clips are learned", 600)
         state = daemon.state  # the loop has nothing to do any more, so we may write
         first = next(iter(state.catalog.clips([1]).values()))
+        frames = state.frames.get(1)
+        assert frames is not None
+        packed = pack(frames)
         for begin in range(64, clips, 5_000):
             ids = range(begin, min(clips, begin + 5_000))
             vectors = chance.standard_normal((len(ids), state.learner.online.dim), dtype=np.float32)
@@ -189,6 +234,8 @@ def grow(work: Path, clips: int) -> None:
             with state.catalog.transaction():
                 rows, _ = state.catalog.put([replace(first, video_id=f"synthetic-{n}") for n in ids])
                 state.eras.upsert(rows, vectors)
+            for row in rows:  # a start looks at every file
+                state.frames.put(row, packed)
         state.publish()
         state.checkpoint()
 
@@ -222,12 +269,21 @@ def recovery(clips: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--learned", type=int, metavar="CLIPS")
     parser.add_argument("--recovery", type=int, metavar="CLIPS")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     if arguments.recovery:
         results = [recovery(arguments.recovery)]
+    elif arguments.learned:
+        with tempfile.TemporaryDirectory() as work:
+            broker = find_broker(Path(work))
+            try:
+                results = [learned(broker, arguments.learned)]
+            finally:
+                broker.close()
+        print(results[0])
     else:
         with tempfile.TemporaryDirectory() as work:
             broker = find_broker(Path(work))

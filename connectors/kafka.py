@@ -156,6 +156,7 @@ def _consumer_config(options: KafkaOptions) -> dict[str, Any]:
             "enable_auto_commit": False,
             # Not the operator's choice: we resolve unknown positions ourselves, and must hear of lost ranges.
             "auto_offset_reset": "none",
+            "isolation_level": "read_committed",  # what a producer's transaction took back was never said
             "allow_auto_create_topics": False,  # a misspelt topic must be an error, not an empty topic
             "metadata_max_age_ms": 30_000,  # so soon are new partitions noticed
             "reconnect_backoff_max_ms": 5_000,  # a broker that is back is noticed soon

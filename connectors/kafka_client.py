@@ -16,6 +16,7 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 
 from streamlearn.connectors.kafka_auth import LoginOptions, given_options
+from streamlearn.connectors.kafka_records import tolerate_names
 from streamlearn.connectors.kafka_schemas import RegistryOptions
 from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
 
@@ -84,6 +85,7 @@ def open_client(client: Callable[..., Client], config: Mapping[str, Any]) -> Cli
     Raises:
         SourceError: no token is to be had; and whatever the client raises.
     """
+    tolerate_names()
     parts: list[KafkaNetClient] = []
 
     def build(**network: Any) -> KafkaNetClient:

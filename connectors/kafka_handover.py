@@ -10,9 +10,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
 from streamlearn.errors import SourceError
 from streamlearn.records import Offsets, Partition, Record
+
+
+class _Chunk(NamedTuple):
+    """Records of one partition that came together, and go together where the limit allows it."""
+
+    partition: Partition
+    records: Sequence[Record]
+    size_bytes: int
 
 
 class Handover:
@@ -24,12 +34,13 @@ class Handover:
 
     def __init__(self, offsets: Offsets, *, max_records: int, max_bytes: int) -> None:
         self._condition = threading.Condition()
-        self._queue: deque[tuple[Partition, Record]] = deque()
-        self._bytes = 0
+        self._queue: deque[_Chunk] = deque()
+        self._records = self._bytes = 0  # in the queue
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._next = dict(offsets)  # to hand over next; kept when a partition goes
         self._owned: set[Partition] = set()
+        self._after: dict[Partition, int] = {}  # what was put since it is ours
         self._paused = False
         self._trouble: SourceError | None = None
         self._failure: SourceError | None = None
@@ -48,9 +59,9 @@ class Handover:
     def peek(self, timeout_s: float) -> Record | None:
         """The record that `take` would give first, left where it is; otherwise as `take`."""
         with self._condition:
-            return self._queue[0][1] if self._wait(timeout_s) else None
+            return self._queue[0].records[0] if self._wait(timeout_s) else None
 
-    def take(self, limit: int, timeout_s: float, usable: Callable[[Record], bool] = lambda _: True) -> Sequence[Record]:
+    def take(self, limit: int, timeout_s: float, usable: Callable[[Record], bool] | None = None) -> Sequence[Record]:
         """Up to `limit` records, waiting for the first, up to one that is not usable; none while paused.
 
         Raises:
@@ -60,29 +71,42 @@ class Handover:
             taken: list[Record] = []
             if not self._wait(timeout_s):
                 return taken
-            while self._queue and len(taken) < limit and usable(self._queue[0][1]):
-                partition, record = self._queue.popleft()
-                self._bytes -= _size(record)
-                self._next[partition] = record.position.offset + 1
-                taken.append(record)
+            while self._queue and len(taken) < limit:
+                count = limit - len(taken)
+                if usable is not None:
+                    count = len(list(takewhile(usable, self._queue[0].records[:count])))
+                if count == 0:
+                    break
+                chunk = self._take_chunk(count)
+                self._next[chunk.partition] = chunk.records[-1].position.offset + 1
+                taken += chunk.records
             self._condition.notify_all()
             return taken
 
-    def put(self, partition: Partition, records: Iterable[Record]) -> None:
-        """Queue records of one partition, in order; not if it is not ours any more."""
+    def put(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Queue records of one partition, in order; not if it is not ours any more, and none a second time."""
+        size = sum(map(_size, records))
         with self._condition:
-            if partition not in self._owned:
+            if partition not in self._owned or not records:
                 return
-            for record in records:
-                self._next.setdefault(partition, record.position.offset)
-                self._queue.append((partition, record))
-                self._bytes += _size(record)
+            # A partition that went and came back between a fetch and this is fetched once more.
+            if records[0].position.offset < (after := self._after.get(partition, 0)):
+                records = [record for record in records if record.position.offset >= after]
+                size = sum(map(_size, records))
+                if not records:
+                    return
+            self._next.setdefault(partition, records[0].position.offset)
+            self._after[partition] = records[-1].position.offset + 1
+            self._queue.append(_Chunk(partition, records, size))
+            self._records += len(records)
+            self._bytes += size
             self._condition.notify_all()
 
     def assign(self, partition: Partition) -> int | None:
         """The partition is ours now: where to go on, None for wherever the source begins."""
         with self._condition:
             self._owned.add(partition)
+            self._after.pop(partition, None)
             return self._next.get(partition)
 
     def revoke(self, partitions: Iterable[Partition] | None = None) -> None:
@@ -97,12 +121,13 @@ class Handover:
         with self._condition:
             if partition in self._owned:
                 self._forget({partition})
+                self._after.pop(partition, None)
                 self._next[partition] = offset
 
     def passed(self, partition: Partition, offset: int) -> None:
         """The fetching thread stands at `offset`: what it skipped (transaction markers, gaps) needs no hand-over."""
         with self._condition:
-            waiting = any(p == partition for p, _ in self._queue)
+            waiting = any(chunk.partition == partition for chunk in self._queue)
             if partition in self._owned and not waiting:
                 self._next[partition] = max(offset, self._next.get(partition, 0))
 
@@ -150,12 +175,25 @@ class Handover:
         return True
 
     def _has_room(self) -> bool:
-        return not self._paused and len(self._queue) < self._max_records and self._bytes < self._max_bytes
+        return not self._paused and self._records < self._max_records and self._bytes < self._max_bytes
+
+    def _take_chunk(self, limit: int) -> _Chunk:
+        chunk = self._queue.popleft()
+        if len(chunk.records) > limit:
+            first, rest = chunk.records[:limit], chunk.records[limit:]
+            size = sum(map(_size, first))
+            self._queue.appendleft(_Chunk(chunk.partition, rest, chunk.size_bytes - size))
+            chunk = _Chunk(chunk.partition, first, size)
+        self._records -= len(chunk.records)
+        self._bytes -= chunk.size_bytes
+        return chunk
 
     def _forget(self, partitions: set[Partition]) -> None:
-        self._queue = deque(entry for entry in self._queue if entry[0] not in partitions)
-        self._bytes = sum(_size(record) for _, record in self._queue)
+        self._queue = deque(chunk for chunk in self._queue if chunk.partition not in partitions)
+        self._records = sum(len(chunk.records) for chunk in self._queue)
+        self._bytes = sum(chunk.size_bytes for chunk in self._queue)
 
 
 def _size(record: Record) -> int:
-    return len(record.key or b"") + len(record.value or b"") + sum(len(k) + len(v) for k, v in record.headers)
+    headers = sum(len(k) + len(v) for k, v in record.headers) if record.headers else 0
+    return len(record.key or b"") + len(record.value or b"") + headers

@@ -46,6 +46,7 @@ class Positions:
         self._options = options
         self._handover = handover
         self._committed: dict[TopicPartition, int] = {}  # at the broker, while the partition was ours
+        self._finished: dict[TopicPartition, int] = {}  # by another member, while the partition was its
 
     def listener(self, consumer: KafkaConsumer) -> ConsumerRebalanceListener:
         """What to subscribe with."""
@@ -70,10 +71,15 @@ class Positions:
             if committed is not None:
                 if before is not None and committed > max(before, consumer.position(tp, timeout_ms=_LOOKUP_MS) or 0):
                     self._move(consumer, tp, committed)
+                    self._finished[tp] = committed
                 self._committed[tp] = committed
             else:
                 self._committed.setdefault(tp, -1)
             self.unplaced.discard(tp)
+
+    def takes_back(self, tp: TopicPartition, offset: int) -> bool:
+        """Whether to commit `offset` would take back what another member has finished and we need not read."""
+        return offset < self._finished.get(tp, 0)
 
     def follow_topics(self, consumer: KafkaConsumer) -> None:
         """Notice topics that were deleted and made anew: our offsets are not of this log, even where it has them.
@@ -93,6 +99,7 @@ class Positions:
                 for tp in anew:
                     self._lose(consumer, tp, earliest[tp], "its topic was deleted and made anew")
                     self._committed.pop(tp, None)
+                    self._finished.pop(tp, None)
             self._topic_ids[topic] = now
 
     def forget(self) -> None:

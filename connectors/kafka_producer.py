@@ -22,6 +22,7 @@ from streamlearn.connectors.kafka_client import (
     client_config,
     open_client,
 )
+from streamlearn.connectors.kafka_records import HeaderName
 from streamlearn.errors import SourceError
 from streamlearn.records import Rejected
 
@@ -129,7 +130,8 @@ class AcknowledgedProducer:
         partition = message.partition
         if partition is not None and partition not in (self._producer.partitions_for(message.topic) or ()):
             partition = None
-        return self._producer.send(message.topic, message.value, message.key, list(message.headers), partition)
+        headers = [(HeaderName(name), value) for name, value in message.headers]
+        return self._producer.send(message.topic, message.value, message.key, headers, partition)
 
 
 class KafkaDeadLetters:
@@ -149,16 +151,21 @@ class KafkaDeadLetters:
         self._waiting_bytes = 0
         self._waiting = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether more waits than should, because the broker did not take it."""
+        return self._waiting >= self.MAX_WAITING or self._waiting_bytes >= self.MAX_WAITING_BYTES
+
     def write(self, rejected: Rejected) -> None:
         """Take one rejected record."""
+        was_full = self.full
         message = dead_letter(rejected, self._topic)
         self._producer.send(message)
         self._waiting += 1
-        self._waiting_bytes += len(message.value or b"")
-        if self._waiting >= self.MAX_WAITING or self._waiting_bytes >= self.MAX_WAITING_BYTES:
-            self._waiting = self._waiting_bytes = 0
+        self._waiting_bytes += len(message.key or b"") + len(message.value or b"")
+        if self.full and not was_full:
             try:
-                self._producer.flush()
+                self.flush()
             except SourceError as error:  # not lost: the caller's flush raises if it still cannot be sent
                 log.warning("%d dead letters wait: %s", len(self._producer), error)
 
@@ -168,8 +175,8 @@ class KafkaDeadLetters:
         Raises:
             SourceError: it has not; they are kept for the next flush.
         """
-        self._waiting = self._waiting_bytes = 0
         self._producer.flush()
+        self._waiting = self._waiting_bytes = 0
 
     def close(self) -> None:
         """Close the client; call `flush` first."""

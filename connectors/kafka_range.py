@@ -21,8 +21,9 @@ from streamlearn.connectors.kafka_client import (
     client_config,
     open_client,
 )
+from streamlearn.connectors.kafka_records import records_of
 from streamlearn.errors import SettingsError, SourceError, StreamlearnError
-from streamlearn.records import Position, Record
+from streamlearn.records import Record
 
 _POLL_S = 1.0
 _SILENCE_S = 2.0
@@ -117,7 +118,7 @@ class Bounded:
         moved = False
         for tp, each in current.items():
             begin = self.next[each]
-            records = [_record(r) for r in fetched.get(tp, ()) if begin <= r.offset < each.end]
+            records = records_of(tp, (r for r in fetched.get(tp, ()) if begin <= r.offset < each.end))
             if records:
                 found[each] = records
                 self.next[each] = records[-1].position.offset + 1
@@ -245,6 +246,7 @@ def _config(options: KafkaOptions) -> dict[str, Any]:
             "group_id": None,
             "enable_auto_commit": False,
             "auto_offset_reset": "none",
+            "isolation_level": "read_committed",
             "allow_auto_create_topics": False,
             "max_poll_records": options.max_poll_records,
             "bootstrap_timeout_ms": min(10_000, options.request_timeout_ms),
@@ -254,13 +256,3 @@ def _config(options: KafkaOptions) -> dict[str, Any]:
 
 def _tp(each: Range | Wanted) -> TopicPartition:
     return TopicPartition(each.topic, each.partition)
-
-
-def _record(record: Any) -> Record:
-    return Record(
-        key=record.key,
-        value=record.value,
-        position=Position(record.topic, str(record.partition), record.offset),
-        headers=tuple((name, value if value is not None else b"") for name, value in record.headers),
-        timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
-    )

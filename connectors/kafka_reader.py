@@ -11,7 +11,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.base import MemberState
@@ -20,9 +19,10 @@ from kafka.structs import OffsetAndMetadata
 from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions, as_source_error
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_positions import ASTRAY, Positions, partition_of, topic_partition
+from streamlearn.connectors.kafka_records import records_of
 from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.errors import SourceLostError
-from streamlearn.records import Offsets, Partition, Position, Record
+from streamlearn.records import Offsets, Partition
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class Reader:
         for tp, records in consumer.poll(
             timeout_ms=timeout_ms if self._subscription.joined(consumer) else _JOIN_MS
         ).items():
-            self._handover.put(partition_of(tp), map(_record, records))
+            self._handover.put(partition_of(tp), records_of(tp, records))
             self._answered()
         if not wanted and self._subscription.joined(consumer):
             self._handover.wait_for_room((_POLL_MS - _FULL_POLL_MS) / 1000)
@@ -170,7 +170,7 @@ class Reader:
         offsets = {
             tp: OffsetAndMetadata(offset, "", -1)
             for p, offset in asked.items()
-            if (tp := topic_partition(p)) in assigned
+            if (tp := topic_partition(p)) in assigned and not self._positions.takes_back(tp, offset)
         }
         if not offsets:
             return
@@ -214,7 +214,7 @@ class Reader:
             if position is not None and tp not in self._positions.unplaced:
                 self._handover.passed(partition_of(tp), position)
             was, since = self._progress.get(tp, (None, now))
-            if tp in paused or position != was or position == ends[tp]:
+            if tp in paused or position != was or position == ends.get(tp, position):  # none: ours only since
                 since = now
             elif now - since > self._stall_s:
                 raise Stalled(f"nothing from {tp.topic}/{tp.partition} for {now - since:.0f} s, at offset {position}")
@@ -248,16 +248,6 @@ def _finish_joining(consumer: KafkaConsumer) -> None:
     """
     if consumer.group_metadata().state is MemberState.REBALANCING:
         consumer._coordinator.request_rejoin()
-
-
-def _record(record: Any) -> Record:
-    return Record(
-        key=record.key,
-        value=record.value,
-        position=Position(record.topic, str(record.partition), record.offset),
-        headers=tuple([(name, value if value is not None else b"") for name, value in record.headers]),
-        timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
-    )
 
 
 def _log_failed_commit(offsets: Mapping[TopicPartition, OffsetAndMetadata], outcome: object) -> None:

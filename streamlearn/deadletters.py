@@ -7,6 +7,7 @@ comes again.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -33,16 +34,21 @@ class FileDeadLetters:
         self._unwritten: list[bytes] = []
         self._waiting_bytes = 0
 
-    def write(self, rejected: Rejected) -> None:
-        """Take one rejected record.
+    @property
+    def full(self) -> bool:
+        """Whether more waits than should, because the disk did not take it."""
+        return self._waiting_bytes > _MAX_WAITING_BYTES
 
-        Raises:
-            SourceError: many are waiting, and cannot be written; this one is kept, too.
-        """
+    def write(self, rejected: Rejected) -> None:
+        """Take one rejected record."""
+        was_full = self.full
         self._unwritten.append(json.dumps(_to_json(rejected)).encode() + b"\n")
         self._waiting_bytes += len(self._unwritten[-1])
-        if self._waiting_bytes > _MAX_WAITING_BYTES:
-            self.flush()
+        if self.full and not was_full:
+            with contextlib.suppress(
+                SourceError
+            ):  # not lost: the caller's flush raises if they still cannot be written
+                self.flush()
 
     def flush(self) -> None:
         """Return when everything written is on disk.

@@ -16,13 +16,14 @@ from typing import Protocol
 
 from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.metrics import Metrics
-from streamlearn.records import Clip, Event, Offsets, Partition, Record
+from streamlearn.records import Clip, Event, Offsets, Partition, Record, Rejected
 from streamlearn.source import EndOfStream, Source
 
 log = logging.getLogger(__name__)
 
 _MAX_BYTES = 256 * 2**20  # of records in flight
 _MAX_EVENTS = 512  # of a batch: tombstones and rejected records fill none, and must not pile up
+_MAX_REJECTED_BYTES = 32 * 2**20  # of a batch, for they are kept whole
 _TICK_S = 0.2
 _LAG_INTERVAL_S = 2.0
 
@@ -63,9 +64,8 @@ class Feed:
         self._batch_size, self._max_wait_s, self._max_age_s = batch_size, max_wait_s, max_age_s
         self._capacity = 4 * batch_size
         self._flight: deque[tuple[int, Future[Event]]] = deque()  # (bytes, event), in the source's order
-        self._bytes = 0
-        self._changed = threading.Condition()
-        self._closing = threading.Event()
+        self._bytes = self._rejected_bytes = 0  # in flight; in the batch being gathered
+        self._changed, self._closing = threading.Condition(), threading.Event()
         self._ended = False
         self._failure: BaseException | None = None
         self._commit: Offsets | None = None
@@ -98,7 +98,7 @@ class Feed:
         with self._changed:
             self._flight.clear()
             self._bytes, self._ended, self._failure, self._commit = 0, False, None, None
-        self._partial, self.error, self._lost = [], None, {}
+        self._partial, self._rejected_bytes, self.error, self._lost = [], 0, None, {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._source = self._reopen()
@@ -138,7 +138,7 @@ class Feed:
                 self._keep(event)
                 return batch
             self._keep(event)
-            if sum(isinstance(e, Clip) for e in self._partial) == self._batch_size or len(self._partial) == _MAX_EVENTS:
+            if self._full_batch():
                 return self._hand_over()
         return []
 
@@ -186,9 +186,15 @@ class Feed:
         if not self._partial:
             self._partial_since = time.monotonic()
         self._partial.append(event)
+        if isinstance(event, Rejected):
+            self._rejected_bytes += len(event.record.value or b"")
+
+    def _full_batch(self) -> bool:
+        roomy = len(self._partial) < _MAX_EVENTS and self._rejected_bytes < _MAX_REJECTED_BYTES
+        return not roomy or sum(isinstance(event, Clip) for event in self._partial) == self._batch_size
 
     def _hand_over(self) -> list[Event]:
-        batch, self._partial = self._partial, []
+        batch, self._partial, self._rejected_bytes = self._partial, [], 0
         return batch
 
     def _over(self) -> bool:
@@ -219,16 +225,18 @@ class Feed:
         except BaseException as error:  # noqa: BLE001 - handed to the pipeline, which stops on it
             self._failure = error
         while not self._closing.is_set():  # the stream is over; commits still come
-            with self._changed:
-                self._changed.wait(_TICK_S)
+            self._await_change()
             self._commit_pending()
         self._commit_pending()  # that of the last checkpoint, which is written just before closing
 
     def _read(self) -> None:
         paused, lag_at, delay_s = False, 0.0, 1.0
+        ahead: deque[Record] = deque()  # of one poll, beyond what may be in flight: frames are larger than records
         while not self._closing.is_set():
             self._commit_pending()
-            full = self._full()
+            while ahead and not self._full():
+                self._submit(ahead.popleft())
+            full = bool(ahead) or self._full()
             try:
                 if full != paused:
                     (self._source.pause if full else self._source.resume)()
@@ -238,13 +246,16 @@ class Feed:
                     self._report_lag()
                 start = time.perf_counter()
                 records = self._source.poll(0.0 if paused else _TICK_S)
-            except EndOfStream:
+            except (EndOfStream, SourceLostError) as end:
+                if ahead:  # it is said again
+                    self._await_change()
+                    continue
+                if isinstance(end, SourceLostError):
+                    raise  # nothing will come again before somebody has decided
                 with self._changed:
                     self._ended = True
                     self._changed.notify_all()
                 return
-            except SourceLostError:
-                raise  # nothing will come again before somebody has decided
             except SourceError as error:
                 self._away(error)
                 self._closing.wait(delay_s)
@@ -255,11 +266,13 @@ class Feed:
                 delay_s = 1.0
             if records:
                 self._metrics.stage_seconds.labels("poll").observe(time.perf_counter() - start)
-            for record in records:
-                self._submit(record)
+            ahead.extend(records)
             if paused and not records:
-                with self._changed:
-                    self._changed.wait(_TICK_S)  # the reader ends it as soon as there is room
+                self._await_change()  # the reader ends it as soon as there is room
+
+    def _await_change(self) -> None:
+        with self._changed:
+            self._changed.wait(_TICK_S)
 
     def _report_lag(self) -> None:
         for (topic, partition), lag in self._source.lag().items():

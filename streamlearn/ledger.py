@@ -46,6 +46,11 @@ class Ledger:
         self._writer, self._writes = ThreadPoolExecutor(1, "frames"), list[Future[None]]()
         self.counts = Counter(dict.fromkeys(OUTCOMES, 0))
 
+    @property
+    def full(self) -> bool:
+        """Whether dead letters that cannot be delivered should not become more."""
+        return getattr(self._dead_letters, "full", False)
+
     def splits(self, clips: Sequence[Clip]) -> list[str]:
         """What each clip of a batch is for.
 

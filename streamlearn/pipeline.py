@@ -157,7 +157,7 @@ class Pipeline:
                 self._look_for_boundary(stats, explicit)
             self.state.eras.snapshots.remember()
             self.state.eras.reencode()
-        if self.state.due("checkpoint", self.settings.checkpoint.interval_clips):
+        if self.state.due("checkpoint", self.settings.checkpoint.interval_clips) or self.ledger.full:
             self.checkpoint()
 
     def settle(self) -> bool:

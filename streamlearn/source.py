@@ -73,10 +73,14 @@ class Source(Protocol):
 
 @runtime_checkable
 class DeadLetters(Protocol):
-    """Where rejected records go. The daemon moves no offset past one before `flush` has returned."""
+    """Where rejected records go. The daemon moves no offset past one before `flush` has returned.
+
+    Optional: `full` (bool), for one that buffers: it holds more than it should. The daemon then learns nothing further
+    before a `flush` has returned.
+    """
 
     def write(self, rejected: Rejected) -> None:
-        """Take one rejected record; may buffer."""
+        """Take one rejected record; may buffer. What cannot be written now is for `flush` to say."""
         ...
 
     def flush(self) -> None:

@@ -29,7 +29,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoders", "momentum_triton", "drift_library"),
     ("tune",),
     ("index_blocks", "frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server", "process"),
-    ("connectors.folder_readers", "connectors.kafka_auth", "connectors.kafka_handover", "connectors.synthetic"),
+    (
+        "connectors.folder_readers",
+        "connectors.kafka_auth",
+        "connectors.kafka_handover",
+        "connectors.kafka_records",
+        "connectors.synthetic",
+    ),
     # parts made of parts
     ("catalog_rows", "catalog_cuts", "momentum", "reservoir", "index_lists", "index_view", "tasks", "loader", "feed"),
     ("guard", "testing"),

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from streamlearn.connectors.synthetic import write_stream
 from streamlearn.deadletters import read_dead_letters
-from tests.daemon import DaemonProcess, until
+from tests.daemon import DEADLINE_S, DaemonProcess, until
 from tests.kafka_broker import KafkaBroker
 
 CLIPS = 60
@@ -90,7 +90,7 @@ def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return weights(work / "state")
 
 
-def run_until_killed(work: Path, settings: dict[str, Any], call: str, nth: int) -> bool:
+def run_until_killed(work: Path, settings: dict[str, Any], call: str, nth: int, deadline_s: float = DEADLINE_S) -> bool:
     """Whether it was killed; else the stream was finished before the n-th such call."""
     prefix = [
         "strace",
@@ -112,7 +112,8 @@ def run_until_killed(work: Path, settings: dict[str, Any], call: str, nth: int) 
             return "finished" if status and status["state"] == "finished" else None
 
         return bool(
-            until(over, f"killed at {call} {nth}, or finished; log:\n{running.log.read_text()[-2000:]}") == "killed"
+            until(over, f"killed at {call} {nth}, or finished; log:\n{running.log.read_text()[-2000:]}", deadline_s)
+            == "killed"
         )
 
 

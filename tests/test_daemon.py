@@ -418,3 +418,21 @@ def test_no_offset_passes_a_dead_letter_that_is_not_delivered_and_search_goes_on
         until(lambda: running.service.status()["detail"] is None, "nothing is wrong any more")
         until(lambda: source.committed, "the source was told")
     assert [letter.code for letter in letters.delivered] == ["invalid_json"]
+
+
+class FullLetters(RefusedOnce):
+    @property
+    def full(self) -> bool:
+        return bool(self.letters)
+
+
+def test_nothing_is_learned_beyond_dead_letters_that_are_too_many_to_keep(tmp_path: Path, stream: Stream) -> None:
+    letters, clips = FullLetters(), stream.clips("studio", 12)
+    source = SourceWithRefusedLetters([stream.raw(b"bad", b"{"), *clips], letters)
+    with daemon(tmp_path, source, learner__batch_size=4, checkpoint__interval_clips=1000) as running:
+        assert letters.asked.wait(60)
+        until(lambda: running.service.status()["detail"] == "the dead-letter topic is away", "it says so")
+        assert running.service.status()["clips"]["learned"] + running.service.status()["clips"]["held_out"] == 4
+        letters.allowed.set()
+        until(lambda: len(everything(running)) == 12, "it goes on")
+    assert [letter.code for letter in letters.delivered] == ["invalid_json"]

@@ -88,6 +88,20 @@ def test_letters_that_cannot_be_written_are_kept_for_the_next_flush(tmp_path: Pa
     assert [letter.position.offset for letter in read_dead_letters(path)] == [1, 2]
 
 
+def test_letters_beyond_what_may_wait_are_kept_and_say_so_where_they_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "dead.jsonl"
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    dead = FileDeadLetters(path)
+    for offset in range(3):
+        dead.write(rejected(offset, value=bytes(6 * 2**20)))
+    assert dead.full
+    (tmp_path / "folder").unlink()
+    dead.flush()
+    assert not dead.full
+    dead.close()
+    assert [letter.position.offset for letter in read_dead_letters(path)] == [0, 1, 2]
+
+
 def test_a_disk_that_fills_in_the_middle_of_a_flush_loses_no_letter(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
     letters = [rejected(n, value=b"x" * 1000) for n in range(5)]

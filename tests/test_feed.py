@@ -167,13 +167,20 @@ def test_tombstones_and_rejected_records_keep_their_place_and_fill_no_batch() ->
         assert [type(event) for event in batch or ()] == [Clip, Tombstone, Rejected, Clip, Clip, Clip]
 
 
-def test_a_flood_of_rejected_records_is_handed_over_without_waiting_for_clips() -> None:
-    class Refusing(FakeDecoder):
-        def submit(self, record: Record) -> Future[Event]:
-            future: Future[Event] = Future()
-            future.set_result(Rejected(record, "no_frames", "decode", "none"))
-            return future
+class Refusing(FakeDecoder):
+    def submit(self, record: Record) -> Future[Event]:
+        future: Future[Event] = Future()
+        future.set_result(Rejected(record, "no_frames", "decode", "none"))
+        return future
 
+
+def test_large_rejected_records_are_handed_over_before_they_fill_the_memory() -> None:
+    large = [Record(b"k", bytes(10 * 2**20), Position("list", "0", n)) for n in range(8)]
+    with feeding(ListSource(large, ends=False), Refusing()) as feed:
+        assert [len(feed.next() or ()) for _ in range(2)] == [4, 4]
+
+
+def test_a_flood_of_rejected_records_is_handed_over_without_waiting_for_clips() -> None:
     with feeding(ListSource(records(1300), ends=False), Refusing()) as feed:
         assert [len(feed.next() or ()) for _ in range(2)] == [512, 512]
 
@@ -198,15 +205,14 @@ def test_a_slow_reader_pauses_the_source_and_loses_nothing() -> None:
     with feeding(source, decoder) as feed:
         assert source.was_paused.wait(WAIT_S)
         ahead = len(decoder.jobs)
-        assert 16 <= ahead < 16 + 3  # four batches, and what one poll brings beyond them
-        assert source.lag() == {Partition("list", "0"): 100 - ahead}
+        assert ahead == 16  # four batches, whatever one poll brings
         got: list[int] = []
         most = 0
         while (batch := feed.next()) is not None:
             most = max(most, len(decoder.jobs) - len(got))
             got += offsets_of(batch)
     assert got == list(range(100))
-    assert most < 16 + 3 + 4  # and the batch being gathered
+    assert most <= 16 + 4  # and the batch being gathered
 
 
 class Losing(Watched):

@@ -39,11 +39,11 @@ from tests.kafka_source import (
 pytestmark = pytest.mark.slow
 
 
-def committed(broker: KafkaBroker, topic: str) -> int | None:
-    """What the broker has for the topic's first partition."""
+def committed(broker: KafkaBroker, topic: str, partition: int = 0) -> int | None:
+    """What the broker has for a partition of the topic."""
     group = f"{topic}-group"
     with broker.admin() as admin:
-        offset = admin.list_group_offsets(group)[group].get(TopicPartition(topic, 0))
+        offset = admin.list_group_offsets(group)[group].get(TopicPartition(topic, partition))
     return None if offset is None else offset.offset
 
 
@@ -204,6 +204,9 @@ def test_a_partition_that_comes_back_goes_on_after_what_the_other_member_finishe
     second.close()
     until(lambda: len(first.lag()) == 2)
     assert [r.position.offset for r in collect(first, 10)] == list(range(50, 60))
+    first.commit({moved: 30})  # as a checkpoint says that has nothing new of it
+    first.close()
+    assert committed(kafka, topic, int(moved.partition)) == 50
 
 
 def test_a_partition_that_comes_back_skips_nothing_that_was_committed_before_the_start(

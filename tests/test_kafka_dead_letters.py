@@ -148,6 +148,20 @@ def test_a_write_flushes_when_too_much_waits(
     assert len(read(kafka, topic)) == KafkaDeadLetters.MAX_WAITING
 
 
+def test_letters_beyond_what_may_wait_are_kept_and_say_so_while_the_broker_is_away(
+    own_kafka: KafkaBroker, new_topic: Callable[..., str], open_dead_letters: OpenDeadLetters
+) -> None:
+    topic = new_topic()
+    letters = open_dead_letters(topic)
+    own_kafka.kill()
+    for offset in range(3):  # one attempt for all of them, not one each
+        letters.write(rejected(bytes(KafkaDeadLetters.MAX_WAITING_BYTES - 1000), offset=offset))
+    assert letters.full
+    own_kafka.start()
+    letters.flush()
+    assert not letters.full
+
+
 def test_a_flush_that_the_broker_does_not_acknowledge_raises_and_a_later_one_delivers(
     own_kafka: KafkaBroker, new_topic: Callable[..., str], open_dead_letters: OpenDeadLetters
 ) -> None:
