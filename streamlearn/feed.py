@@ -279,8 +279,8 @@ class Feed:
             self._metrics.source_lag_records.labels(topic, partition).set(lag)
             self._metrics.lost_records_total.labels(topic, partition)  # at 0, so that its first step is seen
         lost: Mapping[Partition, int] = getattr(self._source, "lost", {})
-        for partition, records in lost.items():
-            self._metrics.lost_records_total.labels(*partition).inc(records - self._lost.get(partition, 0))
+        for of, records in lost.items():
+            self._metrics.lost_records_total.labels(*of).inc(records - self._lost.get(of, 0))
         self._lost = lost
 
     def _submit(self, record: Record) -> None:
