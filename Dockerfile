@@ -5,6 +5,8 @@ ARG BASE=debian:bookworm-slim
 FROM ${BASE} AS build
 # Which build of torch: cpu, cu130 and the like, or `index` for what the configured package index offers.
 ARG TORCH_BACKEND=cpu
+# Extras of pyproject.toml, separated by blanks: `oauth decord` and the like.
+ARG EXTRAS=""
 # Passed to `uv pip install` as it is: another index, --find-links ...
 ARG EXTRA_UV_ARGS=""
 # Bytecode is compiled here because a container's root file system is read-only.
@@ -23,7 +25,8 @@ COPY pyproject.toml constraints.txt ./
 RUN --mount=type=secret,id=ca,required=false \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi; \
     if [ "${TORCH_BACKEND}" != index ]; then backend="--torch-backend=${TORCH_BACKEND}"; fi; \
-    /opt/uv/bin/uv pip install ${backend:-} ${EXTRA_UV_ARGS} -c constraints.txt -r pyproject.toml
+    for extra in ${EXTRAS}; do extras="${extras:-} --extra ${extra}"; done; \
+    /opt/uv/bin/uv pip install ${backend:-} ${extras:-} ${EXTRA_UV_ARGS} -c constraints.txt -r pyproject.toml
 COPY README.md ./
 COPY connectors connectors
 COPY streamlearn streamlearn

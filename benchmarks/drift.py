@@ -8,8 +8,8 @@
 
 `render` draws clips, lets a learner learn streams of them, and keeps what a detector sees: the keys of every step, and
 what the frozen encoders of the start make of each clip. `replay` gives both to detector and judge, as the daemon does.
-Seeds below 2000 are used nowhere else; kinds that begin with "tuning-" have others, and what was chosen was chosen on
-those.
+Seeds of 3000 and more are used nowhere else; kinds that begin with "tuning-" have others, and what was chosen was
+chosen on those.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -27,18 +28,23 @@ import torch
 from streamlearn.connectors.scenes import DOMAINS, WORLD, Scene, sample
 from streamlearn.connectors.synthetic import render
 from streamlearn.decode import decode
+from streamlearn.detector import Measured
 from streamlearn.drift import MeanShift
-from streamlearn.judge import _AFTER, _BEFORE, _spread
+from streamlearn.era_view import QueryEncoder
+from streamlearn.frames import FrameStore, pack
+from streamlearn.judge import Judge
 from streamlearn.learner import Learner
-from streamlearn.onset import onset_of
-from streamlearn.recognition import Statistics, TaskMemory
+from streamlearn.recognition import TaskMemory
 from streamlearn.records import Frames, Vectors
 from streamlearn.settings import DriftSettings, LearnerSettings, ModelSettings
+from streamlearn.tasks import Boundary
+from streamlearn.tune import detector_of
 from streamlearn.warmup import build_towers
 
 BATCH = 32
+_BEFORE, _AFTER = 128, 96  # clips that `real` compares, as the judge does
 POOL = 1400  # clips of a part, of which every stream takes its own
-KINDS = {"abrupt": 9, "gradual1k": 4, "gradual2k": 3, "stationary": 5, "near": 3, "one-sided": 3}
+KINDS = {"abrupt": 9, "gradual1k": 6, "gradual2k": 6, "stationary": 5, "near": 3, "one-sided": 4}
 _MIXING = {"gradual1k": 1024, "gradual2k": 2048}
 
 
@@ -73,8 +79,8 @@ def streams(kind: str) -> Iterator[Stream]:
     """The streams of a kind; every one has a seed of its own."""
     plain = kind.removeprefix("tuning-")
     mixing = _MIXING.get(plain, 0)
-    for i in range(2 if plain != kind else KINDS[plain]):
-        seed = (2000 if plain != kind else 1000) + 100 * list(KINDS).index(plain) + i
+    for i in range(KINDS[plain]):
+        seed = (2000 if plain != kind else 3000) + 100 * list(KINDS).index(plain) + i
         rng = np.random.default_rng(seed)
         order = [str(domain) for domain in rng.permutation(DOMAINS)]
         a, b, c, d, e = order
@@ -114,7 +120,7 @@ class Pool:
     """Clips of every part, rendered once, and what the frozen encoders make of them."""
 
     def __init__(self, cache: Path, *, tuning: bool) -> None:
-        self._cache, self._seed = cache, 20 if tuning else 10
+        self._cache, self._seed = cache, 20 if tuning else 30
         self.frozen = build_towers(ModelSettings(), 0).frozen_copy()
         self._parts: dict[str, tuple[Frames, list[str], Vectors]] = {}
 
@@ -151,8 +157,8 @@ def rows_of(stream: Stream) -> np.ndarray:
     return rows
 
 
-def learn(stream: Stream, pool: Pool) -> Vectors:
-    """Learn a stream and return the keys of every step, (steps, 32, 2 d).
+def learn(stream: Stream, pool: Pool) -> tuple[Vectors, Vectors]:
+    """Learn a stream; the keys of every step, (steps, 32, 2 d), and its loss, recall and gradient's norm, (steps, 3).
 
     The local pair restarts two batches after a boundary, as it does where a boundary is found at once; of a gradual
     one, in the middle.
@@ -160,7 +166,7 @@ def learn(stream: Stream, pool: Pool) -> Vectors:
     learner = Learner(build_towers(ModelSettings(), 0), LearnerSettings(seed=stream.seed))
     restarts = {(at + stream.mixing // 2) // BATCH + 2 for at in stream.boundaries}
     schedule, rows = stream.schedule(), rows_of(stream)
-    keys = []
+    keys, signals = [], []
     for step in range(len(schedule) // BATCH):
         if step in restarts:
             learner.start_task()
@@ -172,7 +178,8 @@ def learn(stream: Stream, pool: Pool) -> Vectors:
             [f"{stream.parts[schedule[i]]}-{rows[i]}" for i in at],
         )
         keys.append(np.concatenate([stats.keys_video, stats.keys_text], axis=1).astype(np.float16))
-    return np.stack(keys)
+        signals.append((stats.loss, stats.recall, stats.grad_norm))
+    return np.stack(keys), np.array(signals, np.float32)
 
 
 def frozen_rows(stream: Stream, pool: Pool) -> Vectors:
@@ -183,69 +190,57 @@ def frozen_rows(stream: Stream, pool: Pool) -> Vectors:
 
 
 class Replay:
-    """Detector and judge over kept embeddings, as `streamlearn.judge.Judge` works over stored clips."""
+    """The daemon's detector and judge over kept embeddings; a `judge.Clips` itself, its rows the stream's clips."""
 
     def __init__(self, settings: DriftSettings, frozen: Vectors) -> None:
-        windows = [(settings.window_batches, settings.reference_batches)]
-        if settings.slow_window_batches and settings.frozen_judge:
-            windows.append((settings.slow_window_batches, settings.slow_reference_batches))
-        self.detector = MeanShift(
-            windows=windows,
-            threshold=settings.threshold,
-            rows_per_false_alarm=settings.clips_per_false_boundary,
-            warmup_batches=settings.warmup_batches,
-            cooldown_batches=settings.cooldown_batches,
+        self.detector = detector_of(settings)
+        self.judge = Judge(
+            self,
+            frame="",
+            batch_size=BATCH,
+            clips_per_false_boundary=settings.clips_per_false_boundary,
+            revisits=settings.revisits,
         )
-        self._p = min(0.1, BATCH / settings.clips_per_false_boundary)
-        self._frozen, self._judged = frozen, settings.frozen_judge
-        self._rng, self.memory = np.random.default_rng(0), TaskMemory()
+        self._frozen, self._judged = frozen.reshape(-1, frozen.shape[-1]), settings.frozen_judge
         self._step = self._start = self.encoded = self.suspected = 0
-        self.task, self._tasks = "t1", 1
-        self._kept: set[int] = set()
+        self.tasks = ["t1"]  # one a visit
+        self.found: list[tuple[int, int]] = []  # clip at which a boundary was found, clip that it is dated to
 
-    def update(self, keys: Vectors) -> tuple[int, str] | None:
-        """The step that a boundary is dated to, and the task that begins there."""
+    def rows(self) -> np.ndarray:
+        return np.arange(self._start * BATCH, self._step * BATCH)
+
+    def steps(self, rows: Sequence[int]) -> dict[int, int]:
+        return {row: row // BATCH + 1 for row in rows}
+
+    def vectors(self, rows: Sequence[int]) -> dict[int, Vectors]:
+        self.encoded += len(rows)
+        return {row: self._frozen[row] for row in rows}
+
+    def update(self, keys: Vectors, measured: Measured) -> None:
+        """One step, as `streamlearn.pipeline` looks at it."""
         self._step += 1
-        self.detector.update(keys)
-        if not self.detector.drift_detected:
-            return None
+        self.detector.update(keys, measured)
+        if self.detector.drift_detected:
+            self._suspect()
+        elif self._judged and (name := self.judge.recognise_late(self.tasks[-1], self._step)) is not None:
+            self.judge.rename(self.tasks[-1], name)
+            self.tasks[-1] = name
+
+    def _suspect(self) -> None:
         self.suspected += 1
-        since = max(self._step - self.detector.onset_batches_ago, self._start)
-        name = None
+        boundary: Boundary | None = Boundary("drift", self.detector.score, self.detector.onset_batches_ago)
         if self._judged:
-            before = self._before(since)
-            after = self._flat(since, self._step)[-_AFTER:]
-            self.encoded += len(after)
-            if len(before) >= 24:
-                known, mean = Statistics.of(before), after.mean(axis=0, dtype=np.float64)
-                if known.shift(mean, len(after)) <= known.limit(self._p):
-                    self.detector.refuse()
-                    return None
-                if self._step - since > 4:
-                    since = self._onset(mean - known.mean)
-                name, _ = self.memory.recognise(after, besides=self.task)
-            self.memory.learn(self.task, self._before(since))
-        self._tasks += name is None
-        self.task, self._start, self._kept = name or f"t{self._tasks}", since, set()
-        return since, self.task
-
-    def _flat(self, first: int, last: int) -> Vectors:
-        return self._frozen[first:last].reshape(-1, self._frozen.shape[2])
-
-    def _before(self, since: int) -> Vectors:
-        rows = np.arange(self._start * BATCH, since * BATCH)
-        chosen = _spread(rows, _BEFORE)
-        self.encoded += len(set(chosen) - self._kept)
-        self._kept = set(chosen)
-        return self._flat(0, self._step)[chosen]
-
-    def _onset(self, direction: Vectors) -> int:
-        first = max(self._start, self._step - 64)
-        some = self._frozen[first : self._step, :6]  # clips of a batch come in no order
-        self.encoded += some.shape[0] * some.shape[1]
-        along = (some @ direction).sum(axis=1, keepdims=True)
-        onset, _ = onset_of(along.astype(np.float64), np.full(len(along), 6.0), moving=False)
-        return self._step - onset
+            boundary = self.judge.judge(boundary, self.tasks[-1], self._step).boundary
+        if boundary is None:
+            self.detector.refuse()
+            return
+        since = max(self._step - boundary.onset_steps_ago, self._start)
+        if self._judged:
+            self.judge.close(self.tasks[-1], since)
+            self.judge.begin(boundary, self._step)
+        self.tasks.append(boundary.name or f"t{self._step}")
+        self.found.append((self._step * BATCH, since * BATCH))
+        self._start = since
 
 
 @dataclass
@@ -264,34 +259,32 @@ class Tally:
     delays: list[int] = field(default_factory=list)
     errors: list[int] = field(default_factory=list)
 
-    def add(self, stream: Stream, settings: DriftSettings, keys: Vectors, frozen: Vectors) -> None:
+    def add(self, stream: Stream, settings: DriftSettings, keys: Vectors, frozen: Vectors, signals: Vectors) -> None:
         replay = Replay(settings, frozen)
-        found = []  # (clip at which it was found, clip that it is dated to, task)
-        for step, x in enumerate(keys, 1):
-            if (boundary := replay.update(np.asarray(x, np.float32))) is not None:
-                found.append((step * BATCH, boundary[0] * BATCH, boundary[1]))
+        for x, measured in zip(keys, signals, strict=True):
+            replay.update(np.asarray(x, np.float32), Measured(*(float(value) for value in measured)))
+        found = replay.found
         self.clips += len(keys) * BATCH
         self.suspected += replay.suspected
         self.encoded += replay.encoded
         ends = [*stream.boundaries, len(keys) * BATCH][1:]
         used: set[int] = set()
-        tasks = {stream.parts[0]: "t1"}
+        tasks = {stream.parts[0]: replay.tasks[0]}
         for part, at, end in zip(stream.parts[1:], stream.boundaries, ends, strict=True):
             self.true += 1
             # Found is found before the next change begins, and within 1.5 times the mixing.
             mine = [i for i, f in enumerate(found) if at < f[0] <= min(end, at + max(1.5 * stream.mixing, 640))]
-            if mine:
-                used |= set(mine)
-                self.delays.append(found[mine[0]][0] - at)
-                self.errors.append(found[mine[0]][1] - at)
-                self.again += len(mine) - 1
-            name = found[mine[-1]][2] if mine else ""
-            if part in tasks:
-                self.returns += 1
-                self.recognised += name == tasks[part]
-            else:
-                self.mistaken += name in tasks.values()
-                tasks[part] = name
+            self.returns += part in tasks
+            if not mine:
+                continue
+            used |= set(mine)
+            self.delays.append(found[mine[0]][0] - at)
+            self.errors.append(found[mine[0]][1] - at)
+            self.again += len(mine) - 1
+            name = replay.tasks[mine[-1] + 1]
+            self.recognised += name == tasks.get(part)
+            self.mistaken += name in tasks.values() and name != tasks.get(part)
+            tasks.setdefault(part, name)
         self.false += len(found) - len(used)
 
     def __str__(self) -> str:
@@ -300,7 +293,7 @@ class Tally:
             f"{self.clips} clips, {len(self.delays)}/{self.true} found, delay mean {late.mean():.0f}"
             f" p90 {np.percentile(late, 90):.0f}, onset off by median {np.median(off):.0f}"
             f" p90 {np.percentile(off, 90):.0f} max {off.max()}, found again {self.again}, false {self.false},"
-            f" returns {self.recognised}/{self.returns}, new taken for known {self.mistaken},"
+            f" returns {self.recognised}/{self.returns}, taken for another {self.mistaken},"
             f" suspected {self.suspected}, encoded {self.encoded}"
         )
 
@@ -348,12 +341,14 @@ def main() -> None:
             path = arguments.cache / f"{stream.name}.npy"
             if arguments.verb == "render" and not path.exists():
                 start = time.monotonic()
-                keys = learn(stream, pool)
+                keys, signals = learn(stream, pool)
+                np.save(path.with_suffix(".signals.npy"), signals)
                 np.save(path, keys)
                 print(f"{stream.name}: {stream.parts}, {time.monotonic() - start:.0f} s", flush=True)
             elif arguments.verb == "replay" and (arguments.frozen or path.exists()):
                 frozen = frozen_rows(stream, pool)
-                tally.add(stream, settings, frozen if arguments.frozen else np.load(path), frozen)
+                signals = np.zeros((len(frozen), 3)) if arguments.frozen else np.load(path.with_suffix(".signals.npy"))
+                tally.add(stream, settings, frozen if arguments.frozen else np.load(path), frozen, signals)
         if arguments.verb == "replay":
             print(f"{kind}: {tally}", flush=True)
 
@@ -385,10 +380,10 @@ def real(folders: list[Path], per_stream: int = 300, rounds: int = 20) -> None:
                 everywhere.learn(other, first)
                 if other != name:
                     elsewhere.learn(other, first)
-            recognised, shift = everywhere.recognise(second[:_AFTER], besides="")
+            recognised, shift = everywhere.recognise(second[:_AFTER], besides=())
             found += recognised == name
             shifts[True].append(shift)
-            recognised, shift = elsewhere.recognise(second[:_AFTER], besides="")
+            recognised, shift = elsewhere.recognise(second[:_AFTER], besides=())
             new += recognised is None
             shifts[False].append(shift)
     total = rounds * len(folders)
@@ -396,22 +391,31 @@ def real(folders: list[Path], per_stream: int = 300, rounds: int = 20) -> None:
     print(f"(smallest shift {min(shifts[False]):.1f})")
 
 
-def cost(pool: Pool, steps: int = 300) -> None:
-    """Time of the detector's update beside the learner's step, both in turn."""
+def cost(pool: Pool, steps: int = 200) -> None:
+    """Time of the detector's update, and of a clip that the judge looks at, beside the learner's step; in turn."""
     stream = Stream("cost", 1, ("studio",), (steps * BATCH,))
     rows = rows_of(stream)
     frames, captions, _ = pool.part("studio")
     learner, detector = Learner(build_towers(ModelSettings(), 0), LearnerSettings()), MeanShift()
-    spent = np.zeros((2, steps))
+    spent, folder = np.zeros((3, steps)), TemporaryDirectory()
+    store, seeing = FrameStore(Path(folder.name), 2**30), QueryEncoder(pool.frozen)
+    for row in range(64):
+        store.put(row, pack(frames[row]))
     for step in range(steps):
         chosen = rows[step * BATCH : (step + 1) * BATCH]
         begin = time.perf_counter()
         stats = learner.step(frames[chosen], [[captions[i]] for i in chosen], [str(i) for i in chosen])
         middle = time.perf_counter()
         detector.update(np.concatenate([stats.keys_video, stats.keys_text], axis=1))
-        spent[:, step] = middle - begin, time.perf_counter() - middle
-    step_ms, update_ms = 1000 * np.median(spent[:, 120:], axis=1)
-    print(f"step {step_ms:.1f} ms, update {update_ms:.2f} ms: {update_ms / step_ms:.2%}")
+        after = time.perf_counter()
+        seeing.clips(np.stack([stored for row in range(64) if (stored := store.get(row)) is not None]))
+        seeing.texts(captions[:64])
+        spent[:, step] = middle - begin, after - middle, (time.perf_counter() - after) / 64
+    store.close()
+    folder.cleanup()
+    step_ms, update_ms, look_ms = 1000 * np.median(spent[:, steps // 2 :], axis=1)
+    print(f"step of {BATCH} clips {step_ms:.1f} ms, update {update_ms:.2f} ms: {update_ms / step_ms:.2%}")
+    print(f"a clip that the judge looks at {look_ms:.2f} ms: {look_ms * BATCH / step_ms:.1%} of learning one")
 
 
 if __name__ == "__main__":

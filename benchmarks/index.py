@@ -1,11 +1,12 @@
 """The index at a million vectors, as the daemon uses it: start-up, memory, recall, and latency while it is written to.
 
-    python benchmarks/index.py [--vectors 1000000] [--seconds 120] [--rivals] [--json results.jsonl]
+    python benchmarks/index.py [--vectors 1000000] [--seconds 60] [--rivals] [--json results.jsonl]
+    python benchmarks/index.py --folder kept --prepare [--rivals]   # what takes minutes and is not reported, beforehand
 
 Vectors are clustered (2,000 centres in 32 dimensions, bent and projected to 256, with noise) and queries are drawn as
 they are; neither is a real embedding. `--rivals` builds hnswlib (pip install hnswlib: not a dependency) and a plain
-FAISS IVF, Flat, what clip-retrieval serves from, on the same vectors, and asks them as deep as is needed for the same
-recall. Everything is asked single queries on one core.
+FAISS IVF, Flat, on the same vectors, and asks them as deep as is needed for the same recall; of each depth all take
+their turn within the same seconds. Everything is asked single queries on one core.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ CENTRES = np.random.default_rng(7).standard_normal((2_000, 32)).astype(np.float3
 BEND = np.random.default_rng(8).standard_normal((32, DIM)).astype(np.float32)
 
 Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Tell = Callable[[str, dict[str, Any]], None]
 
 
 def draw(seed: int, count: int) -> np.ndarray:
@@ -99,15 +101,16 @@ def start(path: Path, hints: Path) -> tuple[Partition, dict[str, float]]:
 
 
 def ask(search: Search, queries: np.ndarray, exact: np.ndarray) -> dict[str, float]:
-    """Recall and latency of single queries."""
+    """Recall and latency of single queries; by the clock, and by this thread's processor time."""
     hits, times = 0, []
     for query, right in zip(queries, exact, strict=True):
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.thread_time()
         _, found = search(query[None])
-        times.append(time.perf_counter() - begin)
+        times.append((time.perf_counter() - begin[0], time.thread_time() - begin[1]))
         hits += len(set(found[0].tolist()) & set(right.tolist()))
-    p50, p99 = np.percentile(times, [50, 99]) * 1e3
-    return {"recall": hits / exact.size, "p50_ms": float(p50), "p99_ms": float(p99)}
+    clock, cpu = np.asarray(times).T * 1e3
+    p50, p99 = np.percentile(clock, [50, 99])
+    return {"recall": hits / exact.size, "p50_ms": p50, "p99_ms": p99, "cpu_p50_ms": float(np.median(cpu))}
 
 
 class Writer(threading.Thread):
@@ -164,60 +167,116 @@ def ask_while_written(partition: Partition, queries: np.ndarray, count: int, sec
     }  # fmt: skip
 
 
-def rivals(path: Path, lists: ListsBlock, queries: np.ndarray, exact: np.ndarray, recall: float) -> dict[str, Any]:
-    """Each at the least depth that reaches the recall."""
+def graph_of(path: Path, folder: Path) -> Any:
+    """hnswlib's, from the folder where it was made before."""
     import hnswlib
 
+    graph = hnswlib.Index(space="ip", dim=DIM)
+    kept, facts = folder / "hnswlib.bin", folder / "hnswlib.json"
+    if not kept.exists():
+        catalog = Catalog(path)
+        rows, halves, _ = catalog.era_vectors(1)
+        catalog.close()
+        begin = time.perf_counter()
+        graph.init_index(max_elements=len(rows), M=16, ef_construction=100)
+        for at in range(0, len(rows), CHUNK):
+            graph.add_items(halves[at : at + CHUNK].astype(np.float32), rows[at : at + CHUNK], num_threads=2)
+        facts.write_text(json.dumps({"build_s": time.perf_counter() - begin}))
+        graph.save_index(str(kept))
+        return graph
+    graph.load_index(str(kept))
+    return graph
+
+
+def rivals(path: Path, folder: Path, ours: PartitionView, queries: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
+    """Each at the least depth that reaches our recall; then all of them in turns."""
+    lists = ours._layers[0].block
+    assert isinstance(lists, ListsBlock)
     catalog = Catalog(path)
     rows, halves, _ = catalog.era_vectors(1)
     catalog.close()
-    out: dict[str, Any] = {}
     faiss.omp_set_num_threads(1)
     quantizer = faiss.IndexFlatIP(DIM)
-    quantizer.add(lists.centroids)  # the training is the same: half a minute saved
+    quantizer.add(lists.centroids)  # training and lists are the same: minutes saved
     plain = faiss.IndexIVFFlat(quantizer, DIM, len(lists.centroids), faiss.METRIC_INNER_PRODUCT)
     plain.is_trained = True
-    faiss.omp_set_num_threads(2)
-    before, begin = anonymous_mb(), time.perf_counter()
+    before = anonymous_mb()
+    at_place = lists.find(rows)
+    numbers = lists.lists[at_place].astype(np.int64)
     for at in range(0, len(rows), CHUNK):
-        plain.add_with_ids(halves[at : at + CHUNK].astype(np.float32), rows[at : at + CHUNK])
-    facts = {"build_s": time.perf_counter() - begin, "resident_mb": anonymous_mb() - before}
-    faiss.omp_set_num_threads(1)
+        part = np.ascontiguousarray(halves[at : at + CHUNK], np.float32)
+        its, there = rows[at : at + CHUNK].copy(), numbers[at : at + CHUNK].copy()
+        plain.add_core(len(part), *(faiss.swig_ptr(array) for array in (part, its, there)))
+    memory = {"faiss IVF, Flat": anonymous_mb() - before}
+    del halves
+    before = anonymous_mb()
+    graph = graph_of(path, folder)
+    memory["hnswlib"] = anonymous_mb() - before
 
-    def at_depth(nprobe: int, index: Any = plain) -> Search:
-        return lambda query: index.search(query, K, params=faiss.SearchParametersIVF(nprobe=nprobe))
+    def lists_at(depth: int) -> Search:
+        return lambda query: plain.search(query, K, params=faiss.SearchParametersIVF(nprobe=depth))
 
-    out["faiss IVF, Flat"] = facts | enough(at_depth, queries, exact, recall)
-    plain.reset()
-    before, begin = anonymous_mb(), time.perf_counter()
-    graph = hnswlib.Index(space="ip", dim=DIM)
-    graph.init_index(max_elements=len(rows), M=16, ef_construction=100)
-    for at in range(0, len(rows), CHUNK):
-        graph.add_items(halves[at : at + CHUNK].astype(np.float32), rows[at : at + CHUNK], num_threads=2)
-    facts = {"build_s": time.perf_counter() - begin, "resident_mb": anonymous_mb() - before}
-
-    def with_ef(ef: int) -> Search:
-        graph.set_ef(max(ef, K))
+    def graph_at(depth: int) -> Search:
+        graph.set_ef(max(depth, K))
         return lambda query: graph.knn_query(query, k=K, num_threads=1)[::-1]  # type: ignore[no-any-return]
 
-    out["hnswlib"] = facts | enough(with_ef, queries, exact, recall)
-    return out
+    wanted = ask(lambda query: ours.search(query, K), queries, exact)["recall"]
+    chosen: dict[str, Search] = {"ours": lambda query: ours.search(query, K)}
+    depths = {"ours": lists.depth.probes}
+    for name, at_depth in (("faiss IVF, Flat", lists_at), ("hnswlib", graph_at)):
+        depths[name] = enough(at_depth, queries, exact, wanted)
+        chosen[name] = at_depth(depths[name])
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    for part in np.array_split(np.arange(len(queries)), 10):
+        for name, search in chosen.items():
+            rounds[name].append(ask(search, queries[part], exact[part]))
+    means = {name: {key: float(np.mean([r[key] for r in found])) for key in found[0]} for name, found in rounds.items()}
+    return {name: {"depth": depths[name], "resident_mb": memory.get(name, 0.0), **means[name]} for name in means}
 
 
-def enough(at_depth: Callable[[int], Search], queries: np.ndarray, exact: np.ndarray, recall: float) -> dict[str, Any]:
-    for depth in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024):
-        found = ask(at_depth(depth), queries, exact)
-        if found["recall"] >= recall:
-            break
-    return {"depth": depth, **found}
+def enough(at_depth: Callable[[int], Search], queries: np.ndarray, exact: np.ndarray, recall: float) -> int:
+    """The least depth with this recall."""
+    depths = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256, 384, 512, 1024)
+    return next((depth for depth in depths if ask(at_depth(depth), queries, exact)["recall"] >= recall), depths[-1])
+
+
+def prepare(folder: Path, count: int, queries: np.ndarray, *, rivals: bool) -> np.ndarray:
+    """What is missing in the folder: catalog, exact answers, trained lists, and the rival's graph."""
+    if not (folder / "exact.npy").exists():
+        store(folder / "catalog.db", count)
+        np.save(folder / "exact.npy", truth(folder / "catalog.db", queries))
+    if not (folder / "hints.safetensors").exists():
+        start(folder / "catalog.db", folder / "hints.safetensors")
+    if rivals:
+        graph_of(folder / "catalog.db", folder)
+    found: np.ndarray = np.load(folder / "exact.npy")
+    return found
+
+
+def measure(folder: Path, exact: np.ndarray, queries: np.ndarray, chosen: argparse.Namespace, tell: Tell) -> None:
+    path, hints = folder / "catalog.db", folder / "hints.safetensors"
+    partition, facts = start(path, hints)
+    tell("start", facts)
+    view: PartitionView = partition.view()
+    block = view._layers[0].block
+    depth = block.depth._asdict() if isinstance(block, ListsBlock) else {}
+    tell("quiet", depth | ask(lambda query, view=view: view.search(query, K), queries, exact))  # type: ignore[misc]
+    if chosen.rivals and isinstance(block, ListsBlock):
+        for name, facts in rivals(path, folder, view, queries, exact).items():
+            tell(name, facts)
+    del view, block
+    if chosen.seconds:
+        tell("200 upserts/s", ask_while_written(partition, queries, chosen.vectors, chosen.seconds))
 
 
 def main() -> None:
     """Print one JSON object a step, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rivals", action="store_true")
+    parser.add_argument("--folder", type=Path, help="keeps what was prepared; else it is made anew, and removed")
+    parser.add_argument("--prepare", action="store_true", help="make what is missing in the folder, and stop")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -232,29 +291,14 @@ def main() -> None:
             with arguments.json.open("a") as file:
                 file.write(line + "\n")
 
-    with tempfile.TemporaryDirectory() as folder:
-        path, hints = Path(folder) / "catalog.db", Path(folder) / "hints.safetensors"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
-        store(path, arguments.vectors)
-        tell("stored", {"s": time.perf_counter() - begin})
-        exact = truth(path, queries)
-        partition, facts = start(path, hints)
-        tell("first start", facts)
-        view: PartitionView = partition.view()
-        block = view._layers[0].block
-        depth = block.depth._asdict() if isinstance(block, ListsBlock) else {}
-        quiet = ask(lambda query, view=view: view.search(query, K), queries, exact)  # type: ignore[misc]
-        tell("quiet", depth | quiet)
-        tell("200 upserts/s", ask_while_written(partition, queries, arguments.vectors, arguments.seconds))
-        del view, partition
-        partition, facts = start(path, hints)
-        facts["hints_mb"] = hints.stat().st_size / 2**20 if hints.exists() else 0.0
-        tell("second start", facts)
-        again = partition.view()
-        tell("quiet", ask(lambda query: again.search(query, K), queries, exact))
-        if arguments.rivals and isinstance(block, ListsBlock):
-            for name, facts in rivals(path, block, queries, exact, quiet["recall"]).items():
-                tell(name, facts)
+        exact = prepare(folder, arguments.vectors, queries, rivals=arguments.rivals)
+        tell("prepared", {"s": time.perf_counter() - begin})
+        if not arguments.prepare:
+            measure(folder, exact, queries, arguments, tell)
 
 
 if __name__ == "__main__":

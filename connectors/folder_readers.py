@@ -129,10 +129,10 @@ class ManifestReader:
     def _record(self, line: bytes) -> Record:
         assert self._partition is not None
         position = Position(*self._partition, self._next)
-        row = _parsed(line)
+        row = parsed(line)
         if row is None:
             return Record(None, line, position)
-        return _record_of(row, self._folder, position)
+        return record_of(row, self._folder, position)
 
 
 class FilesReader:
@@ -196,12 +196,12 @@ class FilesReader:
             return Record(_printable(stem).encode(), row, position, timestamp_ms=mtime_ns // 1_000_000)
         if "id" not in row:
             row.setdefault("video_id", _printable(stem))
-        return _record_of(row | {"path": relative}, self._folder, position)
+        return record_of(row | {"path": relative}, self._folder, position)
 
     def _row(self, stem: str) -> dict[str, Any] | bytes:
         """What the sidecar says; its bytes where they cannot be understood."""
         if (content := _content(self._folder / f"{stem}.json")) is not None:
-            return _parsed(content) or content
+            return parsed(content) or content
         if (content := _content(self._folder / f"{stem}.txt")) is not None:
             try:
                 lines = content.decode("utf-8-sig").splitlines()
@@ -220,7 +220,7 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def parsed(line: bytes) -> dict[str, Any] | None:
     """A JSON object, or None where the bytes are none."""
     try:
         row = json.loads(line)
@@ -229,12 +229,17 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _record_of(row: dict[str, Any], folder: Path, position: Position) -> Record:
+def record_of(row: dict[str, Any], folder: Path | None, position: Position) -> Record:
     """A row as a clip message: `id`, `path` and the usual names of splits are put into the contract's terms.
 
     `"deleted": true` makes it a tombstone.
+
+    Args:
+        row: is changed.
+        folder: what `path` is relative to; None: no file is meant by it.
+        position: of the row.
     """
-    if "id" in row and "video_id" not in row:
+    if "id" in row and "video_id" not in row and "specversion" not in row:  # a CloudEvent's id is its own
         row["video_id"] = row.pop("id")
     video_id = row.get("video_id")
     key = video_id.encode("utf-8", "backslashreplace") if isinstance(video_id, str) else None
@@ -243,7 +248,7 @@ def _record_of(row: dict[str, Any], folder: Path, position: Position) -> Record:
     if row.get("split") in _HELDOUT_SPLITS:
         row["split"] = "heldout"
     timestamp_ms = None
-    if isinstance(row.get("path"), str):
+    if folder is not None and isinstance(row.get("path"), str):
         try:
             path = (folder / row["path"]).resolve()
             row["uri"] = path.as_uri()

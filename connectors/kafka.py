@@ -13,10 +13,12 @@ from kafka import KafkaConsumer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from streamlearn.connectors.kafka_client import KafkaOptions, client_config, open_client
+from streamlearn.connectors.kafka_events import KafkaEvents
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_producer import KafkaDeadLetters
 from streamlearn.connectors.kafka_publisher import KafkaPublisher
 from streamlearn.connectors.kafka_reader import Reader
+from streamlearn.connectors.kafka_schemas import SchemaRegistry
 from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.records import Offsets, Partition, Record
 
@@ -32,11 +34,12 @@ class KafkaSource:
         """Connects at `start`.
 
         Raises:
-            SettingsError: an option that the client does not know, or a secret file that cannot be read.
+            SettingsError: an option that the client does not know, a file that cannot be read, a missing extra.
         """
         self._options = options
         self._config = _consumer_config(options)
         self._subscription = Subscription(options, self._config)
+        self._registry = SchemaRegistry.of(options)
         self._handover = self._new_handover({})
         self._reader: Reader | None = None
 
@@ -53,10 +56,16 @@ class KafkaSource:
         """Where clips that come over HTTP go: the topic itself."""
         return KafkaPublisher(self._options)
 
+    def events(self) -> KafkaEvents | None:
+        """Where the daemon's events go: `events_topic` of the same cluster, where there is one."""
+        topic = self._options.events_topic
+        return None if topic is None else KafkaEvents(self._options, topic)
+
     @property
     def connected(self) -> bool:
-        """Whether the broker answered when it was last asked."""
-        return self._reader is not None and self._reader.connected
+        """Whether the broker, and the registry if there is one, answered when they were last asked."""
+        reachable = self._registry is None or self._registry.reachable
+        return self._reader is not None and self._reader.connected and reachable
 
     @property
     def waiting(self) -> str | None:
@@ -73,9 +82,9 @@ class KafkaSource:
         return self._reader.restarts if self._reader else 0
 
     @property
-    def lost(self) -> int:
-        """Records that were gone before they were read, as far as their number is known."""
-        return self._reader.lost if self._reader else 0
+    def lost(self) -> Mapping[Partition, int]:
+        """Records that were gone before they were read; 1 where their number is not known."""
+        return self._reader.lost if self._reader else {}
 
     def start(self, offsets: Offsets) -> None:
         """Join the group, in the background: a broker that is away is reported by `poll`."""
@@ -88,10 +97,18 @@ class KafkaSource:
         """Records in the order of their partition; none while paused.
 
         Raises:
-            SourceError: once each time that the broker goes away, or refuses us.
+            SourceError: once each time that the broker goes away, or refuses us; always while the next record's schema
+                cannot be looked up.
             SourceLostError: always, once records are gone that were to be read and `on_truncated` is "error".
         """
-        return self._handover.take(self._options.max_poll_records, timeout_s)
+        limit, registry = self._options.max_poll_records, self._registry
+        if registry is None:
+            return self._handover.take(limit, timeout_s)
+        first = self._handover.peek(timeout_s)
+        if first is None:
+            return []
+        registry.learn(first)  # it stays where it is for as long as the registry is away
+        return [registry.attach(record) for record in self._handover.take(limit, 0, registry.knows)]
 
     def pause(self) -> None:
         """Stop fetching; the member stays in the group for as long as it takes."""
@@ -114,6 +131,8 @@ class KafkaSource:
         """Commit what `commit` was given, leave the group, end the thread."""
         if self._reader is not None:
             self._reader.close()
+        if self._registry is not None:
+            self._registry.close()
 
     def _connect(self) -> KafkaConsumer:
         self._subscription.look()

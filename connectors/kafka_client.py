@@ -17,6 +17,7 @@ from kafka.net.selector import NetworkSelector
 
 from streamlearn.connectors.kafka_auth import LoginOptions, given_options
 from streamlearn.connectors.kafka_records import tolerate_names
+from streamlearn.connectors.kafka_schemas import RegistryOptions
 from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
 
 Client = TypeVar("Client")
@@ -35,7 +36,7 @@ _REFUSED = (
 _TLS = "[SSL: "  # as Python's ssl module begins
 
 
-class KafkaOptions(LoginOptions, Protocol):
+class KafkaOptions(LoginOptions, RegistryOptions, Protocol):
     """The settings a Kafka connection reads: the `kafka` section of the daemon's settings has them all."""
 
     bootstrap_servers: list[str]
@@ -47,11 +48,11 @@ class KafkaOptions(LoginOptions, Protocol):
     auto_offset_reset: Literal["earliest", "latest"]
     on_truncated: Literal["earliest", "error"]
     dead_letter_topic: str
+    events_topic: str | None
     session_timeout_ms: int
     max_poll_records: int
     prefetch_records: int
     prefetch_bytes: int
-    request_timeout_ms: int
 
 
 def client_config(options: KafkaOptions, client: type[Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from streamlearn.errors import SourceError
@@ -55,27 +56,28 @@ class Handover:
         with self._condition:
             self._condition.wait_for(self._has_room, timeout_s)
 
-    def take(self, limit: int, timeout_s: float) -> Sequence[Record]:
-        """Up to `limit` records, waiting for the first; none while paused.
+    def peek(self, timeout_s: float) -> Record | None:
+        """The record that `take` would give first, left where it is; otherwise as `take`."""
+        with self._condition:
+            return self._queue[0].records[0] if self._wait(timeout_s) else None
+
+    def take(self, limit: int, timeout_s: float, usable: Callable[[Record], bool] | None = None) -> Sequence[Record]:
+        """Up to `limit` records, waiting for the first, up to one that is not usable; none while paused.
 
         Raises:
             SourceError: what `report` was given, once; what `fail` was given, whenever there are no records.
         """
-        deadline = time.monotonic() + timeout_s
         with self._condition:
-            while self._paused or not self._queue:
-                if self._failure is not None:
-                    raise self._failure
-                if self._trouble is not None:
-                    trouble, self._trouble = self._trouble, None
-                    raise trouble
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return []
-                self._condition.wait(left)
             taken: list[Record] = []
+            if not self._wait(timeout_s):
+                return taken
             while self._queue and len(taken) < limit:
-                chunk = self._take_chunk(limit - len(taken))
+                count = limit - len(taken)
+                if usable is not None:
+                    count = len(list(takewhile(usable, self._queue[0].records[:count])))
+                if count == 0:
+                    break
+                chunk = self._take_chunk(count)
                 self._next[chunk.partition] = chunk.records[-1].position.offset + 1
                 taken += chunk.records
             self._condition.notify_all()
@@ -156,6 +158,21 @@ class Handover:
         """Records not handed over yet, of the partitions we own, given the ends of their logs."""
         with self._condition:
             return {p: max(0, ends[p] - self._next[p]) for p in self._owned if p in ends and p in self._next}
+
+    def _wait(self, timeout_s: float) -> bool:
+        """For a record that may be handed over; with the lock held."""
+        deadline = time.monotonic() + timeout_s
+        while self._paused or not self._queue:
+            if self._failure is not None:
+                raise self._failure
+            if self._trouble is not None:
+                trouble, self._trouble = self._trouble, None
+                raise trouble
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._condition.wait(left)
+        return True
 
     def _has_room(self) -> bool:
         return not self._paused and self._records < self._max_records and self._bytes < self._max_bytes

@@ -7,6 +7,7 @@ tell of a partition that comes back how far another member has finished it meanw
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -35,12 +36,12 @@ class Positions:
 
     Attributes:
         unplaced: assigned partitions that stay paused until `place` has looked at them.
-        lost: records that were gone before they were read, as far as their number is known.
+        lost: records that were gone before they were read; 1 for each time that their number is not known.
     """
 
     def __init__(self, options: KafkaOptions, handover: Handover) -> None:
         self.unplaced: set[TopicPartition] = set()
-        self.lost = 0
+        self.lost: Counter[Partition] = Counter()
         self._topic_ids: dict[str, UUID] = {}
         self._options = options
         self._handover = handover
@@ -132,13 +133,13 @@ class Positions:
                 why = f"offset {offset} is beyond the end of the log, as if the topic was made anew"
                 self._lose(consumer, tp, earliest[tp], why)
 
-    def _lose(self, consumer: KafkaConsumer, tp: TopicPartition, go_on: int, why: str, records: int = 0) -> None:
+    def _lose(self, consumer: KafkaConsumer, tp: TopicPartition, go_on: int, why: str, records: int = 1) -> None:
         """Say what is gone; go on or stop, as the operator wants it."""
         said = f"{tp.topic}/{tp.partition}: {why}"
         if self._options.on_truncated == "error":
             raise SourceLostError(f'{said}; kafka.on_truncated = "earliest" would go on from offset {go_on}')
         log.warning("%s; going on from offset %d", said, go_on)
-        self.lost += records
+        self.lost[partition_of(tp)] += records
         self._move(consumer, tp, go_on)
 
     def _follow_truncation(self, consumer: KafkaConsumer, ends: Mapping[TopicPartition, Any]) -> None:

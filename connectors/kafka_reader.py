@@ -76,9 +76,9 @@ class Reader:
         self._progress: dict[TopicPartition, tuple[int | None, float]] = {}
 
     @property
-    def lost(self) -> int:
-        """Records that were gone before they were read, as far as their number is known."""
-        return self._positions.lost
+    def lost(self) -> Mapping[Partition, int]:
+        """Records that were gone before they were read; 1 where their number is not known."""
+        return dict(self._positions.lost)
 
     def start(self) -> None:
         """Begin, in the background."""

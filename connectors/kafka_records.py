@@ -53,7 +53,7 @@ class _TolerantBuffer(bytearray):
 
 
 class _TolerantBatch(DefaultRecordBatch):  # type: ignore[misc]
-    __slots__ = ()
+    _buffer: Any
 
     def _read_msg(self) -> Any:
         try:

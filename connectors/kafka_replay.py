@@ -11,6 +11,7 @@ from typing import Any
 
 from streamlearn.connectors.kafka_client import KafkaOptions
 from streamlearn.connectors.kafka_range import Bounded, Range, resolve, whole_topics
+from streamlearn.connectors.kafka_schemas import SchemaRegistry
 from streamlearn.records import Offsets, Partition, Position, Record
 from streamlearn.source import EndOfStream
 
@@ -31,6 +32,8 @@ class RangeSource:
             SettingsError: an option that the client does not know, or a secret file that cannot be read.
         """
         self._bounded = Bounded(options, ranges)
+        self._registry = SchemaRegistry.of(options)
+        self._read: list[Record] = []  # and not handed over: their schemas are not known yet
         self._paused = False
         self._closed = Event()
 
@@ -49,19 +52,25 @@ class RangeSource:
 
         Raises:
             EndOfStream: every range is delivered.
-            SourceError: the broker is away.
+            SourceError: the broker, or the registry, is away.
             StreamlearnError: retention has removed what comes next.
         """
-        if self._bounded.left() == 0 or self._closed.is_set():
+        if (self._bounded.left() == 0 and not self._read) or self._closed.is_set():
             raise EndOfStream
         if self._paused:
             self._closed.wait(timeout_s)
             return []
-        return [
+        self._read = self._read or [
             Record(r.key, r.value, Position(*_named(each), r.position.offset), r.headers, r.timestamp_ms)
             for each, records in self._bounded.poll(timeout_s).items()
             for r in records
         ]
+        if self._registry is not None:
+            for record in self._read:
+                self._registry.learn(record)
+            self._read = [self._registry.attach(record) for record in self._read]
+        records, self._read = self._read, []
+        return records
 
     def done(self, offsets: Offsets) -> int:
         """How many offsets of the ranges lie before `offsets`."""
@@ -90,6 +99,8 @@ class RangeSource:
         """Disconnect."""
         self._closed.set()
         self._bounded.close()
+        if self._registry is not None:
+            self._registry.close()
 
 
 def _named(each: Range) -> Partition:

@@ -137,8 +137,9 @@ class Subscription:
         return None
 
     def _pattern(self) -> str:
-        """A whole name, and never that of our own dead letters: they would be read again, for ever."""
-        return rf"(?!{re.escape(self._options.dead_letter_topic)}\Z)(?:{self._options.topic_pattern})\Z"
+        """A whole name, and never one that we write to: our dead letters would be read again, for ever."""
+        ours = filter(None, (self._options.dead_letter_topic, self._options.events_topic))
+        return rf"(?!(?:{'|'.join(map(re.escape, ours))})\Z)(?:{self._options.topic_pattern})\Z"
 
     def _note(self, problem: str | None) -> None:
         if problem is not None and problem != self.problem:

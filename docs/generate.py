@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from streamlearn.errors import CODES
-from streamlearn.metrics import KS, OUTCOMES, SEARCH_STAGES, STAGES, Metrics
+from streamlearn.metrics import DELIVERIES, KS, OUTCOMES, SEARCH_STAGES, STAGES, Metrics
 from streamlearn.settings import Section, Settings, describe
 
 HERE = Path(__file__).parent
@@ -55,6 +55,8 @@ LABELS = {
     "code": "Why a record was rejected; [operations.md](operations.md#dead-letters) explains the codes. One of "
     + ", ".join(f"`{code}`" for codes in CODES.values() for code in codes)
     + ".",
+    "delivery": ", ".join(f"`{delivery}`" for delivery in DELIVERIES)
+    + ": there was nowhere to send it for so long that newer ones took its place, or the daemon ended.",
     "topic": "Of the source: a Kafka topic, or the folder's name.",
     "partition": "Of the topic.",
     "detector": "`mean_shift` or `none`.",

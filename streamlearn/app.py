@@ -19,14 +19,15 @@ from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
-from streamlearn.drift import Detector, NoDetector
 from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
+from streamlearn.events import Events
 from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
+from streamlearn.frozen_clips import FrozenClips, frame_of
 from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
 from streamlearn.judge import Judge
@@ -46,12 +47,12 @@ from streamlearn.server import Server
 from streamlearn.service import DaemonService
 from streamlearn.service_generations import GenerationsService
 from streamlearn.service_tasks import TasksService
-from streamlearn.settings import DriftSettings, Settings
-from streamlearn.source import DeadLetters, Publisher, Source, load_source_class
+from streamlearn.settings import Settings
+from streamlearn.source import DeadLetters, EventSink, Publisher, Source, load_source_class
 from streamlearn.state import State
 from streamlearn.stored_clips import StoredClips
 from streamlearn.tasks import Boundaries
-from streamlearn.tune import mean_shift
+from streamlearn.tune import detector_of
 from streamlearn.warmup import build_towers, device_of, reading_of
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Daemon:
         reopen = None if source is not None else partial(load_source_class(settings.source).from_settings, settings)
         source = source or load_source_class(settings.source).from_settings(settings)
         self.dead_letters = opened.enter_context(closing(_dead_letters(source, settings.state_dir)))
+        events = opened.enter_context(closing(Events(_event_sink(source), self.metrics)))
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
         )
@@ -124,7 +126,7 @@ class Daemon:
         frozen = learner.online.frozen_copy() if judged else None  # before anything is learned
         eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
         judge = _judge(frozen, self.catalog, self.frames, eras, settings)
-        detector = _detector(settings.drift)
+        detector = detector_of(settings.drift)
         evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)
         self.scoreboard = Scoreboard(book, self.catalog, self.metrics)
         examiner = Examiner(evaluator, self.scoreboard, self.metrics, budget_ratio=settings.evaluate.budget_ratio)
@@ -149,6 +151,7 @@ class Daemon:
             generations=Generations(settings.state_dir, retention(settings.checkpoint)),
             searcher=self.searcher,
             dead_letters=self.dead_letters,
+            events=events,
             metrics=self.metrics,
             reading=Reading(
                 {f"media.{name}": getattr(media, name) for name in ("frames", "size_px", "sampling")},
@@ -255,19 +258,18 @@ def _dead_letters(source: Source, state_dir: Path) -> DeadLetters:
     return own() if own is not None else FileDeadLetters(state_dir / "dead_letters.jsonl")
 
 
+def _event_sink(source: Source) -> EventSink | None:
+    own = getattr(source, "events", None)
+    return None if own is None else own()
+
+
 def _judge(frozen: Towers | None, catalog: Catalog, frames: FrameStore, eras: Eras, settings: Settings) -> Judge | None:
     if frozen is None:
         return None
     return Judge(
-        frozen,
-        catalog,
-        frames,
-        eras,
+        FrozenClips(frozen, catalog, frames, eras),
+        frame=frame_of(frozen),
         batch_size=settings.learner.batch_size,
         clips_per_false_boundary=settings.drift.clips_per_false_boundary,
         revisits=settings.drift.revisits,
     )
-
-
-def _detector(settings: DriftSettings) -> Detector:
-    return NoDetector() if settings.detector == "none" else mean_shift(settings)

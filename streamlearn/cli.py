@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import sys
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn import __version__, cli_bench, cli_eval, cli_generations, cli_streams, cli_tasks
+from streamlearn import __version__, cli_bench, cli_eval, cli_generations, cli_publish, cli_streams, cli_tasks
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
 from streamlearn.errors import StreamlearnError
 
@@ -31,6 +30,7 @@ app.add_typer(cli_generations.app, name="generations")
 app.add_typer(cli_streams.dlq, name="dlq")
 app.add_typer(cli_bench.bench_app, name="bench")
 app.add_typer(cli_tasks.tasks, name="tasks")
+app.command()(cli_publish.publish)
 app.command()(cli_streams.replay)
 app.command("eval")(cli_eval.evaluate)
 
@@ -112,44 +112,6 @@ def status(url: Url = _URL, as_json: AsJson = False) -> None:
         return
     for name, value in answer.items():
         out.print(Text.assemble((f"{name:>16}", "dim"), f"  {value}"))
-
-
-@app.command()
-def publish(
-    paths: Annotated[list[Path], typer.Argument(help="Folders with a manifest or sidecars, or .jsonl manifests.")],
-    topic: Annotated[str | None, typer.Option(help="Where to; the first of kafka.topics otherwise.")] = None,
-    inline: Annotated[bool, typer.Option("--inline", help="Send the videos' bytes, not their addresses.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate everything, send nothing.")] = False,
-    config: ConfigFile = None,
-    override: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Publish clips to a Kafka topic; exit 1 where some are not valid, which are listed and not sent."""
-    from rich.progress import Progress
-
-    from streamlearn.publish import publish as publish_clips
-
-    settings = settings_of(config, override)
-    with Progress(console=err, transient=True) as bar:
-        work = bar.add_task("reading", total=None)
-        report = publish_clips(
-            paths,
-            settings.kafka,
-            topic=topic or settings.kafka.topics[0],
-            inline=inline,
-            dry_run=dry_run,
-            max_bytes=settings.media.max_bytes,
-            max_caption_chars=settings.media.max_caption_chars,
-            on_progress=lambda rows: bar.update(work, completed=rows, description=f"{rows} clips"),
-        )
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(report), default=str))
-    else:
-        for problem in report.problems:
-            typer.echo(f"{problem.where}: {problem.code}: {problem.message}")
-        typer.echo(f"{report.published} {'valid' if dry_run else 'published'}, {len(report.problems)} not valid")
-    if report.problems:
-        raise typer.Exit(1)
 
 
 @config_app.command("check")

@@ -27,7 +27,9 @@ _SECTIONS = ("learner", "model", "drift", "search", "media")
 @bench_app.command()
 def cvlm(
     out: Annotated[Path, typer.Option(help="Folder of trials.jsonl and the report; finished trials are kept.")],
-    methods: Annotated[str, typer.Option(help="Separated by commas; docs/bench.md names them.")] = _METHODS,
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas; docs/bench.md names them. NAME@RATE is not tuned.")
+    ] = _METHODS,
     seeds: Annotated[str, typer.Option(help="Of the reported trials.")] = "1,2,3",
     orders: Annotated[
         str, typer.Option(help="forward, reverse, iid (joint training), or digits as 20413.")
@@ -70,7 +72,9 @@ def cvlm(
     shared = _shared(override)
     media = shared.pop("media")
     rates = [float(rate) for rate in learning_rates.split(",")]
-    names = [name.strip() for name in methods.split(",")]
+    names, best = _with_rates(methods)
+    if len(rates) == 1:
+        best = dict.fromkeys(names, rates[0]) | best
     order_names = orders.split(",")
 
     def corpus(seed: int) -> str:
@@ -81,14 +85,13 @@ def cvlm(
     plain = Spec(
         "", "", 0.0, 0, boundaries=boundaries, mixing_clips=mixing_clips, passes=passes, eras=eras, **shared
     )  # fmt: skip
-    best = dict.fromkeys(names, rates[0])
-    if len(rates) > 1:
-        tuned = [name for name in names if not method_of(name).rate_of]
+    if unknown := [name for name in names if name not in best]:
+        tuned = [name for name in unknown if not method_of(name).rate_of]
         base = replace(
             plain, corpus=corpus(tuning_seed), seed=tuning_seed, order="forward", asked_per_task=1, eras=False
         )
         _run([("tuning", spec) for spec in grid([base], methods=tuned, learning_rates=rates)], results, workers)
-        best = best_rates(results.lines, names)
+        best |= best_rates(results.lines, unknown)
     reported = [
         ("reported", replace(plain, corpus=corpus(seed), seed=seed, order=order, method=name, learning_rate=best[name]))
         for seed in map(int, seeds.split(","))
@@ -108,6 +111,20 @@ def report(
     from streamlearn.bench.runs import Results
 
     _finish(Results(out), out, against)
+
+
+def _with_rates(methods: str) -> tuple[list[str], dict[str, float]]:
+    """The methods of `NAME,NAME@RATE,...`, and the rates that were named."""
+    names, rates = [], {}
+    for text in methods.split(","):
+        name, at, rate = text.strip().partition("@")
+        names.append(name)
+        if at:
+            try:
+                rates[name] = float(rate)
+            except ValueError as error:
+                raise SettingsError(f"--methods {text}: after @ comes a learning rate, as in {name}@2e-4") from error
+    return names, rates
 
 
 def _shared(override: Sequence[str] | None) -> dict[str, Any]:

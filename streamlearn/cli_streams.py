@@ -1,4 +1,4 @@
-"""The verbs around the stream: publish clips, replay a range of the log, look at dead letters and send them again."""
+"""The verbs around the stream: replay a range of the log, look at dead letters and send them again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, settings_of
+from streamlearn.cli_progress import progress
 from streamlearn.errors import SettingsError
 from streamlearn.settings import Settings
 
@@ -66,13 +66,8 @@ def replay(
         raise SettingsError("the log holds nothing there; nothing was learned")
     setup_logging(settings.log)
     stop = stop_signal()
-    with bar_of("learning") as (bar, work):
-        report = learn(
-            settings,
-            found,
-            stop=stop,
-            on_progress=lambda done, total, detail: bar.update(work, completed=done, total=total, description=detail),
-        )
+    with progress("learning") as told:
+        report = learn(settings, found, stop=stop, on_progress=told)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report)))
     else:
@@ -147,9 +142,9 @@ def dlq_replay(
     known = {each for stage in CODES.values() for each in stage}
     if unknown := set(code or ()) - known:
         raise typer.BadParameter(f"there is no code {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    with dead_letters(settings_of(config, override), topic, file) as (name, place), bar_of("letters") as (bar, work):
+    with dead_letters(settings_of(config, override), topic, file) as (name, place), progress("letters") as told:
         report = send_again(
-            place, code or (), again=again, dry_run=dry_run, on_progress=lambda n: bar.update(work, completed=n)
+            place, code or (), again=again, dry_run=dry_run, on_progress=lambda letters: told(letters, None, "")
         )
     if as_json:
         typer.echo(json.dumps({"from": name, "sent": report.sent, "problems": report.problems, "dry_run": dry_run}))
@@ -183,11 +178,3 @@ def dead_letters(settings: Settings, topic: str | None, file: Path | None) -> It
     if file is not None and not file.is_file():
         raise SettingsError(f"--file {file}: there is no such file")
     yield str(path), FilePlace(path, settings.folder.path if issubclass(source, FolderSource) else None)
-
-
-@contextmanager
-def bar_of(what: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar on a terminal, nothing elsewhere: what counts is said at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        yield bar, bar.add_task(what, total=None)

@@ -16,7 +16,7 @@ import torch
 
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generation, Generations
-from streamlearn.drift import Detector
+from streamlearn.detector import Detector
 from streamlearn.eras import Eras
 from streamlearn.errors import StateError
 from streamlearn.evaluate import ScoreBook
@@ -117,7 +117,7 @@ class Cut:
             "tasks": self.tasks.state_dict(),
             "eras": self.eras.state(),
             "book": self.book.state_dict(),
-            "memory": None if self.judge is None else self.judge.memory.state_dict()["facts"],
+            "memory": None if self.judge is None else self.judge.state_dict()["facts"],
             "staleness_ratio": self.staleness_ratio,
         }
 
@@ -126,7 +126,8 @@ class Cut:
         tensors = self.learner.state_dict() | self.eras.tensors()
         tensors["detector"] = {name: torch.from_numpy(np.array(a)) for name, a in self.detector.state_dict().items()}
         if self.judge is not None:
-            tensors["memory"] = {"means": torch.from_numpy(self.judge.memory.state_dict()["means"])}
+            known = self.judge.state_dict()
+            tensors["memory"] = {name: torch.from_numpy(known[name]) for name in ("means", "direction")}
         return tensors
 
     def load(self, generation: Generation) -> None:
@@ -148,9 +149,16 @@ class Cut:
         self.learner.load_state_dict(generation.tensors)
         self.eras.restore(facts["eras"], generation.tensors)
         if self.judge is not None:
-            memory, means = facts.get("memory"), generation.tensors.get("memory", {}).get("means", torch.zeros(0, 0))
-            known = self.judge.memory.load_state_dict(memory or {"frame": "", "tasks": []}, means.numpy())
+            memory, arrays = facts.get("memory"), generation.tensors.get("memory", {})
+            known = self.judge.load_state_dict(
+                memory or {"frame": "", "tasks": []},
+                arrays.get("means", torch.zeros(0, 0)).numpy(),
+                arrays.get("direction", torch.zeros(0)).numpy(),
+            )
             if memory and not known:
                 log.warning("the encoders at the start are others than before: earlier tasks are not recognised")
         if "detector" in generation.tensors:
-            self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})
+            try:
+                self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})
+            except KeyError:
+                log.warning("drift.detector is another than before: it begins anew")

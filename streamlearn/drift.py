@@ -1,97 +1,28 @@
-"""Detectors of drift: one batch of embeddings at a time, an alarm where their distribution changes.
+"""The default detector of drift: the mean of a batch's embeddings moves further than chance would have it.
 
-They know nothing of tasks, encoders or torch. They cost no forward pass: the embeddings are the keys that a
-learner step makes anyway. Those come from an encoder that moves while it learns, so an alarm is a suspicion, which
-`streamlearn.judge` can refuse. A detector's whole state survives a restart, bit by bit.
+It knows nothing of tasks, encoders or torch, and costs no forward pass: the embeddings are the keys that a learner
+step makes anyway.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamlearn.detector import UNMEASURED, Measured, State
 from streamlearn.onset import WHOLE, onset_of
 from streamlearn.records import Vectors
 from streamlearn.tail import Quiet, Spread, Summary
 
 Floats = npt.NDArray[np.float64]
-State = dict[str, npt.NDArray[Any]]
 
-_PAUSE_BATCHES = 4  # after a refused alarm, before the next
+_PAUSE_BATCHES = 4  # after a refused alarm, before the next,
+_LOUDER = 1.5  # unless its score is so many times that of the refused one
 _STEP_BATCHES = 4
-
-
-class Detector(Protocol):
-    """Watches a stream of batches; `drift_detected` is true after the update that found a change, and only then."""
-
-    @property
-    def score(self) -> float:
-        """The statistic after the last update; about 1 where nothing drifts."""
-        ...
-
-    @property
-    def threshold(self) -> float:
-        """What the score is compared with."""
-        ...
-
-    @property
-    def drift_detected(self) -> bool:
-        """Whether the last update found a change. The detector has by then restarted by itself."""
-        ...
-
-    @property
-    def onset_batches_ago(self) -> int:
-        """How many of the newest batches came after the change began; 0 where none was found."""
-        ...
-
-    def update(self, x: Vectors) -> None:
-        """Take one batch, (n, d); n may differ from batch to batch, d may not."""
-        ...
-
-    def restart(self) -> None:
-        """Forget what came before: somebody else has found a change here."""
-        ...
-
-    def refuse(self) -> None:
-        """The alarm of the last update was none: what came before it is still the reference for what comes."""
-        ...
-
-    def state_dict(self) -> State:
-        """Everything that decides what follows, as arrays."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on exactly where `state_dict` was taken."""
-        ...
-
-
-class NoDetector:
-    """Finds nothing: boundaries are the operator's alone."""
-
-    score = 1.0
-    threshold = 0.0
-    drift_detected = False
-    onset_batches_ago = 0
-
-    def update(self, x: Vectors) -> None:
-        """Do nothing."""
-
-    def restart(self) -> None:
-        """Do nothing."""
-
-    def refuse(self) -> None:
-        """Do nothing."""
-
-    def state_dict(self) -> State:
-        """There is none."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """There is none."""
 
 
 class MeanShift:
@@ -163,7 +94,7 @@ class MeanShift:
         self._rows: Floats = np.empty(0)  # (b,), how many
         self._spread, self._quiet = Spread(), [Quiet() for _ in windows]
         self._wait = self._onset = self._pause = 0
-        self._score, self._limit = 1.0, 0.0
+        self._score, self._limit, self._refused = 1.0, 0.0, 0.0
         self._before_alarm: tuple[Floats, Floats, Floats] | None = None
 
     @property
@@ -186,7 +117,7 @@ class MeanShift:
         """How many of the newest batches came after the change began; 0 where none was found."""
         return self._onset
 
-    def update(self, x: Vectors) -> None:
+    def update(self, x: Vectors, measured: Measured = UNMEASURED) -> None:
         """Take one batch; an empty one changes nothing but the alarm, which is over.
 
         Shape:
@@ -195,9 +126,9 @@ class MeanShift:
         Raises:
             ValueError: another width than before, or a value that is not finite.
         """
-        self.take(Summary.of(x))
+        self.take(Summary.of(x), measured)
 
-    def take(self, batch: Summary) -> None:
+    def take(self, batch: Summary, measured: Measured = UNMEASURED) -> None:
         """As `update`."""
         self._onset, self._before_alarm = 0, None
         if not batch.rows:
@@ -210,13 +141,13 @@ class MeanShift:
         self._wait -= cooling
         found = self._look()
         self._pause = max(0, self._pause - 1)
-        if not found or self._pause:
+        if not found or (self._pause and self._score < _LOUDER * self._refused):
             return
         onset, is_ramp = onset_of(self._sums, self._rows)
         remembered = len(self._rows)
         coming = is_ramp and onset > _STEP_BATCHES  # a shorter ramp cannot be told from a step
         if cooling and (coming or onset > remembered / 2):
-            self._keep_newest(0)
+            self._keep_newest(self._warmup + self._windows[0][0])  # with none it would be blind for as long
         elif onset > WHOLE * remembered:
             self._keep_newest(onset)
         else:
@@ -233,7 +164,8 @@ class MeanShift:
         """Take the last update's alarm back, and be quiet for a moment: what is remembered stays, and counts."""
         if self._before_alarm is not None:
             self._sums, self._squares, self._rows = self._before_alarm
-            self._onset, self._wait, self._before_alarm, self._pause = 0, 0, None, _PAUSE_BATCHES
+            self._onset, self._wait, self._before_alarm = 0, 0, None
+            self._pause, self._refused = _PAUSE_BATCHES, self._score
 
     def state_dict(self) -> State:
         """The remembered batches, the calibration, the cool-down and the last answer. Settings are not in it."""
@@ -244,6 +176,7 @@ class MeanShift:
             "spread": self._spread.state(),
             "wait": np.array(self._wait),
             "pause": np.array(self._pause),
+            "refused": np.array(self._refused),
             "score": np.array(self._score),
             "limit": np.array(self._limit),
             "onset": np.array(self._onset),
@@ -266,6 +199,7 @@ class MeanShift:
         self._wait, self._onset = int(state["wait"]), int(state["onset"])
         self._score, self._limit = float(state["score"]), float(state["limit"] if "limit" in state else 0.0)
         self._pause = int(state["pause"]) if "pause" in state else 0
+        self._refused = float(state["refused"]) if "refused" in state else 0.0
         if "spread" in state:
             self._spread.load(state["spread"])
         for (w, _), quiet in zip(self._windows, self._quiet, strict=True):

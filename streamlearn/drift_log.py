@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from streamlearn.detector import UNMEASURED, Measured
 from streamlearn.records import StepStats, Vectors
 from streamlearn.tail import Summary
 
@@ -33,6 +34,8 @@ class Entry:
         clips: processed so far.
         score, threshold: of the detector at that time.
         outcome: "drift", "refused", or "" where nothing was suspected.
+        measured: on the batch.
+        operator: began a task before this batch, and the detector anew.
     """
 
     step: int
@@ -41,6 +44,8 @@ class Entry:
     score: float
     threshold: float
     outcome: str
+    measured: Measured = UNMEASURED
+    operator: bool = False
 
 
 class DriftLog:
@@ -48,6 +53,7 @@ class DriftLog:
 
     def __init__(self, folder: Path, max_bytes: int = _MAX_BYTES) -> None:
         self._path, self._max_bytes = folder / "drift.jsonl", max_bytes
+        self.operator = False  # began a task since the last step
 
     def append(self, stats: StepStats, keys: Vectors, clips: int, verdict: tuple[float, float, str]) -> None:
         """Write one step.
@@ -64,15 +70,18 @@ class DriftLog:
             "clips": clips,
             "rows": batch.rows,
             "square": batch.square,
+            "video_square": batch.first_square,
             "traces": [None if np.isnan(x) else x for x in batch.traces.tolist()],
             "score": verdict[0],
             "threshold": verdict[1],
             "outcome": verdict[2],
+            "operator": self.operator,
             "loss": stats.loss,
             "recall": stats.recall,
             "grad_norm": stats.grad_norm,
             "sums": base64.b64encode(batch.sums.astype("<f2").tobytes()).decode(),
         }
+        self.operator = False
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -105,7 +114,11 @@ def _entries(path: Path) -> Iterator[Entry]:
                 row = json.loads(line)
                 sums = np.frombuffer(base64.b64decode(row["sums"]), "<f2").astype(np.float64)
                 traces = np.array([np.nan if x is None else x for x in row["traces"]])
-                batch = Summary(sums, row["square"], row["rows"], traces)
-                yield Entry(row["step"], row["clips"], batch, row["score"], row["threshold"], row["outcome"])
+                square = row["square"]  # both halves are unit rows
+                batch = Summary(sums, square, row["rows"], traces, row.get("video_square", square / 2))
+                yield Entry(
+                    row["step"], row["clips"], batch, row["score"], row["threshold"], row["outcome"],
+                    Measured(row["loss"], row["recall"], row["grad_norm"]), row.get("operator", False),
+                )  # fmt: skip
             except (ValueError, KeyError, TypeError):
                 continue

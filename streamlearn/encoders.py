@@ -154,8 +154,11 @@ class Towers(nn.Module):
 
 
 def _is_trunk(name: str, towers: Towers) -> bool:
-    """Whether a parameter is of what brings its weights; of a built-in tower, all but the head."""
+    """Whether a parameter is of what brings its weights.
+
+    Of a built-in tower all but the head, where both are: beside a pretrained one it begins at random, and is learned.
+    """
     part, inner = name.split(".", 2)[:2]
     if isinstance(getattr(towers, part), TinyVideo | TinyText):
-        return inner != "head"
+        return inner != "head" and set(towers.names.values()) == {"tiny"}
     return inner == "trunk"

@@ -41,4 +41,5 @@ def _mean_of_squares(frames: Tensor, side: int) -> Tensor:
 
 def resize(frames: Tensor, size_px: int) -> Tensor:
     """Shape: uint8 (n, T, H, W, 3) -> float (n, T, 3, size_px, size_px) in 0..1."""
-    return (scale(frames, size_px).float() / 255).permute(0, 1, 4, 2, 3)
+    # Turned while it is bytes, a quarter of the memory to move; floats are then changed in place.
+    return scale(frames, size_px).permute(0, 1, 4, 2, 3).contiguous().float().div_(255)

@@ -44,7 +44,7 @@ class TinyVideo(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Encode clips. Shape: uint8 (n, T, H, W, 3) -> (n, dim), not normalised."""
         x = resize(spread(frames, self.frames), self.size_px)  # (n, 8, 3, 32, 32) in 0..1
-        x = (x - 0.5) / 0.25
+        x = x.sub_(0.5).div_(0.25)
         n = x.shape[0]
         x = self.convolutions(x.reshape(n * 4, 6, self.size_px, self.size_px))  # (4n, 192): pairs of frames
         out: Tensor = self.head(x.reshape(n, 4 * 192))

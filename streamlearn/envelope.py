@@ -1,4 +1,4 @@
-"""One record's bytes to a validated clip message: plain JSON, CloudEvents 1.0, raw video, or a tombstone.
+"""One record's bytes to a validated clip message: JSON, CloudEvents 1.0, Avro, raw video, or a tombstone.
 
 Knows how messages are carried and nothing about media: it fetches and decodes nothing. What is wrong with a record
 is said in one sentence that names the field and the remedy, and never repeats the value, which may hold
@@ -18,7 +18,8 @@ from pydantic_core import ErrorDetails
 
 from streamlearn.errors import MessageError
 from streamlearn.message import CONTROL, NAME_CHARS, ClipMessage, clip_schema
-from streamlearn.records import Record, Tombstone
+from streamlearn.records import FRAME_BYTES, Record, Tombstone
+from streamlearn.wire import check_json, read_avro, schema_of
 
 __all__ = ["ClipMessage", "clip_schema", "parse"]
 
@@ -37,8 +38,8 @@ def parse(record: Record, *, max_bytes: int, max_caption_chars: int) -> ClipMess
     Raises:
         MessageError: the record is no clip message; the sentence names the field and the remedy.
     """
-    key = None if record.key is None else _text(record.key, "the key")
     if record.value is None:
+        key = _key(record)
         if key is None:
             raise MessageError("empty_value", "the value is null and there is no key: a tombstone needs the id as key")
         if not 0 < len(key) <= NAME_CHARS or CONTROL.search(key):
@@ -56,10 +57,10 @@ def parse(record: Record, *, max_bytes: int, max_caption_chars: int) -> ClipMess
         headers.setdefault(name.lower(), []).append(content)
     content_type = _text(headers.get("content-type", [b""])[0], "header content-type").partition(";")[0].strip().lower()
     if content_type.startswith("video/"):
-        return _raw_video(record.value, key, headers, max_caption_chars)
-    values = _unwrap(_object(record.value), content_type, headers)
-    if key is not None:
-        values.setdefault("video_id", key)
+        return _raw_video(record.value, _key(record), headers, max_caption_chars)
+    values = _unwrap(_body(record), content_type, headers)
+    if "video_id" not in values and (key := _key(record)) is not None:
+        values["video_id"] = key
     message = _validate(values, max_caption_chars)
     if message.media_b64 is not None:
         message._media = _decode_base64(message.media_b64)
@@ -67,6 +68,32 @@ def parse(record: Record, *, max_bytes: int, max_caption_chars: int) -> ClipMess
     elif message.uri is None:
         raise MessageError("missing_field", "uri: is missing; give a uri, or the video's bytes as media_b64")
     return message
+
+
+def _key(record: Record) -> str | None:
+    """The key as text; to be asked for only where it names the clip: otherwise it may be anything."""
+    if record.key is None:
+        return None
+    schema = schema_of(record.key, record.schemas, "the key") if record.schemas else None
+    if schema is None:
+        return _text(record.key, "the key")
+    value = read_avro(record.key, schema, "the key") if schema.kind == "AVRO" else _json(record.key[FRAME_BYTES:])
+    if not isinstance(value, str):
+        raise MessageError("invalid_field", "the key: must be a string, the id; or give video_id in the value")
+    return value
+
+
+def _body(record: Record) -> dict[str, Any]:
+    """The value as an object, however it is written."""
+    assert record.value is not None, "a tombstone has none"
+    schema = schema_of(record.value, record.schemas, "the value")
+    if schema is None:
+        return _object(_json(record.value))
+    if schema.kind == "AVRO":
+        return _object(read_avro(record.value, schema, "the value"))
+    body = _json(record.value[FRAME_BYTES:])
+    check_json(body, schema, "the value")
+    return _object(body)
 
 
 def _raw_video(
@@ -120,18 +147,21 @@ def _text(value: bytes, what: str) -> str:
         raise MessageError("invalid_utf8", f"{what}: byte {error.start} is not UTF-8; encode it as UTF-8") from error
 
 
-def _object(value: bytes) -> dict[str, Any]:
+def _json(value: bytes) -> Any:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     text = _text(value, "the value")
     try:
-        body = json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         reason = str(error) if len(str(error)) < 200 else type(error).__name__
         raise MessageError(
             "invalid_json", f"the value is not JSON: {reason}; for raw video set content-type: video/mp4"
         ) from error
+
+
+def _object(body: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise MessageError("invalid_json", f"the value is a JSON {type(body).__name__}, not an object; send an object")
     return body

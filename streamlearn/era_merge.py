@@ -1,8 +1,9 @@
 """Which two sealed eras to make one, judged by held-out clips: the cap on eras, and boundaries that were superfluous.
 
-Merging keeps the pair of one era and encodes the other's clips with it. What that costs is known beforehand: both
-pairs can encode both eras' held-out clips. The measure is the mean reciprocal rank over the held-out clips of all
-sealed eras in one pool, scored as `search` scores. Pairs are frozen, so what was encoded once is remembered.
+Merging keeps the pair of one era; the other's vectors stay, and are asked by its text encoder, or are encoded anew with
+it. What that costs is known beforehand: both pairs can encode both eras' held-out clips. The measure is the mean
+reciprocal rank over the held-out clips of all sealed eras in one pool, scored as `search` scores. Pairs are frozen, so
+what was encoded once is remembered.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Sealed(Protocol):
 
 @dataclass(frozen=True)
 class Merge:
-    """A decision: `absorb`'s clips are encoded with the pair of `keep`, and the era is gone.
+    """A decision: `absorb`'s clips go to `keep`, whose pair answers for them, and the era is gone.
 
     Attributes:
         why: "cap", where there are too many eras, or "agree", where nothing is lost by it.
@@ -72,9 +73,11 @@ class Merger:
 
     Args:
         familiarity_weight: as in search.
+        vectors: of the absorbed clips: "keep" or "encode", as `search.merge_vectors`.
     """
 
-    def __init__(self, familiarity_weight: float) -> None:
+    def __init__(self, familiarity_weight: float, vectors: str) -> None:
+        self._anew = vectors == "encode"
         self._share = np.float32(1 / (1 + familiarity_weight))  # of the clip's cosine
         self._films: dict[tuple[int, int], Vectors] = {}  # judges of an era, by the pair of another one
 
@@ -131,7 +134,7 @@ class Merger:
             learned = [text for one in (by, *others) for text in judges[one.number].learned]
             asked = by.encoder.texts(questions)
             known = familiarity(asked, by.encoder.texts(learned) if learned else asked[:0])
-            cosine = asked @ self._encoded(by, era, judges[era.number]).T
+            cosine = asked @ self._encoded(by if self._anew else era, era, judges[era.number]).T
             blocks.append(self._share * cosine + (1 - self._share) * known[:, None])
         return float((1 / ranks(np.concatenate(blocks, axis=1), np.arange(len(questions)))).mean())
 

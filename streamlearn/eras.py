@@ -22,7 +22,6 @@ from torch import Tensor
 
 from streamlearn.catalog import Catalog
 from streamlearn.catalog_rows import as_stored
-from streamlearn.encoders import Towers
 from streamlearn.era_clips import EraClips
 from streamlearn.era_merge import Merge, Merger, mapped
 from streamlearn.era_view import EraView, QueryEncoder
@@ -53,9 +52,8 @@ class Era:
     captions: Vectors
     sealed_step: int | None = None  # the step of its snapshot; None while it is the current one
     encoder: QueryEncoder | None = None
-    pair: Towers | None = None
     pending: deque[int] = field(default_factory=deque)  # rows of a sealed era that await re-encoding
-    into: Era | None = None  # the era that takes these rows, with its pair, when they are done,
+    into: Era | None = None  # the era that takes these rows when they are done,
     merge: Merge | None = None  # and why
     absorbed: list[dict[str, Any]] = field(default_factory=list)  # eras that were merged into this one, and why
     reencoded: dict[int, Vectors] = field(default_factory=dict)  # rows done, of a partition not yet swapped in
@@ -87,7 +85,7 @@ class Eras:
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
         self._clips = EraClips(catalog, frames)
-        self._merger = Merger(settings.familiarity_weight)
+        self._merger = Merger(settings.familiarity_weight, settings.merge_vectors)
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
     @property
@@ -165,8 +163,11 @@ class Eras:
 
     @property
     def stale(self) -> int:
-        """Clips of sealed eras that await re-encoding."""
-        return sum(len(era.pending) for era in self.eras)
+        """Clips of sealed eras that await re-encoding, or their place in another era."""
+        return sum(len(era.pending) or len(era.partition.view()) for era in self._closing())
+
+    def _closing(self) -> list[Era]:
+        return [era for era in self.eras if era.pending or era.into is not None]
 
     def oldest_age_steps(self) -> int:
         """Steps since the oldest vector of the current era was written."""
@@ -175,17 +176,21 @@ class Eras:
 
     def reencode(self) -> int:
         """Re-encode some clips, of sealed eras first, else the oldest vectors of the current one; returns how many."""
-        closing = [era for era in self.eras if era.pending]
+        closing = self._closing()
         if not closing:
             return self._refresh()
         era = closing[0]
-        encoder = (era.into or era).encoder
+        encoder = self._written_by(era).encoder
         assert encoder is not None
         batch = [era.pending.popleft() for _ in range(min(self._settings.reencode_batch_clips, len(era.pending)))]
         era.reencoded.update(self._clips.encode(batch, encoder))
         if not era.pending:
             self._swap_in(era)
         return len(batch)
+
+    def _written_by(self, era: Era) -> Era:
+        """Whose pair its vectors will be of: a merged era's too are its own, as they say more (docs/log.md)."""
+        return era.into if era.into is not None and self._settings.merge_vectors == "encode" else era
 
     def _refresh(self) -> int:
         """The current era's vectors were written by encoders that knew less: bring some up to date."""
@@ -200,17 +205,17 @@ class Eras:
         return len(fresh)
 
     def _swap_in(self, era: Era) -> None:
-        target = era.into or era
-        assert target.sealed_step is not None
+        target, writer = era.into or era, self._written_by(era)
+        assert writer.sealed_step is not None
         partition = era.partition.view()
         # Without frames, the vector that was written on arrival stays, turned into the other space where it is merged.
         known = np.isin(partition.rows, list(era.reencoded))
         done = {row: era.reencoded[row] for row in partition.rows[known].tolist()}
         left = partition.rows[~known]
         others = partition.vectors(left)
-        if era.into is not None and done and len(left):
+        if writer is not era and done and len(left):
             others = mapped(partition.vectors(list(done)), np.stack(list(done.values())), others)
-        self._store(target, done | dict(zip(left.tolist(), others, strict=True)), target.sealed_step)
+        self._store(target, done | dict(zip(left.tolist(), others, strict=True)), writer.sealed_step)
         era.reencoded = {}
         if era.into is not None:
             self.eras.remove(era)
@@ -242,8 +247,9 @@ class Eras:
         if merge is not None:
             by_number = {era.number: era for era in sealed}
             absorb, keep = by_number[merge.absorb], by_number[merge.keep]
-            absorb.into, absorb.merge, absorb.reencoded = keep, merge, {}
-            absorb.pending = deque(absorb.partition.view().rows.tolist())
+            absorb.into, absorb.merge = keep, merge
+            if settings.merge_vectors == "encode":
+                absorb.pending, absorb.reencoded = deque(absorb.partition.view().rows.tolist()), {}
             log.info("era %d of %s goes into era %d: %s", absorb.number, absorb.task, keep.number, merge)
 
     def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
@@ -267,16 +273,10 @@ class Eras:
     def state(self) -> list[dict[str, Any]]:
         """JSON-able facts; the vectors are in the catalog, the weights in `tensors`."""
         return [
-            {
-                "number": e.number,
-                "task": e.task,
-                "opened_step": e.opened_step,
-                "sealed_step": e.sealed_step,
-                "reencoded": not e.pending,
-                "absorbed": e.absorbed,
-            }
+            {"number": e.number, "task": e.task, "opened_step": e.opened_step, "sealed_step": e.sealed_step,
+             "reencoded": not e.pending, "absorbed": e.absorbed}
             for e in self.eras
-        ]
+        ]  # fmt: skip
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The captions that each era knows itself by."""
@@ -284,7 +284,7 @@ class Eras:
 
     def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
         """Weights that never change, fp16: of the sealed eras, and the snapshots of the current one."""
-        pairs = {f"eras/{era.number:04d}": partial(half, era.pair) for era in self.eras if era.pair is not None}
+        pairs = {f"eras/{e.number:04d}": partial(half, e.encoder.towers) for e in self.eras if e.encoder is not None}
         return {**pairs, **self.snapshots.sealed(self.current.number)}
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -315,6 +315,6 @@ class Eras:
         return Era(number, task, opened, Partition(self._dim, hints=hints), np.zeros((0, self._dim), np.float32))
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor]) -> None:
-        era.pair = self._learner.served.frozen_copy()
-        era.pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
-        era.encoder = QueryEncoder(era.pair)
+        pair = self._learner.served.frozen_copy()
+        pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
+        era.encoder = QueryEncoder(pair)

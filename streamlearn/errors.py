@@ -31,6 +31,8 @@ CODES: dict[str, tuple[str, ...]] = {
         "invalid_base64",
         "message_too_large",
         "unsupported_envelope",
+        "unknown_schema",
+        "schema_mismatch",
     ),
     "fetch": (
         "media_not_found",

@@ -69,6 +69,7 @@ class Feed:
         self._ended = False
         self._failure: BaseException | None = None
         self._commit: Offsets | None = None
+        self._lost: Mapping[Partition, int] = {}
         self._partial: list[Event] = []
         self._partial_since = 0.0
         self._interrupted, self._woken = threading.Event(), threading.Event()
@@ -97,7 +98,7 @@ class Feed:
         with self._changed:
             self._flight.clear()
             self._bytes, self._ended, self._failure, self._commit = 0, False, None, None
-        self._partial, self._rejected_bytes, self.error = [], 0, None
+        self._partial, self._rejected_bytes, self.error, self._lost = [], 0, None, {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._source = self._reopen()
@@ -276,6 +277,11 @@ class Feed:
     def _report_lag(self) -> None:
         for (topic, partition), lag in self._source.lag().items():
             self._metrics.source_lag_records.labels(topic, partition).set(lag)
+            self._metrics.lost_records_total.labels(topic, partition)  # at 0, so that its first step is seen
+        lost: Mapping[Partition, int] = getattr(self._source, "lost", {})
+        for of, records in lost.items():
+            self._metrics.lost_records_total.labels(*of).inc(records - self._lost.get(of, 0))
+        self._lost = lost
 
     def _submit(self, record: Record) -> None:
         size = len(record.value or b"")

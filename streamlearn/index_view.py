@@ -39,6 +39,17 @@ class Layer:
         return self.block.rows[mask]
 
 
+def best_of(scores: Sequence[Vectors], rows: Sequence[Rows], k: int) -> tuple[Vectors, Rows]:
+    """The k highest of answers side by side, descending. Shape: (q, m) each, at least k in all -> (q, k) twice."""
+    all_scores = scores[0] if len(scores) == 1 else np.concatenate(scores, 1)
+    all_rows = rows[0] if len(rows) == 1 else np.concatenate(rows, 1)
+    best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
+    if len(best) == 1:  # a user's query: without the cost of two index arrays
+        return all_scores[0].take(best), all_rows[0].take(best)
+    line = np.arange(len(best))[:, None]
+    return all_scores[line, best], all_rows[line, best]
+
+
 class PartitionView:
     """What a partition held at one moment; immutable, and safe in any thread for as long as anyone keeps it."""
 
@@ -86,7 +97,8 @@ class PartitionView:
         """
         queries = np.ascontiguousarray(queries, np.float32)
         assert queries.shape == (len(queries), self.dim), f"queries {queries.shape}, dimension {self.dim}"
-        self._asked.extend(query.copy() for query in queries[-1:])
+        if len(queries):
+            self._asked.append(queries[-1].copy())
         scores: list[Vectors] = []
         rows: list[Rows] = []
         for layer in self._layers if len(queries) and k else ():
@@ -99,10 +111,7 @@ class PartitionView:
         if missing > 0 or not scores:
             scores.append(np.full((len(queries), max(0, missing)), -np.inf, np.float32))
             rows.append(np.full((len(queries), max(0, missing)), -1, np.int64))
-        all_scores = scores[0] if len(scores) == 1 else np.concatenate(scores, 1)
-        all_rows = rows[0] if len(rows) == 1 else np.concatenate(rows, 1)
-        line, best = np.arange(len(queries))[:, None], np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-        return all_scores[line, best], all_rows[line, best]
+        return best_of(scores, rows, k)
 
     def vectors(self, rows: Sequence[int] | Rows) -> Vectors:
         """The stored vectors of rows.

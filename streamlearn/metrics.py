@@ -14,6 +14,7 @@ from streamlearn.errors import CODES
 STAGES = ("poll", "decode", "wait", "learn", "index", "evaluate", "checkpoint")
 SEARCH_STAGES = ("queue", "encode", "index", "total")
 OUTCOMES = ("learned", "held_out", "replaced", "deleted", "dead_lettered", "skipped")
+DELIVERIES = ("sent", "dropped")
 KS = (1, 5, 10)
 
 _STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600)
@@ -40,6 +41,9 @@ class Metrics:
     dead_letters_total: Counter
     source_lag_records: Gauge
     source_connected: Gauge
+    lost_records_total: Counter
+    events_total: Counter
+    events_waiting: Gauge
     drift_score: Gauge
     task_boundaries_total: Counter
     task_info: Gauge
@@ -112,7 +116,17 @@ class Metrics:
             dead_letters_total=counter("dead_letters_total", "Rejected records by error code.", "code"),
             source_lag_records=gauge("source_lag_records", "Records not yet delivered.", "topic", "partition"),
             source_connected=gauge("source_connected", "1: the source answers; 0: it is away."),
-            drift_score=gauge("drift_score", "The detector's statistic; about 1 where nothing drifts.", "detector"),
+            drift_score=gauge(
+                "drift_score", "The detector's statistic; of mean_shift about 1 where nothing drifts.", "detector"
+            ),
+            lost_records_total=counter(
+                "lost_records_total",
+                "Records that were gone before they were read; 1 where a log was made anew.",
+                "topic",
+                "partition",
+            ),
+            events_total=counter("events_total", "Events for others, by what became of them.", "delivery"),
+            events_waiting=gauge("events_waiting", "Events that could not be delivered yet."),
             task_boundaries_total=counter("task_boundaries_total", "Task boundaries by cause.", "cause"),
             task_info=gauge("task_info", "1 for the task being learned, 0 for the others.", "task"),
             stage_seconds=histogram(
@@ -151,6 +165,8 @@ class Metrics:
             metrics.clips_total.labels(outcome)
         for code in (code for codes in CODES.values() for code in codes):
             metrics.dead_letters_total.labels(code)
+        for delivery in DELIVERIES:
+            metrics.events_total.labels(delivery)
         for cause in ("start", "drift", "operator"):
             metrics.task_boundaries_total.labels(cause)
         return metrics

@@ -30,6 +30,7 @@ from streamlearn.room import Room
 from streamlearn.settings import Settings
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries, Boundary
+from streamlearn.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,14 @@ class Pipeline:
         self.room = Room(settings.state_dir, settings.checkpoint.min_free_bytes)
         self._stopping = threading.Event()
         self.mailbox = Mailbox(feed.wake)
-        self.drift_log = DriftLog(settings.state_dir) if settings.drift.log else None
+        self.watch = Watch(
+            boundaries,
+            state.judge,
+            settle=ledger.settle,
+            log=DriftLog(settings.state_dir) if settings.drift.log else None,
+            metrics=metrics,
+            detector=settings.drift.detector,
+        )
         self._outdated = False  # what was evaluated last is no longer what is served
         self._unwritten = False  # scores are in no checkpoint yet
 
@@ -280,26 +288,30 @@ class Pipeline:
         boundary = self.boundaries.announced(explicit, current=current.name if current else None)
         if boundary is not None:
             self.start_task(boundary, batch)
+        self.state.locate(batch)
 
     def _look_for_boundary(self, stats: StepStats, explicit: str | None) -> None:
-        keys = np.concatenate([stats.keys_video, stats.keys_text], axis=1)  # (n, 2 d)
-        suspected = boundary = self.boundaries.update(keys, explicit_task=explicit)
-        score, threshold = self.boundaries.score, self.boundaries.threshold
-        self.metrics.drift_score.labels(self.settings.drift.detector).set(score)
-        self.state.progress.drift_score = score
-        if suspected is not None and self.state.judge is not None:
-            self.ledger.settle()  # the newest clips' frames
-            boundary = self.state.judge.judge(suspected, self.state.task, self.learner.steps).boundary
-        outcome = "drift" if boundary else "refused" if suspected else ""
-        if outcome == "refused":
-            self.boundaries.refuse()
-        if self.drift_log is not None:
-            self.drift_log.append(stats, keys, self.state.clips, (score, threshold, outcome))
-        if boundary is not None:
-            self.start_task(boundary, ())
+        seen = self.watch.look(stats, explicit=explicit, task=self.state.task, clips=self.state.clips)
+        self.state.progress.drift_score = seen.score
+        if seen.boundary is not None:
+            self.start_task(seen.boundary, ())
+        elif seen.known is not None:
+            self.relabel(self.state.task, seen.known, merge=True)
+            self.state.publish()
+
+    def relabel(self, old: str, new: str, *, merge: bool) -> None:
+        """Give a task another name; from the pipeline's thread.
+
+        Raises:
+            TaskError: there is no such task, or the new name cannot be used so.
+        """
+        self.finish_evaluation()  # or it would be written down under the old name
+        self.ledger.settle()
+        self.state.relabel(old, new, merge=merge)
 
     def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
         """Act on a boundary; from the pipeline's thread."""
         self._evaluate_at_end()
         self.state.start_task(boundary, batch)
+        self.watch.began(boundary)
         self.metrics.task_boundaries_total.labels(boundary.cause).inc()

@@ -26,7 +26,7 @@ Encode = Callable[[EraView], Vectors]
 #: Hands a record to the decoder processes: `Loader.submit`.
 Submit = Callable[[Record], Future[Event]]
 
-_MOST_WAITING = 4  # videos that queries have in front of the decoders, which the stream needs too
+_MOST_WAITING = 4  # videos that queries have with the decoders, which the stream needs too
 
 
 class Queries:
@@ -77,15 +77,17 @@ class Queries:
             raise SearchError("query: uri: no video is fetched here; use video_id, text or vector")
         if not self._free.acquire(blocking=False):
             raise SearchError("query: uri: other queries wait for the decoders; try again in a moment", status=429)
+        value = json.dumps({"video_id": "query", "uri": uri, "caption": "query"}).encode()
+        future = self._submit(Record(b"query", value, Position("query", "0", 0)))
+        # Not sooner: what a decoder has begun it ends, whether or not somebody still waits for it.
+        future.add_done_callback(lambda _: self._free.release())
         try:
-            value = json.dumps({"video_id": "query", "uri": uri, "caption": "query"}).encode()
-            event = self._submit(Record(b"query", value, Position("query", "0", 0))).result(self._timeout_s)
+            event = future.result(self._timeout_s)
         except NotInTime as error:
+            future.cancel()  # the stream need not wait for it
             raise SearchError("query: uri: the decoders are busy; try again in a moment", status=503) from error
         except (CancelledError, StreamlearnError) as error:
             raise SearchError("query: uri: no video can be decoded now", status=503) from error
-        finally:
-            self._free.release()
         if not isinstance(event, Clip):
             raise SearchError(f"query: uri: {getattr(event, 'code', '')}: {getattr(event, 'message', '')}")
         return event.frames

@@ -5,7 +5,7 @@ Knows embeddings of a frozen encoder, not where they come from. Arrays in, verdi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from streamlearn.tail import Spread, quantile
 Floats = npt.NDArray[np.float64]
 
 _MOST_ROWS = 1024  # that a task's mean counts as: a task that goes on for long may still change a little
-#: A known task is met again where its clips would stray further than this only once in so many times.
-_SAME = 1e-4
+#: A known task is met again where its clips would stray further only once in so many times.
+MISSED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,23 @@ class TaskMemory:
         new = Statistics.of(x)
         self._known[name] = self._known[name].joined(new) if name in self._known else new
 
-    def recognise(self, x: Vectors, *, besides: str) -> tuple[str | None, float]:
-        """The known task that clips belong to, but for one name; None where they are of none.
+    def recognise(self, x: Vectors, *, besides: Collection[str], missed: float = MISSED) -> tuple[str | None, float]:
+        """The known task that clips belong to, but for some names; None where they are of none.
 
-        Shape:
+        Args:
             x: (n, d).
+            besides: names of tasks that it is not.
+            missed: the share of clips of a known task that may be taken for a new one.
 
         Returns:
             The name, and how far the nearest task's mean is; infinite where nothing is known.
         """
         mean = x.mean(axis=0, dtype=np.float64)
-        shifts = {name: known.shift(mean, len(x)) for name, known in self._known.items() if name != besides}
+        shifts = {name: known.shift(mean, len(x)) for name, known in self._known.items() if name not in besides}
         if not shifts:
             return None, float("inf")
         nearest = min(shifts, key=shifts.__getitem__)
-        return (nearest if shifts[nearest] <= self._known[nearest].limit(_SAME) else None), shifts[nearest]
+        return (nearest if shifts[nearest] <= self._known[nearest].limit(missed) else None), shifts[nearest]
 
     def rename(self, old: str, new: str) -> None:
         """What is known of a task goes to another name, beside what is known there."""

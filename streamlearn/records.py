@@ -32,15 +32,49 @@ class Position(NamedTuple):
     offset: int
 
 
+#: Before what was written with a schema of a registry: a zero byte and four of the schema's id.
+FRAME_BYTES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class WriterSchema:
+    """What a key or value was written with, as a schema registry says it.
+
+    Attributes:
+        id: the registry's number.
+        kind: "AVRO", "JSON" ..., as the registry calls it.
+        text: of the schema.
+        references: name and text of the schemas that it refers to; what others need comes first.
+        problem: why there is none, a sentence with the remedy.
+    """
+
+    id: int
+    kind: str = ""
+    text: str = ""
+    references: tuple[tuple[str, str], ...] = ()
+    problem: str | None = None
+
+    @staticmethod
+    def id_in(data: bytes | None) -> int | None:
+        """The id before a framed key or value; None where it is not framed, or is an MP4 (`0000 0018 ftyp`)."""
+        if data is None or data[:1] != b"\0" or len(data) <= FRAME_BYTES or data[4:8] == b"ftyp":
+            return None
+        return int.from_bytes(data[1:FRAME_BYTES], "big")
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as the source gave it: bytes and a position. A `None` value is a tombstone."""
+    """One record as the source gave it: bytes and a position. A `None` value is a tombstone.
+
+    `schemas` are those that key and value name, where the source has a registry to ask.
+    """
 
     key: bytes | None
     value: bytes | None
     position: Position
     headers: tuple[tuple[str, bytes], ...] = ()
     timestamp_ms: int | None = None
+    schemas: tuple[WriterSchema, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ It knows shapes and limits, not models or indexes. A value that passes here need
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ MAX_LIMIT = 10_000
 _MAX_FILTER_FIELDS = 32
 _MAX_FILTER_VALUES = 256
 _MAX_FILTER_CHARS = 1024
+_RANGE = {"gte", "gt", "lte", "lt"}
 # An embedding has about unit length; anything else is a mistake, and would overflow float32 when normalised.
 _VECTOR_NORMS = (1e-6, 1e6)
 
@@ -51,24 +53,52 @@ def _is_scalar(value: Any) -> bool:
     return False
 
 
-def _as_lists(value: Any) -> Any:
+def _is_moment(value: Any) -> bool:
+    try:
+        return datetime.fromisoformat(value.upper()).tzinfo is not None
+    except (AttributeError, ValueError):
+        return False
+
+
+def _is_range(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and 1 <= len(value) and value.keys() <= _RANGE and all(map(_is_scalar, value.values()))
+    )
+
+
+def _checked(name: str, wanted: Any) -> list[Any] | dict[str, Any]:
+    """The values that one field may have, or the range that it lies in."""
+    if _is_range(wanted) and name != "task":
+        if name == "time" and not all(map(_is_moment, wanted.values())):
+            raise ValueError('of time must hold RFC 3339 times with an offset, such as "2026-01-31T08:00:00Z"')
+        return dict(wanted)
+    if name == "time":
+        raise ValueError("of time must be a range: an object with some of gte, gt, lte, lt, each an RFC 3339 time")
+    values = wanted if isinstance(wanted, list) else [wanted]
+    if not 1 <= len(values) <= _MAX_FILTER_VALUES or not all(map(_is_scalar, values)):
+        raise ValueError(
+            f"of {name} must be a string (at most {_MAX_FILTER_CHARS} characters), number or boolean,"
+            f" a list of 1 to {_MAX_FILTER_VALUES} of them"
+            + (", or a range: an object with some of gte, gt, lte, lt" if name != "task" else "")
+        )
+    return list(values)
+
+
+def _as_filter(value: Any) -> Any:
     """`{"task": "t3"}` means `{"task": ["t3"]}`. Said here: the errors of a union would name its branches."""
     if not isinstance(value, dict):
         return value
     if len(value) > _MAX_FILTER_FIELDS:
         raise ValueError(f"must have at most {_MAX_FILTER_FIELDS} fields")
-    lists = {}
+    checked = {}
     for name, wanted in value.items():
-        if name != "task" and not (name.startswith("meta.") and len(name) > len("meta.") and _is_scalar(name)):
-            raise ValueError('may name "task" and fields of the clips\' meta, such as "meta.camera"; nothing else')
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if not 1 <= len(values) <= _MAX_FILTER_VALUES or not all(map(_is_scalar, values)):
+        meta = name.startswith("meta.") and len(name) > len("meta.") and _is_scalar(name)
+        if not meta and name not in ("task", "time"):
             raise ValueError(
-                f"of {name} must be a string (at most {_MAX_FILTER_CHARS} characters), number or boolean,"
-                f" or a list of 1 to {_MAX_FILTER_VALUES} of them"
+                'may name "task", "time" and fields of the clips\' meta, such as "meta.camera"; nothing else'
             )
-        lists[name] = values
-    return lists
+        checked[name] = _checked(name, wanted)
+    return checked
 
 
 QueryText = Annotated[
@@ -84,9 +114,13 @@ _Vector = Annotated[
     Field(min_length=1, max_length=8192),
     AfterValidator(_embedding),
 ]
+Range = Annotated[
+    dict[Literal["gte", "gt", "lte", "lt"], Scalar],
+    Field(min_length=1, description="All must hold. Numbers compare with numbers, texts with texts, times by moment."),
+]
 Filter = Annotated[
-    dict[str, list[Scalar]],
-    BeforeValidator(_as_lists, json_schema_input_type=dict[str, Scalar | list[Scalar]]),
+    dict[str, list[Scalar] | Range],
+    BeforeValidator(_as_filter, json_schema_input_type=dict[str, Scalar | list[Scalar] | Range]),
 ]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="Results a page; the server may allow fewer.")]
 
@@ -124,8 +158,13 @@ class SearchRequest(BaseModel):
     limit: Limit = 10
     filter: Filter = Field(
         {},
-        description='Fields that must match, any of the values each: "task", or "meta." and a name.',
-        examples=[{"task": ["t3"], "meta.camera": "7"}],
+        description='Fields that must all match: "task", "time" (of the event), or "meta." and a name.'
+        " A value, a list of which any will do, or a range with some of gte, gt, lte and lt;"
+        " of time always a range, of RFC 3339 times with an offset.",
+        examples=[
+            {"task": ["t3"], "meta.camera": "7"},
+            {"time": {"gte": "2026-01-31T00:00:00Z", "lt": "2026-02-01T00:00:00Z"}, "meta.speed": {"gt": 3.5}},
+        ],
     )
     include: list[Literal["thumbnail", "vector"]] = Field(
         [], max_length=2, description="What each result carries besides: `thumbnail_b64` (WebP), `vector`."

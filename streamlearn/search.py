@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog import Catalog, ClipRow
-from streamlearn.era_view import EraView, QueryEncoder
+from streamlearn.era_view import EraView
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
 from streamlearn.metrics import Metrics
@@ -71,14 +71,15 @@ class Searcher:
         self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
         self._queries = Queries(catalog, frames, submit, timeout_s=decode_timeout_s)
         self.snapshot: Snapshot | None = None
-        self._sealed: tuple[QueryEncoder, ...] = ()
-        self._stack: TextStack | None = None  # of the sealed eras, which stay; the current one changes all the time
+        self._sealed: TextStack | None = None  # of the sealed eras, which stay
+        self._stack: TextStack | None = None  # the same and the current one, which is another at each publication
 
     def publish(self, snapshot: Snapshot) -> None:
         """Serve this from now on; searches under way end on the one they began with."""
-        sealed = tuple(era.encoder for era in snapshot.eras[:-1])
-        if self._settings.mode == "eras" and sealed != self._sealed:
-            self._sealed, self._stack = sealed, stacked(sealed)
+        if self._settings.mode == "eras":
+            encoders = [era.encoder for era in snapshot.eras]
+            self._sealed = stacked(encoders[:-1], self._sealed)
+            self._stack = stacked(encoders, self._sealed)
         served = {str(era.number): era for era in snapshot.eras}
         if self.snapshot is not None:
             for gone in {str(era.number) for era in self.snapshot.eras} - set(served):

@@ -58,9 +58,7 @@ class TasksService:
         return dataclasses.asdict(tasks.tasks[-1])
 
     def _relabel(self, old: str, new: str, *, merge: bool) -> None:
-        self._pipeline.finish_evaluation()  # or it would be written down under the old name
-        self._pipeline.ledger.settle()
-        self._state.relabel(old, new, merge=merge)
+        self._pipeline.relabel(old, new, merge=merge)
         self._settle()
 
     def _settle(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,7 +30,8 @@ class ModelSettings(Section):
     trainable: Literal["all", "heads", "lora"] = Field(
         "all",
         description="What is learned: everything; heads: only what comes after the pretrained trunks; lora: heads and"
-        " adapters inside the trunks (needs the extra streamlearn[lora]).",
+        " adapters inside the trunks (needs the extra streamlearn[lora]). A tiny tower beside a pretrained one is"
+        " learned whole.",
     )
     lora_rank: int = Field(8, ge=1, le=1024, description="Of the adapters.")
     warm_start: str = Field(
@@ -97,7 +99,11 @@ class LearnerSettings(Section):
         "640 clips",
         description="How slowly the encoders are pulled back to the local ones (the paper's reverse momentum).",
     )
-    global_pair: bool = Field(True, description="Keep a second momentum pair that is never restarted.")
+    global_pair: bool = Field(
+        False,
+        description="Keep a second momentum pair that is never restarted, as the paper does. It gained nothing that was"
+        " measured (docs/log.md), and costs memory.",
+    )
     global_momentum: Momentum = Field("6400 clips", description="As local_momentum, for the global pair.")
     global_pull: Momentum = Field(
         "32000 clips",
@@ -198,10 +204,34 @@ class LearnerSettings(Section):
         return self
 
 
-class DriftSettings(Section):
-    """The detector of task boundaries: a normalised mean shift of the batch embeddings."""
+SignalName = Literal["shift", "video_shift", "text_shift", "loss", "recall_error", "grad_norm"]
+_VOTER = rf"mean_shift|(page_hinkley|adwin|kswin):({'|'.join(get_args(SignalName))})"
 
-    detector: Literal["mean_shift", "none"] = Field("mean_shift", description="none: boundaries only by the operator.")
+
+class DriftSettings(Section):
+    """The detector of task boundaries: a normalised mean shift of the batch embeddings, or another one."""
+
+    detector: Literal["mean_shift", "page_hinkley", "adwin", "kswin", "vote", "none"] = Field(
+        "mean_shift",
+        description="page_hinkley, adwin, kswin: river's, on one signal (needs the extra streamlearn[river]); vote:"
+        " several that agree; none: boundaries only by the operator. docs/evaluation.md says when which.",
+    )
+    signal: SignalName = Field(
+        "shift",
+        description="What river's detectors watch: the mean shift of all keys or of one side's, the learner's loss,"
+        " 1 - prequential recall, or the gradient's norm.",
+    )
+    vote: list[str] = Field(
+        ["mean_shift", "page_hinkley:video_shift", "page_hinkley:text_shift"],
+        description="The voters: mean_shift, or detector:signal.",
+    )
+    vote_quorum: int = Field(2, ge=1, description="So many of them must agree.")
+    vote_window_batches: int = Field(8, ge=1, description="Within so many batches.")
+    page_hinkley_threshold: float = Field(
+        8.0, gt=0, description="What page_hinkley cumulates, in standard deviations of its signal; lower finds more."
+    )
+    adwin_delta: float = Field(0.2, gt=0, lt=1, description="Of adwin; higher finds more.")
+    kswin_alpha: float = Field(0.005, gt=0, lt=1, description="P-value of kswin's test; higher finds more.")
     clips_per_false_boundary: float = Field(
         100_000, ge=1000, description="About one false boundary in so many clips: the threshold follows from it."
     )
@@ -234,6 +264,20 @@ class DriftSettings(Section):
         True,
         description="Keep what the detector saw in state_dir/drift.jsonl, 16 MiB at most, for `tasks tune`.",
     )
+
+    @field_validator("vote")
+    @classmethod
+    def _voters(cls, value: list[str]) -> list[str]:
+        wrong = [vote for vote in value if not re.fullmatch(_VOTER, vote)]
+        if wrong or len(set(value)) < len(value):
+            raise ValueError(f"{wrong or value}: write different ones, mean_shift or such as page_hinkley:loss")
+        return value
+
+    @model_validator(mode="after")
+    def _quorate(self) -> DriftSettings:
+        if self.detector == "vote" and self.vote_quorum > len(self.vote):
+            raise ValueError(f"vote_quorum ({self.vote_quorum}) may not exceed the {len(self.vote)} of vote")
+        return self
 
     @model_validator(mode="after")
     def _fillable(self) -> DriftSettings:

@@ -52,6 +52,11 @@ class SearchSettings(Section):
         ge=2,
         description="Eras at most, each with its encoders; beyond, the two whose merge costs least are merged.",
     )
+    merge_vectors: Literal["keep", "encode"] = Field(
+        "keep",
+        description="What becomes of the clips of an era that is merged into another. keep: their vectors stay, and the"
+        " other era's text encoder asks them; encode: they are encoded anew with its pair.",
+    )
     merge_loss: float | None = Field(
         None,
         description="Two eras in a row are merged where held-out clips lose no more mean reciprocal rank by it;"

@@ -31,7 +31,7 @@ class KafkaSettings(Section):
     topic_pattern: str | None = Field(
         None,
         description="Read every topic whose whole name matches this regular expression, instead of `topics`; the"
-        " dead-letter topic is never among them.",
+        " dead-letter topic and the events topic are never among them.",
     )
     partitions: list[str] = Field(
         [], description="Read these partitions (clips:0,clips:3) and no others, outside of any group's assignment."
@@ -49,6 +49,12 @@ class KafkaSettings(Section):
         " oldest there is, or stop learning. Either way the lost range is said.",
     )
     dead_letter_topic: str = Field("clips.dlq", min_length=1, description="Where rejected records go.")
+    events_topic: str | None = Field(
+        None,
+        min_length=1,
+        description="Where the daemon says, as CloudEvents, that a task began, a generation was published or a rollback"
+        " done, such as streamlearn.events; null: nowhere.",
+    )
     session_timeout_ms: int = Field(
         45_000, ge=1_000, description="A member not heard of for this long leaves the group."
     )
@@ -76,6 +82,19 @@ class KafkaSettings(Section):
     oauth_client_secret_file: Path | None = Field(None, description="For `oauth_token_url`.")
     oauth_scope: str | None = Field(None, description="For `oauth_token_url`, where the provider wants one.")
 
+    schema_registry_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^@]+$",
+        description="A schema registry (Confluent's REST API): values and keys in its wire format, Avro or JSON, are"
+        " read by its schemas (extra `registry`). Without credentials; several with commas.",
+    )
+    schema_registry_auth_file: Path | None = Field(
+        None, description="A file with user:password for it, or an API key and its secret."
+    )
+    schema_registry_ca_file: Path | None = Field(
+        None, description="Certificates that it must be vouched for by, PEM; null: the usual ones."
+    )
+
     @field_validator("topic_pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
@@ -102,11 +121,17 @@ class KafkaSettings(Section):
             raise ValueError(
                 f"dead_letter_topic {self.dead_letter_topic!r} is among the topics: dead letters would be read again"
             )
+        if self.events_topic is not None and self.events_topic in (*self.topics, self.dead_letter_topic):
+            raise ValueError(
+                f"events_topic {self.events_topic!r} is a topic of clips or dead letters: name another one"
+            )
         if self.oauth_token_url is not None:
             if self.oauth_token_file is not None:
                 raise ValueError("oauth_token_file and oauth_token_url exclude each other: give one")
             if self.oauth_client_id is None or self.oauth_client_secret_file is None:
                 raise ValueError("oauth_token_url needs oauth_client_id and oauth_client_secret_file")
+        if self.schema_registry_url is None and (self.schema_registry_auth_file or self.schema_registry_ca_file):
+            raise ValueError("schema_registry_auth_file and schema_registry_ca_file need schema_registry_url")
         return self
 
     @field_serializer("client")

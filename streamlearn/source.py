@@ -9,7 +9,9 @@ the source's own lag tools, never for correctness.
 
 Optional: `connected` (bool) and `waiting` (a sentence or None), for a source that can be away or kept waiting without
 failing a poll; `dead_letters() -> DeadLetters`, for one that has a place for rejected records, others' go to a file in
-the state directory; `publisher() -> Publisher`, for one that clips can be written to, over HTTP.
+the state directory; `publisher() -> Publisher`, for one that clips can be written to, over HTTP; `events() ->
+EventSink | None`, for one that has a place for the daemon's events; `lost` (numbers by partition), for one whose
+records can be gone before they are read.
 """
 
 from __future__ import annotations
@@ -107,6 +109,29 @@ class Publisher(Protocol):
 
     def delete(self, video_id: str, partition: Partition | None) -> None:
         """Write a tombstone, likewise."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; idempotent."""
+        ...
+
+
+@runtime_checkable
+class EventSink(Protocol):
+    """Where the daemon's events go; called from one thread.
+
+    Attributes:
+        source: the CloudEvents attribute, a URI reference that names who speaks.
+    """
+
+    source: str
+
+    def deliver(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Return when they are there. Each is a CloudEvent, ready for JSON.
+
+        Raises:
+            SourceError: some are not; all of them will be given again.
+        """
         ...
 
     def close(self) -> None:

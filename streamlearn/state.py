@@ -14,10 +14,11 @@ from streamlearn.checkpoint import Generation
 from streamlearn.cut import Cut
 from streamlearn.cutover import Cutover
 from streamlearn.errors import StateError, StreamlearnError
+from streamlearn.events import Events
 from streamlearn.frames import FrameStore
 from streamlearn.records import Clip, Event, Partition, Position
 from streamlearn.rollback import ResumeFrom, Rollback
-from streamlearn.search import Searcher, Snapshot
+from streamlearn.search import Searcher, Snapshot, nested
 from streamlearn.source import DeadLetters
 from streamlearn.tasks import Boundary
 
@@ -42,6 +43,7 @@ class State(Cut):
     frames: FrameStore
     searcher: Searcher
     dead_letters: DeadLetters
+    events: Events
     cutover: Cutover = field(default_factory=Cutover, init=False)
     progress: Progress = field(default_factory=Progress, init=False)
     _events: int = field(default=0, init=False)
@@ -89,12 +91,19 @@ class State(Cut):
             self.ledger.settle()  # the era is judged by held-out clips, and its clips are encoded anew
             if self.judge is not None:
                 self.judge.close(before.name, since_step)
+                self.judge.begin(boundary, self.learner.steps)
             self.eras.start(task.name, since_step)
             self.learner.start_task()
             self.book.close_task(before.name)
-        self._log_boundary(batch)
+        self._tell_boundary(batch)
         self.book.open_task(task.name)
         self.show_tasks()
+
+    def locate(self, batch: Sequence[Event]) -> None:
+        """Note the first clip of a task that was begun between two batches."""
+        task, first = self.tasks.current, next((event for event in batch if isinstance(event, Clip)), None)
+        if task is not None and task.first_clip is None and first is not None:
+            self.tasks.locate(first.position, first.video_id)
 
     def relabel(self, old: str, new: str, *, merge: bool) -> None:
         """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, gauges.
@@ -109,8 +118,9 @@ class State(Cut):
                     self.catalog.move(from_era=era.number, since_step=0, to_era=era.number, to_task=new)
                     era.task = new
         self.book.rename(old, new)
+        self.book.open_task(self.task)  # a past task that the current one is part of is current again
         if self.judge is not None:
-            self.judge.memory.rename(old, new)
+            self.judge.rename(old, new)
         m = self.metrics
         m.task_info.remove(old)
         for gauge in (m.recall_ratio, m.forgetting_ratio, m.median_rank, m.eval_pairs):
@@ -118,7 +128,7 @@ class State(Cut):
         self.show_tasks()
         log.info("task %s is now %s%s", old, "part of " if merge else "", new)
 
-    def _log_boundary(self, batch: Sequence[Event]) -> None:
+    def _tell_boundary(self, batch: Sequence[Event]) -> None:
         """With the first clip of the task, which is known now, and all that the detector said."""
         task = self.tasks.current
         assert task is not None
@@ -128,16 +138,18 @@ class State(Cut):
             task = self.tasks.locate(first.position, first.video_id)
         elif len(rows) and (clip := self.catalog.clips([int(rows.min())]).get(int(rows.min()))) is not None:
             task = self.tasks.locate(Position(clip.topic, clip.partition, clip.offset), clip.video_id)
+        returns = any(t.name == task.name for t in self.tasks.tasks[:-1])
         log.info(
             "task %s %s: %s, score %s above %s, shift %s, %d steps ago, first clip %s at %s",
             task.name,
-            "returns" if any(t.name == task.name for t in self.tasks.tasks[:-1]) else "begins",
+            "returns" if returns else "begins",
             task.cause,
             *(None if value is None else round(value, 2) for value in (task.score, task.threshold, task.shift)),
             task.onset_steps_ago,
             task.first_clip,
             task.position,
         )
+        self.events.task_started(task, returns=returns, model_version=self.model_version)
 
     def publish(self) -> Snapshot:
         """Serve everything up to now."""
@@ -187,6 +199,7 @@ class State(Cut):
         self.publish()  # what is answered now is what going back to this generation will answer
         self.metrics.generation.set(number)
         self.metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()
+        self._announce(number)
 
     def restore(self) -> None:
         """Go back to the newest generation that verifies, or begin.
@@ -213,6 +226,7 @@ class State(Cut):
             written = datetime.fromisoformat(generation.created).timestamp()
             self.metrics.checkpoint_last_success_timestamp_seconds.set(written)
             log.info("restored generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
+            self._announce(number, generation.created)  # a crash may have kept it from being said
         self.frames.keep_only(self.catalog.kept_rows())
         self.metrics.index_carried_clips.set(self.carried_clips())
         self.metrics.generation.set(number)
@@ -243,7 +257,23 @@ class State(Cut):
             self.metrics.clips_total.labels("skipped").inc(done.undone_clips)
         self.metrics.generation.set(generation.number)
         log.warning("%s", done)
+        self.events.rollback_done(done, model_version=self.model_version)
         return done
+
+    def _announce(self, generation: int, created: str | None = None) -> None:
+        task = self.tasks.current
+        self.events.checkpoint_published(
+            {
+                "generation": generation,
+                "model_version": self.model_version,
+                "step": self.learner.steps,
+                "clips": self.clips,
+                "task": None if task is None else task.name,
+                "searchable": 0 if self.searcher.snapshot is None else len(self.searcher.snapshot),
+                "offsets": nested(self.offsets),
+            },
+            time=created,
+        )
 
     def _adopt(self, generation: Generation) -> None:
         """Make a generation the present, in memory and in the catalog, and serve it: for readers, at one moment."""

@@ -86,18 +86,28 @@ class Summary:
         square: of the rows' squared norms, the sum.
         rows: how many.
         traces: `Spread.traces` of them.
+        first_square: `square` of the first half of the columns, which hold the video keys.
     """
 
     sums: Floats
     square: float
     rows: int
     traces: Floats
+    first_square: float
 
     @classmethod
     def of(cls, x: npt.NDArray[np.float32]) -> Summary:
         """Of a batch, (n, d)."""
         wide = x.astype(np.float64)
-        return cls(wide.sum(axis=0), float(np.vdot(wide, wide)), len(x), Spread.traces(wide))
+        first = float(np.square(wide[:, : x.shape[1] // 2]).sum())
+        return cls(wide.sum(axis=0), float(np.vdot(wide, wide)), len(x), Spread.traces(wide), first)
+
+    def halves(self) -> tuple[Summary, Summary]:
+        """Of the video keys and of the text keys alone; their traces are not known."""
+        half, unknown = len(self.sums) // 2, np.full(3, np.nan)
+        video = Summary(self.sums[:half], self.first_square, self.rows, unknown, self.first_square)
+        text = Summary(self.sums[half:], self.square - self.first_square, self.rows, unknown, 0.0)
+        return video, text
 
 
 def quantile(p: float, mean: float, variance: float, skewness: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from streamlearn.drift import Detector
+from streamlearn.detector import UNMEASURED, Detector, Measured
 from streamlearn.errors import StateError, TaskError
 from streamlearn.records import Position, Vectors
 
@@ -294,14 +294,17 @@ class Boundaries:
         self.restart()
         return boundary
 
-    def update(self, embeddings: Vectors, *, explicit_task: str | None = None) -> Boundary | None:
+    def update(
+        self, embeddings: Vectors, measured: Measured = UNMEASURED, *, explicit_task: str | None = None
+    ) -> Boundary | None:
         """The boundary that a learned batch shows. Give every batch, in order, once.
 
         Args:
             embeddings: (n, d), the batch's video and text keys side by side.
+            measured: on the batch, by the step that learned it.
             explicit_task: as for `announced`. It rules out drift: whoever names tasks decides where they end.
         """
-        self._detector.update(embeddings)
+        self._detector.update(embeddings, measured)
         if not self._detector.drift_detected or explicit_task is not None:
             return None
         return Boundary(

@@ -1,8 +1,9 @@
-"""The built-in text towers of many eras, asked in one pass: their weights lie on top of each other.
+"""The built-in text towers of many eras, asked in one pass: their matrices lie on top of each other.
 
 One matrix product a layer serves all eras, where asking one after the other spends most of its time between the
-operations. It holds no weights twice: each tower's own become views of the stack. Towers of other kinds are asked one
-by one; they are large enough for their products to take the time.
+operations. The stack has copies of all but the word tables, which are most of a tower and are read where they are; so
+no tower changes under a search that is under way in it. Towers of other kinds are asked one by one; they are large
+enough for their products to take the time.
 """
 
 from __future__ import annotations
@@ -16,27 +17,29 @@ from torch import Tensor
 from streamlearn.encoders_tiny import TinyText
 from streamlearn.era_view import QueryEncoder
 
+_TABLE = "words.weight"
+
 
 class TextStack:
-    """Frozen `TinyText` towers of one output dimension.
+    """Frozen `TinyText` towers of one output dimension; immutable.
 
     Args:
-        encoders: at least one; the weights of their text towers move into the stack, unchanged.
+        encoders: at least one.
+        below: a stack of the first of these encoders, to copy from.
     """
 
-    def __init__(self, encoders: Sequence[QueryEncoder]) -> None:
+    def __init__(self, encoders: Sequence[QueryEncoder], below: TextStack | None = None) -> None:
         self.encoders = tuple(encoders)
-        towers = [encoder.towers.text for encoder in encoders]
-        first = towers[0]
-        assert isinstance(first, TinyText)
-        self._first = first
+        towers = [_tower(encoder) for encoder in encoders]
+        known = 0 if below is None else len(below.encoders)
+        self._first = towers[0]
+        self._tables = [tower.words.weight.detach() for tower in towers]
         self._weights: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for name, _ in first.named_parameters():
-                stack = torch.stack([tower.get_parameter(name).detach() for tower in towers])  # (eras, ...)
-                self._weights[name] = stack
-                for tower, its in zip(towers, stack, strict=True):
-                    tower.get_parameter(name).data = its
+        for name, _ in self._first.named_parameters():
+            if name != _TABLE:
+                own = [_laid(name, tower.get_parameter(name).detach()) for tower in towers[known:]]
+                parts = [] if below is None else [below._weights[name]]
+                self._weights[name] = torch.cat([*parts, torch.stack(own)]) if own else parts[0]  # (eras, ...)
 
     def prime(self, texts: Sequence[str]) -> None:
         """Have every encoder know these texts, from one pass; where all know them already it costs nothing."""
@@ -51,7 +54,9 @@ class TextStack:
         w, eras, heads = self._weights, len(self.encoders), self._first.heads
         ids = self._first.tokenize(texts)["ids"].to(w["positions"].device)
         n, t = ids.shape
-        x = w["words.weight"][:, ids.flatten()] + w["positions"][:, :t].repeat(1, n, 1)  # (eras, n t, width)
+        flat = ids.flatten()
+        words = torch.stack([table.index_select(0, flat) for table in self._tables])
+        x = words + w["positions"][:, :t].repeat(1, n, 1)  # (eras, n t, width)
         mask = (ids > 0).repeat(eras, 1)  # (eras n, t)
         for i in range(len(self._first.blocks)):
             block = f"blocks.{i}."
@@ -67,19 +72,38 @@ class TextStack:
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         """Shape: (eras, m, in) -> (eras, m, out)."""
-        return torch.baddbmm(self._weights[name + ".bias"][:, None], x, self._weights[name + ".weight"].mT)
+        return torch.baddbmm(self._weights[name + ".bias"][:, None], x, self._weights[name + ".weight"])
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self._weights[name + ".weight"][:, None], self._weights[name + ".bias"][:, None]
-        return F.layer_norm(x, x.shape[-1:]) * weight + bias
+        return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:]), weight)
 
 
-def stacked(encoders: Sequence[QueryEncoder]) -> TextStack | None:
-    """A stack of these encoders; None where it gains nothing or their towers do not fit on each other."""
+def stacked(encoders: Sequence[QueryEncoder], before: TextStack | None = None) -> TextStack | None:
+    """A stack of these encoders; None where it gains nothing or their towers do not fit on each other.
+
+    Args:
+        encoders: in the order of the stack.
+        before: an older stack; what both begin with is taken from it.
+    """
     shapes = {
         tuple(parameter.shape for parameter in encoder.towers.text.parameters())
         if isinstance(encoder.towers.text, TinyText)
         else None
         for encoder in encoders
     }
-    return TextStack(encoders) if len(encoders) > 1 and len(shapes) == 1 and None not in shapes else None
+    if len(encoders) < 2 or len(shapes) > 1 or None in shapes:
+        return None
+    fits = before is not None and before.encoders == tuple(encoders[: len(before.encoders)])
+    return TextStack(encoders, before if fits else None)
+
+
+def _tower(encoder: QueryEncoder) -> TinyText:
+    tower = encoder.towers.text
+    assert isinstance(tower, TinyText)
+    return tower
+
+
+def _laid(name: str, weight: Tensor) -> Tensor:
+    """As it lies in the stack: matrices (in, out), with which a product of few rows is twice as quick."""
+    return weight.mT if name.endswith(".weight") and weight.ndim == 2 else weight

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+from streamlearn.detector import Detector, NoDetector
 from streamlearn.drift import MeanShift
+from streamlearn.drift_library import LibraryDetector, LibraryName, Strictness, river
 from streamlearn.drift_log import Entry
+from streamlearn.drift_vote import Vote
 from streamlearn.errors import SettingsError
 from streamlearn.settings import DriftSettings
+from streamlearn.settings_learning import SignalName
+from streamlearn.signals import Signal
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,38 @@ class Suspicion:
     logged: str
 
 
+def detector_of(settings: DriftSettings) -> Detector:
+    """The detector of the settings.
+
+    Raises:
+        SettingsError: it needs a library that is not installed.
+    """
+    if settings.detector == "none":
+        return NoDetector()
+    if settings.detector == "vote":
+        members = [_member(settings, *vote.partition(":")[::2]) for vote in settings.vote]
+        return Vote(members, quorum=settings.vote_quorum, window_batches=settings.vote_window_batches)
+    return _member(settings, settings.detector, settings.signal)
+
+
+def _member(settings: DriftSettings, name: str, signal: str) -> Detector:
+    if name == "mean_shift":
+        return mean_shift(settings)
+    strictness = Strictness(settings.page_hinkley_threshold, settings.adwin_delta, settings.kswin_alpha)
+    return LibraryDetector(
+        river(cast(LibraryName, name), strictness),
+        Signal(
+            cast(SignalName, signal or settings.signal),
+            window=settings.window_batches,
+            reference=settings.reference_batches,
+        ),
+        warmup_batches=settings.warmup_batches,
+        cooldown_batches=settings.cooldown_batches,
+    )
+
+
 def mean_shift(settings: DriftSettings) -> MeanShift:
-    """The detector of the settings."""
+    """The default detector, by the settings."""
     windows = [(settings.window_batches, settings.reference_batches)]
     if settings.slow_window_batches and settings.frozen_judge:
         windows.append((settings.slow_window_batches, settings.slow_reference_batches))
@@ -52,9 +88,11 @@ def replay(entries: Sequence[Entry], settings: DriftSettings) -> tuple[list[Susp
     Returns:
         The suspicions, and the score of every batch.
     """
-    detector, found, scores = mean_shift(settings), [], []
+    detector, found, scores = detector_of(settings), [], []
     for i, entry in enumerate(entries):
-        detector.take(entry.batch)
+        if entry.operator:
+            detector.restart()
+        detector.take(entry.batch, entry.measured)
         scores.append(detector.score)
         if detector.drift_detected:
             onset = entries[max(0, i - detector.onset_batches_ago)].clips

@@ -13,6 +13,9 @@ from pathlib import Path
 # Read when torch and huggingface_hub are first imported: one thread each, and nothing is ever downloaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Read when the command line is first imported, by whichever test comes first: tables that are wide and plain.
+os.environ["COLUMNS"] = "200"
+os.environ["NO_COLOR"] = "1"
 
 import pytest
 import torch

@@ -49,10 +49,16 @@ class Parts:
         self.rows: list[int] = []
         self._rng = np.random.default_rng(5)
 
-    def learn(self, n: int = 8, domain: str = "studio", *, split: str = "train", **facts: Any) -> list[int]:
-        """One step with n clips, named v0, v1 ... in the order of arrival; held-out ones are only indexed."""
+    def learn(
+        self, n: int = 8, domain: str = "studio", *, said: str = "", split: str = "train", **facts: Any
+    ) -> list[int]:
+        """One step with n clips, named v0, v1 ... in the order of arrival; held-out ones are only indexed.
+
+        With `said` the captions are those of other clips, of that domain.
+        """
         scenes = sample(domain, n, self._rng)
         films = render(scenes, size_px=32, rng=self._rng)
+        scenes = sample(said, n, self._rng) if said else scenes
         ids = [f"v{len(self.rows) + i}" for i in range(n)]
         if split == "train":
             stats = self.learner.step(films, [[scene.caption] for scene in scenes], ids)

@@ -83,14 +83,19 @@ def test_search_passes_limit_filter_include_and_page_token_to_the_service(client
     body = {
         "query": {"text": "x"},
         "limit": 3,
-        "filter": {"task": "t2", "meta.camera": ["7", 8, True]},
+        "filter": {
+            "task": "t2",
+            "meta.camera": ["7", 8, True],
+            "meta.n": {"gt": 3, "lte": 4.5},
+            "time": {"gte": "2026-01-01T00:00:00Z", "lt": "2026-01-01t12:00:00+01:00"},
+        },
         "include": ["vector"],
         "page_token": "abc",
     }
     answer = client.post("/v1/search", json=body).json()
     request = service.requests[-1]
     assert (request.limit, request.page_token, request.include) == (3, "abc", ["vector"])
-    assert request.filter == {"task": ["t2"], "meta.camera": ["7", 8, True]}
+    assert request.filter == {**body["filter"], "task": ["t2"]}
     assert {r["task"] for r in answer["results"]} == {"t2"}
     assert answer["results"][0]["vector"] == [1.0, 0.0]
 
@@ -152,6 +157,12 @@ def test_search_observes_queue_and_total_of_answered_searches_only(client, servi
         ({"query": {"text": "a"}, "filter": {"meta.n": 2**63}}, "filter"),
         ({"query": {"text": "a"}, "filter": {f"meta.{i}": 1 for i in range(33)}}, "filter"),
         ({"query": {"text": "a"}, "filter": [1]}, "filter"),
+        ({"query": {"text": "a"}, "filter": {"time": "2026-01-01T00:00:00Z"}}, "filter"),
+        ({"query": {"text": "a"}, "filter": {"time": {"gte": "2026-01-01T00:00:00"}}}, "filter"),
+        ({"query": {"text": "a"}, "filter": {"time": {"gte": 1767225600}}}, "filter"),
+        ({"query": {"text": "a"}, "filter": {"time": {}}}, "filter"),
+        ({"query": {"text": "a"}, "filter": {"task": {"gt": "t1"}}}, "filter"),
+        ({"query": {"text": "a"}, "filter": {"meta.n": {"gt": [1]}}}, "filter"),
         ({"query": {"text": "a"}, "page_token": 3}, "page_token"),
         ([], "body"),
         ("a red ball", "body"),
@@ -208,7 +219,9 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.text(max_size=8) | st.sampled_from(["task", "meta.a", "text", "vector"]), inner, max_size=4
+            st.text(max_size=8) | st.sampled_from(["task", "time", "meta.a", "text", "vector", "gte"]),
+            inner,
+            max_size=4,
         )
     ),
     max_leaves=12,

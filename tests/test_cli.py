@@ -36,8 +36,6 @@ class Said(NamedTuple):
 @pytest.fixture
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """`streamlearn` with arguments, in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*arguments: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["streamlearn", *map(str, arguments)])

@@ -64,7 +64,7 @@ def weights(state: Path) -> dict[str, np.ndarray]:
     current = state / "current"
     return {
         f"{part}/{n}": a
-        for part in ("online", "local", "global", "queue")
+        for part in ("online", "local", "queue")
         for n, a in load_file(current / f"{part}.safetensors").items()
     }
 

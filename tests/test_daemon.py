@@ -206,7 +206,7 @@ def test_another_served_copy_is_refused_over_old_vectors(tmp_path: Path, stream:
         settled(running)
     with (
         pytest.raises(StateError, match=r"learner\.serve = 'local'"),
-        daemon(tmp_path, ListSource([]), learner__serve="global"),
+        daemon(tmp_path, ListSource([]), learner__serve="online"),
     ):
         pass
 

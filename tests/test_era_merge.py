@@ -49,16 +49,16 @@ def judges(*numbers: int) -> Judges:
 def test_the_cheapest_merge_keeps_the_pair_that_knows_both() -> None:
     eras = [One(1, 1, 2, 3), One(2, 4, 5, 6), One(3, 1, 4, 5, 6, 7, 8, 9)]
     judged = {1: judges(1, 2, 3), 2: judges(4, 5, 6), 3: judges(7, 8, 9)}
-    merge = Merger(0.0).cheapest(eras, judged)
+    merge = Merger(0.0, "encode").cheapest(eras, judged)
     assert merge is not None
     assert (merge.keep, merge.absorb, merge.why, merge.judges) == (3, 2, "cap", 9)
     assert merge.loss == pytest.approx(0)
-    assert Merger(0.0).cheapest(eras[:1], judged) is None
+    assert Merger(0.0, "encode").cheapest(eras[:1], judged) is None
 
 
 def test_what_a_merge_costs_is_reciprocal_rank_in_the_pool_of_all() -> None:
     eras, judged = [One(1, 1, 2), One(2, 3, 4)], {1: judges(1, 2), 2: judges(3, 4)}
-    merge = Merger(0.0).cheapest(eras, judged)
+    merge = Merger(0.0, "encode").cheapest(eras, judged)
     assert merge is not None
     assert merge.loss > 0.2
 
@@ -67,18 +67,18 @@ def test_a_boundary_is_superfluous_where_enough_judges_lose_nothing() -> None:
     numbers = range(10)
     alike = [One(1, *numbers, *range(10, 20)), One(2, *range(10, 20))]
     judged = {1: judges(*numbers), 2: judges(*range(10, 20))}
-    merge = Merger(0.0).superfluous(alike, judged, 0.0)
+    merge = Merger(0.0, "encode").superfluous(alike, judged, 0.0)
     assert merge is not None
     assert (merge.keep, merge.absorb, merge.why) == (1, 2, "agree")
     apart = [One(1, *numbers), One(2, *range(10, 20))]
-    assert Merger(0.0).superfluous(apart, judged, 0.0) is None
-    assert Merger(0.0).superfluous(apart, judged, 1.0) is not None
+    assert Merger(0.0, "encode").superfluous(apart, judged, 0.0) is None
+    assert Merger(0.0, "encode").superfluous(apart, judged, 1.0) is not None
     few = {1: judges(*range(9)), 2: judged[2]}
-    assert Merger(0.0).superfluous(alike, few, 0.0) is None
+    assert Merger(0.0, "encode").superfluous(alike, few, 0.0) is None
 
 
 def test_without_any_judge_a_merge_costs_nothing() -> None:
-    merge = Merger(1.0).cheapest([One(1), One(2)], {1: judges(), 2: judges()})
+    merge = Merger(1.0, "encode").cheapest([One(1), One(2)], {1: judges(), 2: judges()})
     assert merge is not None
     assert (merge.loss, merge.judges) == (0.0, 0)
 
@@ -94,7 +94,7 @@ def test_a_map_between_spaces_is_found_from_clips_of_both() -> None:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
-    return three_eras(tmp_path, max_eras=3)
+    return three_eras(tmp_path, max_eras=3, merge_vectors="encode")
 
 
 def three_eras(folder: Path, **search: Any) -> Parts:
@@ -108,14 +108,29 @@ def three_eras(folder: Path, **search: Any) -> Parts:
     return parts
 
 
-def test_beyond_the_cap_two_eras_become_one_at_one_moment_with_the_pair_of_one(parts: Parts) -> None:
+def test_what_a_merge_costs_where_vectors_stay_is_what_the_other_pairs_questions_find_of_them() -> None:
+    # Both know all of each other's words, and only the first knows no film of the second: it need not.
+    eras = [One(1, 1, 2, 3, 4), One(2, 3, 4)]
+    eras[0].encoder.clips = Knows(1, 2).clips  # type: ignore[method-assign]
+    judged = {1: judges(1, 2), 2: judges(3, 4)}
+    kept, anew = (Merger(0.0, vectors).cheapest(eras, judged) for vectors in ("keep", "encode"))
+    assert kept is not None
+    assert anew is not None
+    assert (kept.keep, kept.loss) == (1, pytest.approx(0))
+    assert anew.loss > 0
+
+
+@pytest.mark.parametrize("vectors", ["keep", "encode"])
+def test_beyond_the_cap_two_eras_become_one_at_one_moment_with_the_pair_of_one(tmp_path: Path, vectors: str) -> None:
+    parts = three_eras(tmp_path, max_eras=3, merge_vectors=vectors)
     assert [era.number for era in parts.eras.eras] == [1, 2, 3]
     parts.boundary("t4")
     assert len(parts.eras.eras) == 4
     (absorbed,) = [era for era in parts.eras.eras if era.into is not None]
     keep = absorbed.into
     assert keep is not None
-    rows = [row for number in (absorbed.number, keep.number) for row in indexed(parts, number)]
+    theirs = set(indexed(parts, absorbed.number))
+    rows = [*theirs, *indexed(parts, keep.number)]
     while parts.eras.stale:
         assert sorted(row for era in parts.eras.views() for row in era.partition.rows.tolist()) == parts.rows
         assert len(indexed(parts, absorbed.number)) in (0, 14)  # never some of them
@@ -124,7 +139,10 @@ def test_beyond_the_cap_two_eras_become_one_at_one_moment_with_the_pair_of_one(p
     merged = indexed(parts, keep.number)
     assert sorted(merged) == sorted(rows)
     assert keep.encoder is not None
-    np.testing.assert_allclose(list(merged.values()), keep.encoder.clips(parts.stored(list(merged))), atol=HALF)
+    assert absorbed.encoder is not None
+    own = {row: (absorbed if vectors == "keep" and row in theirs else keep).encoder for row in merged}
+    expected = [own[row].clips(parts.stored([row]))[0] for row in merged]  # type: ignore[union-attr]
+    np.testing.assert_allclose(list(merged.values()), expected, atol=HALF)
     (note,) = next(facts for facts in parts.eras.state() if facts["number"] == keep.number)["absorbed"]
     assert (note["absorb"], note["why"], note["judges"]) == (absorbed.number, "cap", 18)
     texts = [c.captions[0] for c in parts.catalog.clips(rows).values() if c.split == "train"]

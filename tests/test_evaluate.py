@@ -79,7 +79,9 @@ def test_measures_of_no_queries_are_refused(measure) -> None:  # type: ignore[no
 
 
 def test_forgetting_and_transfer_agree_with_avalanche_where_they_overlap() -> None:
-    """avalanche-lib 0.6, by hand on this matrix (row: after task t; column: task i) and an untrained model's values.
+    """avalanche-lib 0.6.0 on this matrix (row: after task t; column: task i) and an untrained model's values.
+
+    Its own classes said so: `python benchmarks/avalanche.py`.
 
     Its `Forgetting` (first value - last) gives {0: 0.3, 1: 0.3}, its `BWT` {0: -0.3, 1: -0.3} with the mean -0.3, its
     `ForwardTransfer` (after the task before - untrained) {1: 0.05, 2: 0.12} with the mean 0.085. Ours of forgetting

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -212,6 +213,35 @@ def test_a_slow_reader_pauses_the_source_and_loses_nothing() -> None:
             got += offsets_of(batch)
     assert got == list(range(100))
     assert most <= 16 + 4  # and the batch being gathered
+
+
+class Losing(Watched):
+    """Has lost so many records of a partition before its first poll; made anew, it begins to count anew."""
+
+    lost: ClassVar[dict[Partition, int]] = {Partition("list", "0"): 40}
+
+
+def test_lost_records_are_counted_once_and_go_on_after_a_rewind() -> None:
+    registry = CollectorRegistry()
+    feed = Feed(
+        Losing(records(4)),
+        FakeDecoder(now=True),
+        batch_size=4,
+        max_wait_s=WAIT_S,
+        max_age_s=WAIT_S,
+        metrics=Metrics.create(registry),
+        reopen=lambda: Losing(records(4)),
+    )
+    name, labels = "streamlearn_lost_records_total", {"topic": "list", "partition": "0"}
+    try:
+        feed.start({})
+        assert offsets_of(feed.next()) == [0, 1, 2, 3]
+        assert registry.get_sample_value(name, labels) == 40
+        feed.rewind({})
+        assert offsets_of(feed.next()) == [0, 1, 2, 3]
+        assert registry.get_sample_value(name, labels) == 80
+    finally:
+        feed.close()
 
 
 @pytest.mark.slow

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from streamlearn.frozen_clips import FrozenClips, frame_of
 from streamlearn.judge import Judge
+from streamlearn.records import Vectors
 from streamlearn.settings import ModelSettings
 from streamlearn.tasks import Boundary
 from streamlearn.warmup import build_towers
 from tests.parts import Parts
+from tests.test_drift import World
 
 
 @pytest.fixture
@@ -19,7 +25,7 @@ def parts(tmp_path: Path) -> Parts:
 def judge_of(parts: Parts, **settings: bool) -> Judge:
     frozen = build_towers(ModelSettings(), 0).frozen_copy()
     return Judge(
-        frozen, parts.catalog, parts.frames, parts.eras, batch_size=16,
+        FrozenClips(frozen, parts.catalog, parts.frames, parts.eras), frame=frame_of(frozen), batch_size=16,
         clips_per_false_boundary=30_000, **{"revisits": True, **settings},
     )  # fmt: skip
 
@@ -43,6 +49,18 @@ def test_a_boundary_without_a_change_is_refused_and_one_with_it_is_not(parts: Pa
     assert verdict.boundary.onset_steps_ago == 3
     assert verdict.boundary.name is None
     assert verdict.boundary.shift == verdict.shift
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shown", "said"), [("studio", "reef"), ("reef", "studio")])
+def test_a_change_of_captions_alone_or_of_pictures_alone_is_one(parts: Parts, shown: str, said: str) -> None:
+    judge = judge_of(parts)
+    for domain, spoken, steps in (("studio", "studio", 8), (shown, said, 3)):
+        for _ in range(steps):
+            parts.learn(16, domain, said=spoken)
+    verdict = judge.judge(Boundary("drift", 9.0, 3), "t1", parts.learner.steps)
+    assert verdict.boundary is not None
+    assert verdict.boundary.name is None
 
 
 @pytest.mark.slow
@@ -77,3 +95,120 @@ def test_with_too_few_clips_the_detectors_word_stands(parts: Parts) -> None:
     assert judge.judge(suspected, "t1", parts.learner.steps).boundary == suspected
     parts.frames.delete(parts.rows)
     assert judge.judge(suspected, "t1", parts.learner.steps).boundary == suspected
+
+
+class Domains:
+    """Clips of normal vectors, by the mean of the domain that each is of; the rows since the current task began."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.world, self.start = World(seed), 0
+        self.vectors_of: list[Vectors] = []
+
+    def learn(self, *shares: tuple[Vectors, float], steps: int = 1) -> None:
+        means, chances = zip(*shares, strict=True)
+        for _ in range(32 * steps):
+            mean = means[self.world._rng.choice(len(means), p=chances)]
+            self.vectors_of.append(self.world.batch(mean, 1)[0])
+
+    @property
+    def step(self) -> int:
+        return len(self.vectors_of) // 32
+
+    def rows(self) -> np.ndarray:
+        return np.arange(self.start, len(self.vectors_of))
+
+    def steps(self, rows: Sequence[int]) -> dict[int, int]:
+        return {row: row // 32 + 1 for row in rows}
+
+    def vectors(self, rows: Sequence[int]) -> dict[int, Vectors]:
+        return {row: self.vectors_of[row] for row in rows}
+
+    def judge(self) -> Judge:
+        return Judge(self, frame="f", batch_size=32, clips_per_false_boundary=100_000, revisits=True)
+
+
+def begin(judge: Judge, clips: Domains, task: str, onset: int) -> Boundary:
+    """The detector suspects a boundary so many steps ago, and the judge agrees."""
+    verdict = judge.judge(Boundary("drift", 9.0, onset), task, clips.step)
+    assert verdict.boundary is not None
+    judge.close(task, clips.step - verdict.boundary.onset_steps_ago)
+    judge.begin(verdict.boundary, clips.step)
+    clips.start = (clips.step - verdict.boundary.onset_steps_ago) * 32
+    return verdict.boundary
+
+
+def mixed(clips: Domains, old: Vectors, new: Vectors, first: float, last: float, steps: int) -> None:
+    for share in np.linspace(first, last, steps):
+        clips.learn((old, 1 - share), (new, share))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_task_that_returns_slowly_is_known_once_the_change_is_over_also_after_a_restart(restart: bool) -> None:
+    clips = Domains()
+    a, b = clips.world.domain(), clips.world.domain()
+    judge = clips.judge()
+    clips.learn((a, 1.0), steps=20)
+    clips.learn((b, 1.0), steps=2)
+    assert begin(judge, clips, "t1", 2).name is None
+    clips.learn((b, 1.0), steps=30)
+    mixed(clips, b, a, 0.0, 0.5, 16)
+    boundary = begin(judge, clips, "t2", 12)
+    assert boundary.name is None
+    assert 12 <= boundary.onset_steps_ago <= 18
+    if restart:
+        state, judge = judge.state_dict(), clips.judge()
+        assert judge.load_state_dict(json.loads(json.dumps(state["facts"])), state["means"], state["direction"])
+    known = []
+    for share in [*np.linspace(0.5, 1, 16), *[1.0] * 30]:
+        clips.learn((b, 1 - share), (a, share))
+        if (name := judge.recognise_late("t3", clips.step)) is not None:
+            known.append(name)
+            judge.rename("t3", name)
+    assert known == ["t1"]
+
+
+def test_the_rest_of_a_slow_change_is_no_boundary_and_another_change_meanwhile_is() -> None:
+    clips = Domains(1)
+    a, b, c = (clips.world.domain() for _ in range(3))
+    judge = clips.judge()
+    clips.learn((a, 1.0), steps=30)
+    mixed(clips, a, b, 0.0, 0.5, 16)
+    begin(judge, clips, "t1", 12)
+    mixed(clips, a, b, 0.5, 1.0, 16)
+    rest = judge.judge(Boundary("drift", 9.0, 2), "t2", clips.step)
+    assert rest.boundary is None
+    assert rest.shift is not None
+    assert rest.limit is not None
+    assert rest.shift > rest.limit
+    clips.learn((c, 1.0), steps=2)
+    assert judge.judge(Boundary("drift", 9.0, 2), "t2", clips.step).boundary is not None
+
+
+def test_few_clips_of_a_foreign_domain_are_not_taken_for_a_known_task() -> None:
+    for seed in range(10):
+        clips = Domains(seed)
+        a, b, c = (clips.world.domain() for _ in range(3))
+        judge = clips.judge()
+        clips.learn((a, 1.0), steps=20)
+        clips.learn((b, 1.0), steps=1)
+        begin(judge, clips, "t1", 1)
+        clips.learn((b, 1.0), steps=20)
+        clips.learn((c, 1.0), steps=1)
+        assert begin(judge, clips, "t2", 1).name is None, f"seed {seed}"
+
+
+def test_an_operators_name_is_not_taken_back_by_a_late_recognition() -> None:
+    clips = Domains()
+    a, b = clips.world.domain(), clips.world.domain()
+    judge = clips.judge()
+    clips.learn((a, 1.0), steps=20)
+    clips.learn((b, 1.0), steps=2)
+    begin(judge, clips, "t1", 2)
+    clips.learn((b, 1.0), steps=20)
+    clips.learn((a, 1.0), steps=1)
+    judge.judge(Boundary("drift", 9.0, 1), "t2", clips.step)
+    judge.close("t2", clips.step - 1)
+    judge.begin(Boundary("drift", 9.0, 1), clips.step)
+    assert judge.is_due(clips.step + 3)
+    judge.rename("t3", "night")
+    assert not judge.is_due(clips.step + 3)

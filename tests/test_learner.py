@@ -16,14 +16,14 @@ from streamlearn.settings import LearnerSettings
 METHODS = ["bmu", "moco", "inbatch", "lwf", "ctp"]
 #: Every method, every choice that changes what a step does, and replay on top of some.
 VARIANTS: dict[str, dict[str, object]] = {name: {"method": name} for name in METHODS} | {
-    "local alone": {"global_pair": False},
-    "pull first": {"update_order": "pull_first"},
+    "with the global pair": {"global_pair": True},
+    "pull first": {"global_pair": True, "update_order": "pull_first"},
     "queue kept": {"queue_at_boundary": "keep"},
     "queue limited": {"queue_at_boundary": "age_limit", "queue_max_age_clips": 5},
     "local goes on": {"local_at_boundary": "keep"},
-    "global loss": {"global_loss_weight": 0.5},
+    "global loss": {"global_pair": True, "global_loss_weight": 0.5},
     "late pull": {"pull_after_clips": 20},
-    "served global": {"serve": "global"},
+    "served global": {"global_pair": True, "serve": "global"},
     "served online": {"serve": "online"},
     "bmu with replay": {"replay_clips": 12},
     "inbatch with replay": {"method": "inbatch", "replay_clips": 12, "replay_ratio": 0.25},
@@ -116,7 +116,7 @@ def test_keys_are_unit_vectors_of_the_momentum_pair_before_the_step() -> None:
 
 
 def test_a_task_restarts_the_local_pair_and_not_the_global_one() -> None:
-    learner = make()
+    learner = make(global_pair=True)
     run(learner, range(3))
     global_before = learner.state_dict()["global"]["text.head.weight"].clone()
     learner.start_task()
@@ -128,7 +128,7 @@ def test_a_task_restarts_the_local_pair_and_not_the_global_one() -> None:
 
 @pytest.mark.parametrize("serve", ["local", "global", "online"])
 def test_what_is_served_writes_the_keys_and_encodes_queries(serve: str) -> None:
-    learner = make(serve=serve)
+    learner = make(serve=serve, global_pair=True)
     run(learner, range(3))
     frames, captions, ids = batch(7)
     pair = learner.copies[serve]
@@ -148,7 +148,7 @@ def test_serving_another_copy_changes_no_weight() -> None:
 
 @pytest.mark.parametrize(("policy", "left"), [("keep", 20), ("clear", 0), ("age_limit", 5)])
 def test_a_boundary_treats_the_queue_as_settings_say(policy: str, left: int) -> None:
-    learner = make(queue_at_boundary=policy, queue_max_age_clips=5, global_loss_weight=1.0)
+    learner = make(queue_at_boundary=policy, queue_max_age_clips=5, global_pair=True, global_loss_weight=1.0)
     run(learner, range(3))
     newest = learner.method.queues["queue"].ids[[23 % 20]]
     learner.start_task()
@@ -168,7 +168,7 @@ def test_the_local_pair_goes_on_over_a_boundary_when_settings_say_so() -> None:
 
 
 def test_no_pull_in_the_first_clips_of_each_task() -> None:
-    late, moco = make(pull_after_clips=17, global_pair=False), make("moco", queue_at_boundary="clear")
+    late, moco = make(pull_after_clips=17), make("moco", queue_at_boundary="clear")
     for learner in (late, moco):
         run(learner, range(3))  # 8 and 16 clips are below 17; the third batch begins below it, too
     assert torch.equal(weights(late)["online/text.head.weight"], weights(moco)["online/text.head.weight"])
@@ -183,7 +183,7 @@ def test_no_pull_in_the_first_clips_of_each_task() -> None:
 
 
 def test_the_global_pairs_own_loss_pulls_towards_its_keys() -> None:
-    without, with_it = make(), make(global_loss_weight=1.0)
+    without, with_it = make(global_pair=True), make(global_pair=True, global_loss_weight=1.0)
     first = [run(learner, range(1))[0].loss for learner in (without, with_it)]
     assert first[1] == pytest.approx(2 * first[0], rel=1e-5)  # at first both copies are the encoders
     run(without, range(1, 4))
@@ -283,7 +283,7 @@ def test_queue_survives_a_boundary_when_settings_say_keep() -> None:
 
 
 def test_without_reverse_update_bmu_is_moco() -> None:
-    bmu, moco = make(local_pull=1.0, global_pair=False, queue_at_boundary="keep"), make("moco")
+    bmu, moco = make(local_pull=1.0, queue_at_boundary="keep"), make("moco")
     run(bmu, range(4))
     run(moco, range(4))
     assert equal(weights(bmu), weights(moco))
@@ -293,7 +293,7 @@ def test_reverse_update_slows_the_encoders() -> None:
     start = weights(make())["online/text.head.weight"]
     moved = {}
     for method in ("bmu", "moco"):
-        learner = make(method, local_momentum="40 clips", local_pull="40 clips", global_pair=False)
+        learner = make(method, local_momentum="40 clips", local_pull="40 clips")
         run(learner, range(20))
         moved[method] = float((weights(learner)["online/text.head.weight"] - start).norm())
     assert moved["bmu"] < 0.85 * moved["moco"]
@@ -325,9 +325,9 @@ def test_weights_of_other_towers_are_refused_by_name_of_the_settings() -> None:
 
 
 def test_a_global_pair_switched_on_later_starts_from_the_encoders() -> None:
-    without = make(global_pair=False)
+    without = make()
     run(without, range(2))
-    learner = make()
+    learner = make(global_pair=True)
     learner.load_state_dict(without.state_dict())
     state = learner.state_dict()
     assert torch.equal(state["global"]["text.head.weight"], state["online"]["text.head.weight"])

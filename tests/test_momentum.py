@@ -151,7 +151,7 @@ def test_long_run_speed_is_what_a_simulation_shows() -> None:
 
 def test_settings_that_stall_learning_are_refused_with_the_reason() -> None:
     with pytest.raises(SettingsError, match=r"global_pull.*stall.*longer horizon"):
-        load(overrides={"learner.global_momentum": "6400 clips", "learner.global_pull": "640 clips"})
+        load(overrides={"learner.global_pair": True, "learner.global_pull": "640 clips"})
 
 
 @pytest.mark.parametrize("value", ["fast", 0, 1.5, "-3 clips"])

@@ -26,10 +26,10 @@ def test_a_task_that_returns_is_known_and_a_new_one_is_not() -> None:
         world = World(seed)
         memory, means = memory_of(world)
         for i, mean in enumerate(means):
-            name, shift = memory.recognise(sample(world, mean, 64), besides="t9")
+            name, shift = memory.recognise(sample(world, mean, 64), besides=("t9",))
             assert name == f"t{i}"
             assert shift < 3
-        name, shift = memory.recognise(sample(world, world.domain(), 64), besides="t9")
+        name, shift = memory.recognise(sample(world, world.domain(), 64), besides=("t9",))
         assert name is None
         assert shift > 5
 
@@ -37,11 +37,11 @@ def test_a_task_that_returns_is_known_and_a_new_one_is_not() -> None:
 def test_the_task_that_just_ended_is_left_out() -> None:
     world = World(0)
     memory, means = memory_of(world)
-    assert memory.recognise(sample(world, means[2], 64), besides="t2")[0] is None
+    assert memory.recognise(sample(world, means[2], 64), besides=("t2",))[0] is None
 
 
 def test_an_empty_memory_knows_nothing() -> None:
-    assert TaskMemory().recognise(sample(World(0), World(0).domain(), 8), besides="") == (None, float("inf"))
+    assert TaskMemory().recognise(sample(World(0), World(0).domain(), 8), besides=()) == (None, float("inf"))
 
 
 def test_shift_is_one_on_average_within_a_task_and_its_limit_is_rarely_exceeded() -> None:
@@ -67,7 +67,7 @@ def test_a_renamed_task_is_known_by_its_new_name_and_a_merged_one_by_both_visits
     memory, means = memory_of(world, 2)
     memory.rename("t0", "night")
     assert memory.names() == ("t1", "night")
-    assert memory.recognise(sample(world, means[0], 64), besides="")[0] == "night"
+    assert memory.recognise(sample(world, means[0], 64), besides=())[0] == "night"
     memory.rename("t1", "night")
     assert memory.names() == ("night",)
     memory.rename("absent", "t5")
@@ -82,7 +82,7 @@ def test_memory_survives_json_bit_by_bit_and_is_refused_in_another_frame() -> No
     again = TaskMemory("frame")
     assert again.load_state_dict(facts, state["means"])
     x = sample(world, means[1], 64)
-    assert again.recognise(x, besides="") == memory.recognise(x, besides="")
+    assert again.recognise(x, besides=()) == memory.recognise(x, besides=())
     assert again.state_dict()["facts"] == state["facts"]
     other = TaskMemory("another")
     assert not other.load_state_dict(facts, state["means"])

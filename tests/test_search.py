@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,9 @@ from tests.test_daemon import Stream, daemon, settled
 def parts(tmp_path: Path) -> Parts:
     """Three eras: 8, 8 and 6 clips, with cameras 0 and 1 in the first two."""
     parts = Parts(tmp_path, max_limit=50)
-    parts.learn(8, meta={"cam": 0, "night": False})
+    parts.learn(8, meta={"cam": 0, "night": False}, time="2026-01-31T10:00:00Z")
     parts.boundary("t2")
-    parts.learn(8, meta={"cam": 1, "night": True})
+    parts.learn(8, meta={"cam": 1, "night": True}, time="2026-01-31T12:30:00+02:00")
     parts.boundary("t3")
     parts.learn(6)
     parts.finish_reencoding()
@@ -131,6 +132,11 @@ def test_a_filter_leaves_only_what_it_names_in_the_same_order(parts: Parts) -> N
         ({"meta.night": [True, False]}, [hit for hit in whole if "night" in hit.meta]),
         ({"meta.cam": [1], "task": ["t1"]}, []),
         ({"meta.lens": ["x"]}, []),
+        ({"meta.cam": {"gt": 0}}, [hit for hit in whole if hit.meta.get("cam") == 1]),
+        ({"time": {"gte": "2026-01-31T10:00:00Z"}}, [hit for hit in whole if hit.task != "t3"]),
+        ({"time": {"gt": "2026-01-31T10:00:00Z"}}, [hit for hit in whole if hit.task == "t2"]),
+        ({"time": {"lt": "2026-01-31T11:30:00+01:00"}}, [hit for hit in whole if hit.task == "t1"]),
+        ({"time": {"lt": "2026-01-01T00:00:00Z"}}, []),
     ):
         answer = parts.ask("a red star", limit=50, filter=wanted)
         assert names(answer) == [hit.video_id for hit in chosen], wanted
@@ -240,6 +246,36 @@ def test_a_video_that_cannot_be_had_is_a_sentence(parts: Parts) -> None:
             with pytest.raises(SearchError, match=sentence) as caught:
                 parts.ask(Query(uri="https://a/b.mp4"))
             assert caught.value.status == status
+
+
+def test_a_query_that_gave_up_leaves_the_queue_and_keeps_its_place_only_while_a_decoder_works_for_it(
+    parts: Parts,
+) -> None:
+    futures: list[Future[Event]] = []
+
+    def submit(record: Record) -> Future[Event]:
+        futures.append(Future())
+        if begun:
+            futures[-1].set_running_or_notify_cancel()
+        return futures[-1]
+
+    parts.searcher = Searcher(
+        parts.catalog, parts.frames, parts.settings, parts.metrics, submit=submit, decode_timeout_s=0.01
+    )
+    parts.publish()
+
+    def status() -> int:
+        with pytest.raises(SearchError) as caught:
+            parts.ask(Query(uri="https://a/b.mp4"))
+        return caught.value.status
+
+    begun = False
+    assert [status() for _ in range(6)] == [503] * 6
+    assert all(future.cancelled() for future in futures)
+    begun = True
+    assert [status() for _ in range(6)] == [503] * 4 + [429] * 2
+    futures[-1].set_result(Rejected(Record(None, None, Position("query", "0", 0)), "timeout", "decode", "too late"))
+    assert [status() for _ in range(2)] == [503, 429]
 
 
 def test_without_decoders_no_video_is_fetched(tmp_path: Path) -> None:
@@ -391,3 +427,42 @@ def test_answers_over_eras_filters_and_pages_are_those_of_brute_force(parts: Par
                 break
         assert [score for score, _ in found] == pytest.approx([s for s, _ in sorted(expected)[::-1]], abs=1e-5)
         assert sorted(name for _, name in found) == sorted(name for _, name in expected)
+
+
+def test_no_search_fails_or_repeats_a_clip_while_eras_begin_are_encoded_anew_and_merge(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, max_limit=50, max_eras=3)
+    parts.learn(8, meta={"cam": 0})
+    parts.publish()
+    over, failures, asked = threading.Event(), list[BaseException](), [0, 0]
+
+    def keep_asking(reader: int) -> None:
+        wanted = {"meta.cam": {"lt": 2}} if reader else {}
+        try:
+            while not over.is_set() or not asked[reader]:
+                before = len(parts.searcher.snapshot or ())
+                answer = parts.ask(f"a star, {asked[reader]}", limit=50, filter=wanted)
+                found = names(answer)
+                assert len(found) == len(set(found)), found
+                assert reader or len(found) >= min(50, before), "clips were missing"
+                assert all(hit.meta["cam"] < 2 for hit in answer.results if reader)
+                asked[reader] += 1
+        except BaseException as error:  # noqa: BLE001 -- told to the main thread
+            failures.append(error)
+
+    readers = [threading.Thread(target=keep_asking, args=(reader,)) for reader in range(2)]
+    for thread in readers:
+        thread.start()
+    for task in ("t2", "t3", "t4", "t5"):
+        parts.boundary(task)
+        for camera in range(2):
+            parts.learn(4, meta={"cam": camera + 1})
+            parts.eras.reencode()
+            parts.publish()
+        parts.finish_reencoding()
+        parts.publish()
+    over.set()
+    for thread in readers:
+        thread.join()
+    assert not failures, failures[0]
+    assert len(parts.eras.eras) == 3
+    assert min(asked) > 0

@@ -185,7 +185,7 @@ def test_all_wrong_values_are_told_at_once() -> None:
 
 
 def test_rules_between_settings_name_both_and_the_remedy() -> None:
-    said = refused(None, {"learner.global_pull": "10 clips"})
+    said = refused(None, {"learner.global_pair": True, "learner.global_pull": "10 clips"})
     assert "global_pull" in said
     assert "longer horizon" in said
     assert "warmup_batches" in refused(None, {"drift.warmup_batches": 100})
@@ -196,8 +196,8 @@ def test_rules_between_settings_name_both_and_the_remedy() -> None:
     [
         ({"local_pull": "10 clips"}, r"local_pull .*local_momentum .*0\.\d\d of their plain speed.*longer horizon"),
         ({"local_momentum": 1.0}, r"local_pull .*would stall"),
-        ({"global_momentum": 1.0}, r"global_pull .*would stall"),
-        ({"global_pair": False, "serve": "global"}, r"serve = global needs the global pair"),
+        ({"global_pair": True, "global_momentum": 1.0}, r"global_pull .*would stall"),
+        ({"serve": "global"}, r"serve = global needs the global pair"),
         ({"method": "moco", "serve": "global"}, r"serve = global needs the global pair.*method = bmu"),
         ({"method": "lwf", "global_loss_weight": 0.5}, r"global_loss_weight = 0\.5 needs the global pair"),
         ({"replay_ratio": 1.0}, r"replay_ratio.*less than 1"),
@@ -211,9 +211,9 @@ def test_settings_that_stall_learning_or_have_no_effect_are_refused(changes: dic
     "changes",
     [
         {"method": "moco", "local_pull": "10 clips", "global_pull": "10 clips"},  # unread by this method
-        {"global_pair": False, "global_pull": "10 clips"},
+        {"global_pull": "10 clips"},
         {"local_momentum": 1.0, "local_pull": 1.0},  # a frozen copy that does not pull
-        {"global_momentum": 1.0, "global_pull": 1.0},
+        {"global_pair": True, "global_momentum": 1.0, "global_pull": 1.0},
     ],
 )
 def test_settings_that_only_look_stalling_are_taken(changes: dict[str, Any]) -> None:
@@ -221,8 +221,8 @@ def test_settings_that_only_look_stalling_are_taken(changes: dict[str, Any]) -> 
 
 
 def test_long_run_speed_is_a_property_of_the_learners_settings() -> None:
-    assert Settings().learner.speed == pytest.approx(0.45, abs=0.01)
-    assert load(None, {"learner.global_pair": False}).learner.speed == pytest.approx(0.5)
+    assert Settings().learner.speed == pytest.approx(0.5)
+    assert load(None, {"learner.global_pair": True}).learner.speed == pytest.approx(0.45, abs=0.01)
     assert load(None, {"learner.method": "moco"}).learner.speed == 1
 
 
@@ -232,7 +232,7 @@ def test_a_section_and_a_setting_of_it_at_once_are_refused(order: tuple[str, str
 
 
 def test_momentum_means_the_same_from_a_file_and_as_text(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    file.write_text("[learner]\nlocal_momentum = 0.95\nglobal_pair = false\n")
+    file.write_text("[learner]\nlocal_momentum = 0.95\n")
     set_env(monkeypatch, LEARNER__LOCAL_PULL="0.95")
     got = load(file).learner
     assert got.local_momentum == got.local_pull == 0.95

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlearn.drift import MeanShift, NoDetector
+from streamlearn.detector import UNMEASURED, Measured, NoDetector
+from streamlearn.drift import MeanShift
 from streamlearn.errors import StateError, TaskError
 from streamlearn.records import Position
 from streamlearn.tasks import Boundaries, Boundary, Cause, Task, TaskLog, is_heldout, split_of
@@ -25,7 +26,7 @@ class ScriptedDetector(NoDetector):
     def __init__(self, *alarms: int) -> None:
         self._alarms, self._updates, self.restarts = alarms, 0, 0
 
-    def update(self, x: np.ndarray) -> None:
+    def update(self, x: np.ndarray, measured: Measured = UNMEASURED) -> None:
         self._updates += 1
         self.drift_detected = self._updates in self._alarms
         self.onset_batches_ago = 3 * self.drift_detected

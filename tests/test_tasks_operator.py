@@ -51,9 +51,14 @@ def test_an_operator_begins_renames_and_merges_tasks_and_a_restart_knows_it(runn
     assert 'streamlearn_task_boundaries_total{cause="operator"} 2.0' in metrics
 
     running.__exit__(None, None, None)
-    with daemon(tmp_path, ListSource(Stream().clips("studio", 48))) as again:
+    stream = Stream()
+    with daemon(tmp_path, ListSource([*stream.clips("studio", 48), *stream.clips("studio", 16)])) as again:
         assert [name for name, _ in names(again)] == ["night", "night", "t3"]
         assert clips(again, "night") == 48
+        settled(again)
+        last = httpx.get(f"{again.url}/v1/tasks").json()[-1]
+        assert last["position"][2] == 48  # the clip that came after `mark`
+        assert last["first_clip"].endswith("48")
 
 
 @pytest.mark.slow

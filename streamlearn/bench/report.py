@@ -78,11 +78,19 @@ def _setup(spec: Mapping[str, Any]) -> str:
 
 
 def by_method(lines: Iterable[Line]) -> dict[str, list[Line]]:
-    """Trials by method, best final recall first; the joint order is a method's name with "joint" behind it."""
+    """Trials by method, best final recall first; the joint order is a method's name with "joint" behind it.
+
+    A method that ran at several learning rates has a name for each.
+    """
+    lines = list(lines)
+    rates: dict[str, set[float]] = {}
+    for line in lines:
+        rates.setdefault(line["spec"]["method"], set()).add(line["spec"]["learning_rate"])
     found: dict[str, list[Line]] = {}
     for line in lines:
-        name = line["spec"]["method"] + (" (joint)" if line["spec"]["order"] == "iid" else "")
-        found.setdefault(name, []).append(line)
+        spec = line["spec"]
+        name = spec["method"] + (f"@{spec['learning_rate']:g}" if len(rates[spec["method"]]) > 1 else "")
+        found.setdefault(name + (" (joint)" if spec["order"] == "iid" else ""), []).append(line)
     final = value(f"copies.{SERVED}.final.5")
     return dict(sorted(found.items(), key=lambda item: -_mean(item[1], final)))
 
@@ -221,6 +229,40 @@ def curve_table(methods: Mapping[str, Sequence[Line]], rule: str = "judged") -> 
     return table(head, rows)
 
 
+def forgetting_table(methods: Mapping[str, Sequence[Line]]) -> str:
+    """Forgetting, percent of the best recall so far: by users, who ask eras, and by the learner alone."""
+    views = {
+        "served": "served.judged.all.forgetting",
+        "served, in a pool of fixed size": "served.judged.all.forgetting_pool",
+        "learner": f"copies.{SERVED}.forgetting",
+    }
+    rows = []
+    for name, lines in methods.items():
+        row = [shown(numbers(lines, value(f"{path}.{k}"))) for path in views.values() for k in (1, 5)]
+        if row[0]:
+            rows.append([f"`{name}`", *row])
+    return table(["method", *(f"{view}: R@{k}" for view in views for k in (1, 5))], rows)
+
+
+def revisits_table(methods: Mapping[str, Sequence[Line]]) -> str:
+    """R@1 / R@5 over the pool of clips that came back, and of all, by what encoded them."""
+    ways, whose = ("anew", "old", "before"), ("came", "earlier", "all")
+    rows = []
+    for name, lines in methods.items():
+        visits: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+        for line in lines:
+            for visit in line["result"].get("revisits", ()):
+                visits.setdefault((line["spec"]["order"], visit["clips"]), []).append(visit)
+        for (order, clips), mine in visits.items():
+            cells = [
+                " / ".join(shown([visit[way][who][k] for visit in mine]) for k in ("1", "5"))
+                for who in whose
+                for way in ways
+            ]
+            rows.append([f"`{name}`, {order}, {clips} clips", *cells, str(len(mine))])
+    return table(["returns", *(f"{who}: {way}" for who in whose for way in ways), "n"], rows) if rows else ""
+
+
 def report(lines: Sequence[Line], against: str = "bmu-local") -> str:
     """The whole report as Markdown."""
     parts = ["# streamlearn bench cvlm", _sources(lines)]
@@ -238,6 +280,9 @@ def report(lines: Sequence[Line], against: str = "bmu-local") -> str:
         parts += ["### Copies", copies_table(methods)]
         parts += ["### Eras: R@1 / R@5 over the pool against the number of era encoders kept", curve_table(methods)]
         parts += ["### The same, eras always sealed with the momentum pair", curve_table(methods, "local")]
+        parts += ["### Forgetting: what users lost, and what the learner lost, %", forgetting_table(methods)]
+        if returns := revisits_table(methods):
+            parts += ["### Domains that come back: R@1 / R@5 over the pool", returns]
         full, thin = (numbers(mine, value(f"captions.{what}.5")) for what in ("full", "thinned"))
         parts.append(
             f"Searching the stored captions instead of the videos (TF-IDF): R@5 {shown(full)} for the caption in full,"

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, Ints
-from streamlearn.bench.gallery import encode_clips, encode_texts, questions, summary, thinned
+from streamlearn.bench.gallery import KS, encode_clips, encode_texts, questions, summary, thinned
 from streamlearn.encoders import Towers
 from streamlearn.era_view import EraView, QueryEncoder
-from streamlearn.evaluate import ranks
+from streamlearn.evaluate import Ranks, hits_in_pool, ranks
 from streamlearn.index import Partition
 from streamlearn.learner import Learner
 from streamlearn.records import Vectors
@@ -111,7 +112,7 @@ class SealedEras:
         Returns:
             By sealing rule ("judged": as the daemon does, "local": always the momentum pair) and number of encoders
             (of `KEPT`, where there are that many eras): "t2v", "v2t", "cosine" (t2v without familiarity) and, with
-            all encoders, "thinned" (t2v, four tenths of the words missing).
+            all encoders, "thinned" (t2v, four tenths of the words missing) and what `_forgotten` returns.
         """
         eras = [era for era in self.eras if len(era.rows)]
         out: dict[str, Any] = {}
@@ -127,17 +128,43 @@ class SealedEras:
                 out[rule][kept] = self._asked(views, seed if kept == "all" else None)
         return out
 
+    def ranks_with(self, moved: Ints, target: int) -> dict[int, int]:
+        """The rank of each clip for its caption, by row, had some clips been encoded by another era's pair.
+
+        Args:
+            moved: rows of test clips.
+            target: the index of the era that would hold them instead.
+        """
+        rows, views = [], []
+        for number, era in enumerate(self.eras):
+            pair, stay = era.pairs[era.chosen], ~np.isin(era.rows, moved)
+            held, vectors = era.rows[stay], era.vectors[era.chosen][stay]
+            if number == target:
+                held = np.concatenate([held, moved])
+                vectors = np.concatenate([vectors, encode_clips(pair, self._corpus, moved)])
+            if len(held):
+                views.append(self._view(number, QueryEncoder(pair), era.captions, held, vectors))
+                rows.append(views[-1].partition.rows)
+        gallery = np.concatenate(rows)
+        merged = self._scores(views, questions(self._corpus, gallery))[1]
+        rank = ranks(merged, np.arange(len(gallery)))
+        return dict(zip(gallery.tolist(), rank.tolist(), strict=True))
+
+    def _view(self, number: int, reader: QueryEncoder, captions: list[str], rows: Ints, vectors: Vectors) -> EraView:
+        partition = Partition(vectors.shape[1])
+        partition.upsert(rows, vectors)
+        known = reader.texts(captions) if captions else np.zeros((0, vectors.shape[1]), np.float32)
+        return EraView(number + 1, "", reader, partition.view(), known)
+
     def _groups(
         self, eras: Sequence[SealedEra], chosen: Sequence[str], encoders: Sequence[QueryEncoder], count: int
     ) -> list[EraView]:
         views = []
         for group in np.array_split(np.arange(len(eras)), count):
-            reader, partition = encoders[group[-1]], Partition(self._dim(eras))
-            for i in group:
-                partition.upsert(eras[i].rows, eras[i].vectors[chosen[i]])
+            rows = np.concatenate([eras[i].rows for i in group])
+            vectors = np.concatenate([eras[i].vectors[chosen[i]] for i in group])
             captions = [c for i in group for c in eras[i].captions[:: len(group)]]
-            known = reader.texts(captions) if captions else np.zeros((0, self._dim(eras)), np.float32)
-            views.append(EraView(int(group[-1]) + 1, "", reader, partition.view(), known))
+            views.append(self._view(int(group[-1]), encoders[group[-1]], captions, rows, vectors))
         return views
 
     def _asked(self, views: Sequence[EraView], thin_seed: int | None) -> dict[str, Any]:
@@ -149,6 +176,44 @@ class SealedEras:
         out["v2t"] = summary(ranks(cosine.T, own))
         if thin_seed is not None:
             out["thinned"] = summary(ranks(self._scores(views, thinned(texts, thin_seed))[1], own))
+            out |= self._forgotten(merged, rows, np.cumsum([len(view.partition.rows) for view in views]))
+        return out
+
+    def _forgotten(self, merged: Vectors, rows: Ints, ends: Ints) -> dict[str, dict[str, float]]:
+        """What users lost since each era was sealed: percent of the best recall so far, mean over past domains.
+
+        Vectors and encoders of a sealed era never change, so that what was found at an era's end is a corner of the
+        scores at the end of the stream.
+
+        Args:
+            merged: (n, n) scores of all questions and clips, in the order of eras.
+            rows: (n,) theirs.
+            ends: of each era, how many clips there are up to it.
+
+        Returns:
+            "forgetting": by k, in the pool as it was then and as it is now, so that its growth counts as loss;
+            "forgetting_pool": the same, were the pool always as large as the first era's.
+        """
+        domain = self._corpus.domain[rows]
+        found: dict[str, dict[int, list[npt.NDArray[np.float64]]]] = {"forgetting": {}, "forgetting_pool": {}}
+        for end in ends:
+            rank: Ranks = ranks(merged[:end, :end], np.arange(end))
+            for k in KS:
+                found["forgetting"].setdefault(k, []).append((rank <= k).astype(np.float64))
+                found["forgetting_pool"].setdefault(k, []).append(
+                    hits_in_pool(rank, k, candidates=int(end), pool=int(ends[0]))
+                )
+        past = [d for d in dict.fromkeys(domain.tolist()) if d != domain[-1]]
+        out: dict[str, dict[str, float]] = {}
+        for name, by_k in found.items():
+            for k, courses in by_k.items():
+                lost = []
+                for d in past:
+                    course = [hits[domain[: len(hits)] == d].mean() for hits in courses if d in domain[: len(hits)]]
+                    best = max(course)
+                    lost.append((best - course[-1]) / best if best else 0.0)
+                if lost:
+                    out.setdefault(name, {})[str(k)] = 100 * float(np.mean(lost))
         return out
 
     def _scores(self, views: Sequence[EraView], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
@@ -161,10 +226,6 @@ class SealedEras:
             cosine.append(scores)
             merged.append(share * scores + (1 - share) * view.familiarity(queries)[:, None])
         return np.concatenate(cosine, axis=1), np.concatenate(merged, axis=1)
-
-    @staticmethod
-    def _dim(eras: Sequence[SealedEra]) -> int:
-        return int(eras[0].vectors["local"].shape[1])
 
 
 def _weights(learner: Learner) -> dict[str, Mapping[str, Tensor]]:

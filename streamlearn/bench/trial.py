@@ -19,6 +19,7 @@ import numpy as np
 from streamlearn.bench.corpus import Corpus, open_corpus
 from streamlearn.bench.gallery import DIRECTIONS, KS, ask_copy, caption_search, mean_recalls
 from streamlearn.bench.methods import learner_settings, method_of
+from streamlearn.bench.revisits import revisits
 from streamlearn.bench.schedule import IID, announced, make_schedule
 from streamlearn.bench.sealed import SealedEras
 from streamlearn.encoders import Towers
@@ -176,8 +177,15 @@ class Trial:
             return list(range(len(self.corpus.domains)))
         return list(dict.fromkeys(self.schedule.tasks[:tasks]))
 
+    def _reopen(self, tasks: int) -> None:
+        """A domain that came back is learned again, and is current."""
+        *before, now = self.schedule.tasks[:tasks]
+        if now in before:
+            self.book.open_task(self.corpus.domains[now])
+
     def _ask(self, _: int, tasks: int, ends: bool) -> None:
         domains = self._domains(tasks)
+        self._reopen(tasks)
         self._record(SERVED, ask_copy(self.copies()[SERVED], self.corpus, domains))
         if ends:  # the others only where the definitions need them: what was learned, and the end
             name = self.corpus.domains[self.schedule.tasks[tasks - 1]]
@@ -201,22 +209,27 @@ class Trial:
         """What came of it: recall in percent, forgetting as a share.
 
         "copies": by copy "final" and "learned" (means over tasks, directions), "forgetting", "bwt", "harmonic",
-        "minimum", by k; "tasks" and "pooled" by direction. "served": the curve over era encoders. "course": recall of
-        the tasks so far over time. "boundaries": what was found. "pairs_per_s" of processor time, and memory.
+        "minimum", by k; "tasks" and "pooled" by direction. "served": the curve over era encoders. "revisits": of
+        domains that come back. "course": recall of the tasks so far over time. "boundaries": what was
+        found. "pairs_per_s" of processor time, and memory.
         """
         copies, domains = {}, self._domains(len(self.schedule.tasks))
+        self._reopen(len(self.schedule.tasks))
         for copy, towers in self.copies().items():
             asked = ask_copy(towers, self.corpus, domains, pooled=True)
             self._record(copy, asked)
             pooled = asked.pop("pooled")
             copies[copy] = {"tasks": asked, "pooled": pooled} | self._continual(copy)
-        served = {}
+        served: dict[str, Any] = {}
+        returns: list[dict[str, Any]] = []
         if self.spec.eras:
             self.eras.seal(self.learner, end=len(self.schedule.rows), since_step=None)
             served = self.eras.curve(self.spec.seed)
+            returns = revisits(self.eras, self.corpus, self.schedule)
         return {
             "copies": copies,
             "served": served,
+            "revisits": returns,
             "captions": caption_search(self.corpus, self.spec.seed),
             "sealed_with": [era.chosen for era in self.eras.eras],
             "course": self.course,
@@ -232,7 +245,8 @@ class Trial:
     def _continual(self, copy: str) -> dict[str, dict[str, float]]:
         """By measure and k; means over both directions."""
         names = [self.corpus.domains[d] for d in self._domains(len(self.schedule.tasks))]
-        past = names[:-1] if self.spec.order != IID else []
+        last = self.corpus.domains[self.schedule.tasks[-1]]
+        past = [name for name in names if name != last] if self.spec.order != IID else []
         mine = [entry["recall"] for entry in self.course if entry["copy"] == copy]
         out: dict[str, dict[str, float]] = {}
         for k in map(str, KS):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Metric, start_http_server
 
 from streamlearn.errors import CODES
-from streamlearn.metrics import KS, OUTCOMES, SEARCH_STAGES, STAGES, Metrics
+from streamlearn.metrics import DELIVERIES, KS, OUTCOMES, SEARCH_STAGES, STAGES, Metrics
 
 
 def filled_registry() -> CollectorRegistry:
@@ -67,6 +67,10 @@ def _set(metrics: Metrics) -> None:
             metrics.dead_letters_total.labels(code).inc()
     metrics.source_lag_records.labels("clips", "0").set(40)
     metrics.source_connected.set(1)
+    metrics.lost_records_total.labels("clips", "0").inc(0)
+    for delivery in DELIVERIES:
+        metrics.events_total.labels(delivery).inc()
+    metrics.events_waiting.set(0)
     metrics.drift_score.labels("mean_shift").set(1.1)
     metrics.task_boundaries_total.labels("drift").inc()
     metrics.task_info.labels("t1").set(1)

@@ -1,0 +1,153 @@
+"""Keys and values in the wire format of schema registries (a zero, the schema's id, the bytes) to plain values.
+
+It reads Avro and checks JSON by the schemas that came with the record. It knows no registry: whoever reads the stream
+has asked it (`connectors/kafka_schemas.py`), and so it needs the extra `registry` only where there is one.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from datetime import date, datetime, time
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from streamlearn.errors import MessageError
+from streamlearn.records import FRAME_BYTES, WriterSchema
+
+_PARSED = 128  # schemas kept ready to use; a topic has a handful
+
+
+def schema_of(data: bytes, schemas: Iterable[WriterSchema], what: str) -> WriterSchema | None:
+    """The schema that `data` was written with; None where it is not in this format at all.
+
+    Raises:
+        MessageError: it is, and the schema is not to be had, or of a kind that is not read.
+    """
+    number = WriterSchema.id_in(data)
+    if number is None:
+        return None
+    schema = next((schema for schema in schemas if schema.id == number), None)
+    if schema is None:
+        raise MessageError(
+            "unknown_schema",
+            f"{what} looks as if written with schema {number} of a registry, and none is set: see"
+            " kafka.schema_registry_url; for raw video set content-type: video/mp4",
+        )
+    if schema.problem is not None:
+        raise MessageError("unknown_schema", f"{what}: {schema.problem}")
+    if schema.kind not in ("AVRO", "JSON"):
+        raise MessageError(
+            "unsupported_envelope", f"{what}: {schema.kind[:20]} is not read; send Avro, JSON with a schema, or JSON"
+        )
+    return schema
+
+
+def read_avro(data: bytes, schema: WriterSchema, what: str) -> Any:
+    """The value of an Avro frame as JSON would have it.
+
+    Bytes become base64, a field `media` of bytes so `media_b64`; times become text (RFC 3339); null is absence.
+
+    Raises:
+        MessageError: the bytes do not fit the schema, or that cannot be used.
+    """
+    from fastavro import schemaless_reader
+
+    parsed, body = _avro(schema), io.BytesIO(data)
+    body.seek(FRAME_BYTES)
+    try:
+        value = schemaless_reader(body, parsed, None)
+        left = len(body.read(1))
+    except Exception as error:  # fastavro lets out whatever the bytes lead to: EOFError, IndexError, UnicodeError ...
+        raise _mismatch(schema, what, f"it ends too soon or is of another schema ({type(error).__name__})") from error
+    if left:
+        raise _mismatch(schema, what, "there are bytes behind it")
+    return _plain(value)
+
+
+def check_json(value: Any, schema: WriterSchema, what: str) -> None:
+    """Whether a JSON value is what its schema says.
+
+    Raises:
+        MessageError: it is not, or the schema cannot be used.
+    """
+    from jsonschema.exceptions import best_match
+    from referencing.exceptions import Unresolvable
+
+    try:
+        error = best_match(_validator(schema).iter_errors(value))
+    except Unresolvable as unresolvable:  # nothing is ever fetched from where a schema points to
+        raise _unusable(schema, f"it refers to {unresolvable.ref[:80]!r}, which is not among its references") from None
+    if error is not None:  # its message would repeat the value
+        raise _mismatch(schema, what, f"{ascii(error.json_path)[1:-1][:80]}: against {str(error.validator)!r}")
+
+
+@lru_cache(_PARSED)
+def _avro(schema: WriterSchema) -> Any:
+    from fastavro import parse_schema
+
+    named: dict[str, Any] = {}
+    try:
+        for _, text in schema.references:
+            parse_schema(json.loads(text), named)
+        return parse_schema(json.loads(schema.text), named)
+    except Exception as error:  # of the JSON, or of the schema
+        raise _unusable(schema, f"{type(error).__name__}: {str(error)[:120]}") from error
+
+
+@lru_cache(_PARSED)
+def _validator(schema: WriterSchema) -> Any:
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
+    from referencing import Resource
+    from referencing.jsonschema import DRAFT7
+
+    try:
+        contents = json.loads(schema.text)
+        cls = validator_for(contents, default=None)
+        if cls is None:  # the draft that registries take for granted
+            contents = {"$schema": "http://json-schema.org/draft-07/schema#", **contents}
+            cls = validator_for(contents)
+        cls.check_schema(contents)
+        others = [(n, Resource.from_contents(json.loads(t), DRAFT7)) for n, t in schema.references]
+    except (ValueError, TypeError, SchemaError) as error:
+        raise _unusable(schema, type(error).__name__) from error
+    return cls(contents, registry=REGISTRY.with_resources(others))
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            named = ((_json_name(name, inner), inner) for name, inner in value.items())
+            return {name: _plain(inner) for name, inner in named if inner is not None}
+        case list():
+            return [_plain(inner) for inner in value]
+        case bytes():
+            return base64.b64encode(value).decode()
+        case datetime() | date() | time():
+            return value.isoformat()
+        case Decimal():
+            return float(value)
+        case UUID():
+            return str(value)
+        case _:
+            return value
+
+
+def _json_name(name: str, value: Any) -> str:
+    return "media_b64" if name == "media" and isinstance(value, bytes) else name
+
+
+def _mismatch(schema: WriterSchema, what: str, why: str) -> MessageError:
+    return MessageError(
+        "schema_mismatch", f"{what} does not fit its schema {schema.id}: {why}; write it with the schema that it names"
+    )
+
+
+def _unusable(schema: WriterSchema, why: str) -> MessageError:
+    return MessageError("unknown_schema", f"schema {schema.id} of the registry cannot be used: {why}; register it anew")
