@@ -15,6 +15,7 @@ from concurrent.futures import Future, wait
 from typing import Protocol
 
 from streamlearn.errors import SourceError, SourceLostError
+from streamlearn.lag import Lag
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Offsets, Partition, Record, Rejected
 from streamlearn.source import EndOfStream, Source
@@ -69,7 +70,7 @@ class Feed:
         self._ended = False
         self._failure: BaseException | None = None
         self._commit: Offsets | None = None
-        self._lost: Mapping[Partition, int] = {}
+        self._lag = Lag(metrics)
         self._partial: list[Event] = []
         self._partial_since = 0.0
         self._interrupted, self._woken = threading.Event(), threading.Event()
@@ -98,7 +99,7 @@ class Feed:
         with self._changed:
             self._flight.clear()
             self._bytes, self._ended, self._failure, self._commit = 0, False, None, None
-        self._partial, self._rejected_bytes, self.error, self._lost = [], 0, None, {}
+        self._partial, self._rejected_bytes, self.error, self._lag = [], 0, None, Lag(self._metrics)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._source = self._reopen()
@@ -243,7 +244,7 @@ class Feed:
                     paused = full
                 if time.monotonic() - lag_at > _LAG_INTERVAL_S:
                     lag_at = time.monotonic()
-                    self._report_lag()
+                    self._lag.report(self._source)
                 start = time.perf_counter()
                 records = self._source.poll(0.0 if paused else _TICK_S)
             except (EndOfStream, SourceLostError) as end:
@@ -273,15 +274,6 @@ class Feed:
     def _await_change(self) -> None:
         with self._changed:
             self._changed.wait(_TICK_S)
-
-    def _report_lag(self) -> None:
-        for (topic, partition), lag in self._source.lag().items():
-            self._metrics.source_lag_records.labels(topic, partition).set(lag)
-            self._metrics.lost_records_total.labels(topic, partition)  # at 0, so that its first step is seen
-        lost: Mapping[Partition, int] = getattr(self._source, "lost", {})
-        for of, records in lost.items():
-            self._metrics.lost_records_total.labels(*of).inc(records - self._lost.get(of, 0))
-        self._lost = lost
 
     def _submit(self, record: Record) -> None:
         size = len(record.value or b"")

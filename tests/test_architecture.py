@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "connectors.kafka_handover",
         "connectors.kafka_records",
         "connectors.synthetic",
+        "lag",
     ),
     # parts made of parts
     ("catalog_rows", "catalog_cuts", "momentum", "reservoir", "index_lists", "index_view", "tasks", "loader", "feed"),

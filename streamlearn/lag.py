@@ -1,0 +1,27 @@
+"""What a source has not delivered yet, and what it lost, on the metrics; it knows no source's kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from streamlearn.metrics import Metrics
+from streamlearn.records import Partition
+from streamlearn.source import Source
+
+
+class Lag:
+    """Of one source; another one, of the same stream, begins anew."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._lost: Mapping[Partition, int] = {}
+
+    def report(self, source: Source) -> None:
+        """Ask the source, from its own thread."""
+        for (topic, partition), lag in source.lag().items():
+            self._metrics.source_lag_records.labels(topic, partition).set(lag)
+            self._metrics.lost_records_total.labels(topic, partition)  # at 0, so that its first step is seen
+        lost: Mapping[Partition, int] = getattr(source, "lost", {})
+        for of, records in lost.items():
+            self._metrics.lost_records_total.labels(*of).inc(records - self._lost.get(of, 0))
+        self._lost = lost
