@@ -59,7 +59,7 @@ class _TolerantBatch(DefaultRecordBatch):  # type: ignore[misc]
         try:
             return super()._read_msg()
         except UnicodeDecodeError:  # nothing was consumed; the rest of the batch is read like this too
-            self._buffer = _TolerantBuffer(self._buffer)  # type: ignore[misc, has-type]
+            self._buffer = _TolerantBuffer(self._buffer)
             return super()._read_msg()
 
 

@@ -173,6 +173,8 @@ def test_killed_in_the_middle_it_goes_on_with_what_was_not_acknowledged(
     arguments += ["--set", f"kafka.bootstrap_servers={kafka.bootstrap}"]
     tp = TopicPartition(topic, 0)
     command = [sys.executable, "-m", "streamlearn", *arguments, "--rate", "400"]
+    # A test run in the background of a shell ignores Ctrl-C, and its children would inherit that.
+    command = ["env", "--default-signal=INT", *command]
     with (
         closing(KafkaConsumer(bootstrap_servers=kafka.bootstrap)) as consumer,
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
