@@ -179,14 +179,16 @@ class Eras:
         closing = self._closing()
         if not closing:
             return self._refresh()
-        era = closing[0]
+        # One that goes into another waits until that is finished: a restart begins the other anew with all of its rows.
+        era = next(era for era in closing if era.into is None or not era.into.pending)
         encoder = self._written_by(era).encoder
         assert encoder is not None
         batch = [era.pending.popleft() for _ in range(min(self._settings.reencode_batch_clips, len(era.pending)))]
         era.reencoded.update(self._clips.encode(batch, encoder))
+        merged = era.into is not None and not era.pending
         if not era.pending:
             self._swap_in(era)
-        return len(batch)
+        return max(len(batch), merged)  # a merge that encodes nothing changes what is to be served, too
 
     def _written_by(self, era: Era) -> Era:
         """Whose pair its vectors will be of: a merged era's too are its own, as they say more (docs/log.md)."""
@@ -291,6 +293,7 @@ class Eras:
         """Inverse of `state`, `tensors` and `sealed`, with the catalog already cut to the same generation."""
         for era in self.eras:
             era.partition.close()
+            self._merger.forget(era.number)  # which may be another's now
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])

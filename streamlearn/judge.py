@@ -192,7 +192,8 @@ class Judge:
         Returns:
             False where they are of another frozen encoder; then nothing is known.
         """
-        self._kept, self._opening = {}, Opening()
+        self._kept, self._after, self._opening = {}, {}, Opening()
+        self._direction = np.zeros(0)
         if not self.memory.load_state_dict(facts, means):
             return False
         if "opening" in facts:

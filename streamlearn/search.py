@@ -190,8 +190,9 @@ class Searcher:
         return clips
 
     def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
-        if request.query.text is not None and self._stack is not None:
-            self._stack.prime([request.query.text])
+        stack = self._stack  # once: a publication may take it away
+        if request.query.text is not None and stack is not None:
+            stack.prime([request.query.text])
         dim = snapshot.eras[-1].partition.dim if snapshot.eras else 0
         return self._queries.encoder(request.query, dim=dim, model_version=snapshot.model_version)
 

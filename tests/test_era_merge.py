@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamlearn.encoders import Towers
-from streamlearn.era_merge import Judges, Merger, mapped
+from streamlearn.era_merge import Judges, Merge, Merger, mapped
 from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
 from streamlearn.records import Frames, Vectors
@@ -210,3 +210,25 @@ def test_a_tower_that_learned_nothing_between_two_eras_makes_their_boundary_supe
     parts.finish_reencoding()
     assert [era.number for era in parts.eras.eras] == [1, 3]
     assert len(indexed(parts, 1)) == 24
+
+
+def test_an_era_takes_another_in_once_it_is_finished_so_that_a_restart_between_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Merger, "cheapest", lambda _, eras, judges: Merge(eras[-1].number, eras[0].number, "cap", 0.0, 9)
+    )
+    parts = three_eras(tmp_path, max_eras=3, merge_vectors="keep")
+    parts.boundary("t4")
+    goes = next(era for era in parts.eras.eras if era.into is not None)
+    keeps, mine = goes.into, dict(indexed(parts, goes.number))
+    assert keeps is not None
+    assert keeps.pending
+    parts.eras.reencode()
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    while again.stale:
+        again.reencode()
+    restored = next(era for era in again.eras if era.number == keeps.number).partition.view()
+    for row, vector in mine.items():
+        assert np.array_equal(restored.vectors(np.asarray([row]))[0], vector)
