@@ -243,6 +243,11 @@ class Catalog(CatalogReader):
         with self._file.transaction() as db:
             self.matrix.add(db, scores, ranks, self._generation)
 
+    def forget_ranks(self, task: str) -> None:
+        """A task is gone: what was last measured of it is nobody's."""
+        with self._file.transaction() as db:
+            db.execute("DELETE FROM ranks WHERE task = ?", (task,))
+
     def scores(self, task: str | None = None) -> list[Score]:
         """The matrix, oldest first; of one task where one is named."""
         return self.matrix.scores(task=task)

@@ -117,6 +117,7 @@ class State(Cut):
                 if era.task == old:
                     self.catalog.move(from_era=era.number, since_step=0, to_era=era.number, to_task=new)
                     era.task = new
+            self.catalog.forget_ranks(old)
         self.book.rename(old, new)
         self.book.open_task(self.task)  # a past task that the current one is part of is current again
         if self.judge is not None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from streamlearn.catalog import Catalog, ClipRow, Score
 from streamlearn.catalog_file import MIGRATIONS
+from streamlearn.catalog_rows import TaskRanks
 from streamlearn.errors import NewerStateError, SearchError, StateError
 from streamlearn.heldout import Footage, lot
 
@@ -731,3 +732,9 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         Catalog(path)
     with pytest.raises(StateError, match="cannot be"):
         Catalog(tmp_path / "missing" / "catalog.db")
+
+
+def test_what_was_measured_of_a_task_that_is_gone_is_forgotten(catalog: Catalog) -> None:
+    catalog.add_scores([], [TaskRanks(task, "t2v", "served", 100, (1, 2), (1, 3)) for task in ("t1", "t2")])
+    catalog.forget_ranks("t1")
+    assert [of.task for of in catalog.matrix.ranks()] == ["t2"]
