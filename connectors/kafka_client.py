@@ -162,9 +162,9 @@ def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
                 " credentials; see kafka.client and kafka.client_secret_files"
             )
         case kafka_errors.KafkaTimeoutError() | kafka_errors.KafkaConnectionError() | OSError():
-            return SourceError(f"Kafka at {at} cannot be reached ({error}): it is tried again")
+            return SourceError(f"Kafka at {at} cannot be reached ({error})")
         case _:
-            return SourceError(f"Kafka at {at}: {type(error).__name__}: {error}; it is tried again")
+            return SourceError(f"Kafka at {at}: {type(error).__name__}: {error}")
 
 
 def _protocol(options: KafkaOptions) -> str:

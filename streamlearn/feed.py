@@ -302,7 +302,7 @@ class Feed:
     def _away(self, error: SourceError) -> None:
         self._metrics.source_connected.set(0)
         if self.error != str(error):
-            log.error("the source is away: %s", error)
+            log.error("the source is away, and is tried again: %s", error)
             self.error = str(error)
 
     def _back(self) -> None:
