@@ -18,7 +18,8 @@ from streamlearn.records import Record, WriterSchema
 
 _KEPT = 1_000  # ids
 _UNKNOWN_S = 30.0  # an id that the registry does not know is asked for again after this long
-_NO_SUCH_SCHEMA = 40403
+_NOT_THERE = 40401, 40402, 40403  # a subject or a version that is referred to, a schema
+_LARGEST_ID = 2**31 - 1
 _CLIENT = {"max.retries": 1, "retries.wait.ms": 100}  # a connection that was reset; for the rest `poll` comes again
 
 
@@ -88,6 +89,10 @@ class SchemaRegistry:
     def _ask(self, number: int) -> WriterSchema:
         from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+        if number > _LARGEST_ID:  # which registries take for another address, as it is no id
+            return WriterSchema(
+                number, problem=f"{number} is no id of a schema; write the value as a registry's client"
+            )
         try:
             schema = self._client.get_schema(number)
             references: dict[str, str] = {}
@@ -95,12 +100,12 @@ class SchemaRegistry:
             self.reachable = True
             return WriterSchema(number, schema.schema_type or "AVRO", schema.schema_str, tuple(references.items()))
         except SchemaRegistryError as error:
-            if error.error_code == _NO_SUCH_SCHEMA:
+            if error.error_code in _NOT_THERE:
                 self.reachable = True
                 return WriterSchema(
                     number,
-                    problem=f"the registry at {self._url} has no schema {number}; register it, or read from the"
-                    " registry that its producer writes to",
+                    problem=f"the registry at {self._url} has no schema {number}, or not all that it refers to;"
+                    " register it, or read from the registry that its producer writes to",
                 )
             self.reachable = False
             raise self._sentence(error) from error

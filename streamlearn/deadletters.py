@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from streamlearn.errors import SourceError
 from streamlearn.records import Position, Record, Rejected
+
+log = logging.getLogger(__name__)
 
 _MAX_WAITING_BYTES = 16 * 2**20  # before a flush that nobody asked for
 
@@ -110,11 +113,15 @@ def read_letters(path: Path) -> Iterator[tuple[int, Rejected | Mark]]:
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
-                entry = json.loads(line)
-                yield (
-                    offset,
-                    Mark(tuple(entry["replayed"]), entry["ends"]) if "replayed" in entry else _from_json(entry),
-                )
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # torn by a crash, before a mark; its record is read again after the crash
+                    log.warning("%s: the line at byte %d is no letter and is passed over", path, offset)
+                else:
+                    yield (
+                        offset,
+                        Mark(tuple(entry["replayed"]), entry["ends"]) if "replayed" in entry else _from_json(entry),
+                    )
             offset += len(line)
 
 
@@ -126,8 +133,12 @@ def append_mark(path: Path, mark: Mark) -> None:
     """
     try:
         # One write of one line: letters that are appended meanwhile come before or after it.
-        with path.open("ab", buffering=0) as file:
-            file.write(json.dumps({"replayed": list(mark.codes), "ends": dict(mark.ends)}).encode() + b"\n")
+        line = json.dumps({"replayed": list(mark.codes), "ends": dict(mark.ends)}).encode() + b"\n"
+        with path.open("a+b", buffering=0) as file:
+            if end := file.seek(0, os.SEEK_END):
+                file.seek(end - 1)
+                line = line if file.read(1) == b"\n" else b"\n" + line  # not onto what a crash cut short
+            file.write(line)
             os.fsync(file.fileno())
     except OSError as error:
         raise SourceError(

@@ -17,7 +17,7 @@ from typing import Protocol
 from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.lag import Lag
 from streamlearn.metrics import Metrics
-from streamlearn.records import Clip, Event, Offsets, Partition, Record, Rejected
+from streamlearn.records import Clip, Event, Offsets, Partition, Record, Rejected, explicit_task
 from streamlearn.source import EndOfStream, Source
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Feed:
         reopen: Callable[[], Source] | None = None,
     ) -> None:
         self._source, self._loader, self._metrics, self._reopen = source, loader, metrics, reopen
+        self._prepared: Source | None = None  # for `rewind`
         self._batch_size, self._max_wait_s, self._max_age_s = batch_size, max_wait_s, max_age_s
         self._capacity = 4 * batch_size
         self._flight: deque[tuple[int, Future[Event]]] = deque()  # (bytes, event), in the source's order
@@ -88,12 +89,18 @@ class Feed:
         """Whether the stream can be read again from an earlier offset."""
         return self._reopen is not None
 
+    def prepare_rewind(self) -> Source:
+        """Make the source that `rewind` reads from; where that raises, nothing was done."""
+        assert self._reopen is not None, "can_rewind says so"
+        self._prepared = self._prepared or self._reopen()
+        return self._prepared
+
     def rewind(self, offsets: Offsets) -> None:
         """Read from `offsets` instead, with a new source; what was read and not handed over is dropped.
 
         From the thread that calls `next`.
         """
-        assert self._reopen is not None, "can_rewind says so"
+        source = self.prepare_rewind()
         self._stop_reading()
         self._source.close()
         with self._changed:
@@ -102,7 +109,7 @@ class Feed:
         self._partial, self._rejected_bytes, self.error, self._lag = [], 0, None, Lag(self._metrics)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-        self._source = self._reopen()
+        self._source, self._prepared = source, None
         self.start(offsets)
 
     def next(self) -> Sequence[Event] | None:
@@ -133,7 +140,7 @@ class Feed:
                     return self._hand_over() or (None if self._over() else [])
                 continue
             silent_since = time.monotonic()
-            task = _explicit_task(self._partial)
+            task = explicit_task(self._partial)
             if isinstance(event, Clip) and task is not None and event.task != task[0]:
                 batch = self._hand_over()  # an operator's boundary lies between two clips, never within a batch
                 self._keep(event)
@@ -162,7 +169,8 @@ class Feed:
         """Stop reading; what was read and not handed over is read again by the next run."""
         self._interrupted.set()
         self._stop_reading()
-        self._source.close()
+        for source in filter(None, (self._source, self._prepared)):
+            source.close()
 
     def wake(self) -> None:
         """Let the next `next`, or the one that waits, return nothing, soon; what it has collected stays collected."""
@@ -310,8 +318,3 @@ class Feed:
         if self.error is not None:
             log.info("the source is back")
             self.error = None
-
-
-def _explicit_task(events: Sequence[Event]) -> tuple[str | None] | None:
-    """The task that the clips of a batch name (None: none of them), or None where there is no clip yet."""
-    return next(((event.task,) for event in events if isinstance(event, Clip)), None)

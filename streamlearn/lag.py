@@ -23,5 +23,5 @@ class Lag:
             self._metrics.lost_records_total.labels(topic, partition)  # at 0, so that its first step is seen
         lost: Mapping[Partition, int] = getattr(source, "lost", {})
         for of, records in lost.items():
-            self._metrics.lost_records_total.labels(*of).inc(records - self._lost.get(of, 0))
-        self._lost = lost
+            self._metrics.lost_records_total.labels(*of).inc(max(0, records - self._lost.get(of, 0)))
+        self._lost = dict(lost)

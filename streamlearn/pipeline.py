@@ -193,6 +193,8 @@ class Pipeline:
     def roll_back(self, number: int, resume_from: ResumeFrom) -> Rollback:
         """Go back to an older generation; from this pipeline's thread, as `State.roll_back` says."""
         self.finish_evaluation()  # it is of the time that is left, and must not be found after it
+        if resume_from == "generation":
+            self.feed.prepare_rewind()
         done = self.state.roll_back(number, resume_from)
         self.examiner.scoreboard.restart()
         self._outdated, self._unwritten = True, False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -153,3 +153,8 @@ class StepStats:
     recall: float
     grad_norm: float
     step: int
+
+
+def explicit_task(events: Sequence[Event]) -> tuple[str | None] | None:
+    """The task that the clips of a batch name (None: none of them), or None where there is no clip yet."""
+    return next(((event.task,) for event in events if isinstance(event, Clip)), None)

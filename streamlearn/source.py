@@ -10,8 +10,8 @@ the source's own lag tools, never for correctness.
 Optional: `connected` (bool) and `waiting` (a sentence or None), for a source that can be away or kept waiting without
 failing a poll; `dead_letters() -> DeadLetters`, for one that has a place for rejected records, others' go to a file in
 the state directory; `publisher() -> Publisher`, for one that clips can be written to, over HTTP; `events() ->
-EventSink | None`, for one that has a place for the daemon's events; `lost` (numbers by partition), for one whose
-records can be gone before they are read.
+EventSink | None`, for one that has a place for the daemon's events; `lost` (numbers by partition, which only
+grow), for one whose records can be gone before they are read.
 """
 
 from __future__ import annotations

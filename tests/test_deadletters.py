@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from streamlearn.deadletters import FileDeadLetters, read_dead_letters
+from streamlearn.deadletters import FileDeadLetters, Mark, append_mark, read_dead_letters, read_letters
 from streamlearn.errors import SourceError
 from streamlearn.records import Position, Record, Rejected
 from streamlearn.source import DeadLetters
@@ -118,3 +118,17 @@ def test_a_disk_that_fills_in_the_middle_of_a_flush_loses_no_letter(tmp_path: Pa
     dead.flush()
     dead.close()
     assert {letter.position.offset for letter in read_dead_letters(path)} == set(range(5))
+
+
+def test_a_mark_after_a_torn_line_spoils_neither_itself_nor_the_letters(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    dead = FileDeadLetters(path)
+    for offset in (1, 2):
+        dead.write(rejected(offset))
+    dead.flush()
+    dead.close()
+    os.truncate(path, path.stat().st_size - 5)
+    mark = Mark(("invalid_json",), {"clips/0": 2})
+    append_mark(path, mark)
+    append_mark(path, mark)
+    assert [entry for _, entry in read_letters(path)] == [rejected(1), mark, mark]

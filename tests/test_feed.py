@@ -16,6 +16,7 @@ from streamlearn.errors import SourceError
 from streamlearn.feed import Feed
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Offsets, Partition, Position, Record, Rejected, Tombstone
+from streamlearn.source import Source
 from streamlearn.testing import ListSource
 
 WAIT_S = 20.0
@@ -240,6 +241,31 @@ def test_lost_records_are_counted_once_and_go_on_after_a_rewind() -> None:
         feed.rewind({})
         assert offsets_of(feed.next()) == [0, 1, 2, 3]
         assert registry.get_sample_value(name, labels) == 80
+    finally:
+        feed.close()
+
+
+def test_a_source_that_cannot_be_made_anew_leaves_the_one_there_is() -> None:
+    def broken() -> Source:
+        raise SourceError("the secret's file is gone")
+
+    feed = Feed(
+        Watched(records(4)),
+        FakeDecoder(now=True),
+        batch_size=2,
+        max_wait_s=WAIT_S,
+        max_age_s=WAIT_S,
+        metrics=Metrics.create(CollectorRegistry()),
+        reopen=broken,
+    )
+    try:
+        feed.start({})
+        assert offsets_of(feed.next()) == [0, 1]
+        with pytest.raises(SourceError, match="is gone"):
+            feed.prepare_rewind()
+        with pytest.raises(SourceError, match="is gone"):
+            feed.rewind({})
+        assert offsets_of(feed.next()) == [2, 3]
     finally:
         feed.close()
 

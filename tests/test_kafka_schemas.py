@@ -119,6 +119,15 @@ def test_an_id_that_the_registry_does_not_know_is_the_records_trouble(url: str, 
     assert "has no schema 987654" in str(found.schemas[0].problem)
 
 
+def test_an_id_that_is_too_large_for_any_is_the_records_trouble_and_is_not_asked_for(
+    small: SmallRegistry, connect: Open
+) -> None:
+    with small.serve() as url:
+        found = resolved(connect(url), record(framed(2**31, b"?")))
+    assert "is no id of a schema" in str(found.schemas[0].problem)
+    assert small.asked == []
+
+
 def test_what_is_not_framed_needs_no_registry(connect: Open) -> None:
     registry = connect("http://127.0.0.1:1")
     film = b"\x00\x00\x01\xba\x44\x00\x04"
