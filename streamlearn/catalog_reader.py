@@ -67,6 +67,13 @@ class CatalogReader:
         query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"
         return [clip_of(values) for values in self._file.fetch(query, task, limit)]
 
+    def heldout_of_era(self, era: int, limit: int) -> list[ClipRow]:
+        """Live held-out clips, of whatever task, whose vectors an era has: a fair sample of them."""
+        of = "SELECT 1 FROM vectors WHERE vectors.row = clips.row AND vectors.died IS NULL AND era = ?"
+        clips = _LIVE_CLIPS.replace("FROM clips", "FROM clips INDEXED BY clips_lot")  # of held-out clips alone
+        query = f"{clips} AND split = 'heldout' AND EXISTS ({of}) ORDER BY lot, row LIMIT ?"
+        return [clip_of(values) for values in self._file.fetch(query, era, limit)]
+
     def other_questions(self, task: str, limit: int) -> list[str]:
         """What held-out clips of other tasks are asked with, a fair sample of them."""
         query = f"{_LIVE_CLIPS} AND task != ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"

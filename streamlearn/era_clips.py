@@ -8,19 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from streamlearn.catalog import Catalog, Rows
+from streamlearn.catalog_rows import ClipRow
 from streamlearn.era_merge import Judges
 from streamlearn.era_view import QueryEncoder
 from streamlearn.frames import FrameStore
+from streamlearn.index_view import PartitionView
 from streamlearn.records import Frames, Vectors
 
-_HELDOUT = 1000  # of a task, among which the judges of one of its eras are sought
+_ASKED = 100  # held-out clips of a task that decide which pair its era is sealed with
+_JUDGES, _CAPTIONS = 64, 64  # of an era, where merges are judged
 
 
 class EraClips:
-    """The clips of some rows, read from catalog and frame store."""
+    """The clips of some rows, read from catalog and frame store.
 
-    def __init__(self, catalog: Catalog, frames: FrameStore) -> None:
-        self._catalog, self._frames = catalog, frames
+    Args:
+        catalog, frames: where they are.
+        anew: merged eras are encoded anew, by another pair: only clips whose frames are kept can judge a merge.
+    """
+
+    def __init__(self, catalog: Catalog, frames: FrameStore, *, anew: bool) -> None:
+        self._catalog, self._frames, self._anew = catalog, frames, anew
         self._readers = ThreadPoolExecutor(2, "frames")  # decoding a JPEG holds no lock
 
     def frames(self, rows: Sequence[int]) -> dict[int, Frames]:
@@ -45,12 +53,38 @@ class EraClips:
         spread = self._catalog.clips(rows[:: max(1, -(-len(rows) // count))].tolist()).values()
         return [clip.captions[0] for clip in spread if clip.split == "train"][:count]
 
-    def judges(self, task: str, rows: Rows, count: int, captions: int) -> Judges:
-        """Held-out clips among the rows, whose frames are kept and alike, and captions that were learned."""
-        among = set(rows.tolist())
-        held_out = [clip for clip in self._catalog.heldout(task, _HELDOUT) if clip.row in among]
-        films = self.frames([clip.row for clip in held_out][:count])
-        shape = next((frames.shape for frames in films.values()), None)
-        films = {row: frames for row, frames in films.items() if frames.shape == shape}
-        questions = [clip.asked for clip in held_out if clip.row in films]
-        return Judges(questions, np.stack(list(films.values())) if films else None, self.learned(rows, captions))
+    def asked(self, task: str) -> tuple[list[str], Frames | None]:
+        """What the latest pair of a task is judged by: n questions, and the frames (n, T, H, W, 3) of their clips."""
+        clips, films = self._alike(self._catalog.heldout(task, _ASKED))
+        return [clip.asked for clip in clips], films
+
+    def judges(self, era: int, view: PartitionView, encoder: QueryEncoder, *, pending: bool) -> Judges:
+        """What an era is judged by before a merge: its held-out clips, whatever their task, and captions it learned.
+
+        Args:
+            era: its number.
+            view: its partition.
+            encoder: its pair.
+            pending: the partition is yet to be encoded with that.
+            films: another pair is to encode the clips, so that only those count whose frames are kept and alike.
+        """
+        clips = self._catalog.heldout_of_era(era, _JUDGES)
+        clips, stacked = self._alike(clips) if self._anew else (clips, None)
+        rows = [clip.row for clip in clips]
+        vectors = view.vectors(rows)
+        if pending:
+            now = self.encode(rows, encoder)
+            vectors = np.array([now.get(row, old) for row, old in zip(rows, vectors, strict=True)], np.float32)
+        return Judges(
+            [clip.asked for clip in clips],
+            vectors,
+            stacked,
+            self.learned(view.rows, _CAPTIONS),
+        )
+
+    def _alike(self, clips: Sequence[ClipRow]) -> tuple[list[ClipRow], Frames | None]:
+        """Those whose frames are kept and of one shape, as settings may have changed it meanwhile."""
+        frames = self.frames([clip.row for clip in clips])
+        shape = next((one.shape for one in frames.values()), None)
+        alike = [clip for clip in clips if clip.row in frames and frames[clip.row].shape == shape]
+        return alike, np.stack([frames[clip.row] for clip in alike]) if alike else None

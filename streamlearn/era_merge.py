@@ -1,9 +1,9 @@
 """Which two sealed eras to make one, judged by held-out clips: the cap on eras, and boundaries that were superfluous.
 
 Merging keeps the pair of one era; the other's vectors stay, and are asked by its text encoder, or are encoded anew with
-it. What that costs is known beforehand: both pairs can encode both eras' held-out clips. The measure is the mean
-reciprocal rank over the held-out clips of all sealed eras in one pool, scored as `search` scores. Pairs are frozen, so
-what was encoded once is remembered.
+it. What that costs is known beforehand, from the vectors of held-out clips as the eras have them, or as the other pair
+makes them. The measure is the mean reciprocal rank over the held-out clips of all sealed eras in one pool, scored as
+`search` scores. Pairs are frozen, so what was encoded once is remembered.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class Judges:
 
     Attributes:
         questions: captions of held-out clips; n.
-        films: what the encoder reads of those clips, (n, T, H, W, 3); None where n is 0.
+        vectors: of those clips, (n, d), whichever pair made them.
+        films: what an encoder reads of those clips, (n, T, H, W, 3); None where nothing is encoded anew.
         learned: captions that the era knows itself by; m.
     """
 
     questions: Sequence[str]
+    vectors: Vectors
     films: Frames | None
     learned: Sequence[str]
 
@@ -113,29 +115,29 @@ class Merger:
         questions = [text for era in eras for text in judges[era.number].questions]
         if not questions:
             return Merge(keep.number, absorb.number, why, 0.0, 0)
-        before = self._merit(eras, judges, questions, {})
-        after = self._merit(eras, judges, questions, {keep.number: (keep, absorb), absorb.number: (keep, absorb)})
-        return Merge(keep.number, absorb.number, why, before - after, len(questions))
+        loss = self._merit(eras, judges, questions) - self._merit(eras, judges, questions, (keep, absorb))
+        return Merge(keep.number, absorb.number, why, loss, len(questions))
 
     def _merit(
         self,
         eras: Sequence[Sealed],
         judges: Mapping[int, Judges],
         questions: Sequence[str],
-        merged: Mapping[int, tuple[Sealed, Sealed]],
+        merged: tuple[Sealed, ...] = (),
     ) -> float:
-        """Mean reciprocal rank; `merged` says which eras are asked by which pair, and know which captions."""
+        """Mean reciprocal rank. Of `merged` eras the first one's pair answers, knowing the captions of all."""
         blocks: list[npt.NDArray[np.float32]] = []
         for era in eras:
-            if judges[era.number].films is None:
+            if not judges[era.number].questions:
                 continue
-            by, *others = merged.get(era.number, (era,))
+            by, *others = merged if era in merged else (era,)
             assert by.encoder is not None
             learned = [text for one in (by, *others) for text in judges[one.number].learned]
             asked = by.encoder.texts(questions)
             known = familiarity(asked, by.encoder.texts(learned) if learned else asked[:0])
-            cosine = asked @ self._encoded(by if self._anew else era, era, judges[era.number]).T
-            blocks.append(self._share * cosine + (1 - self._share) * known[:, None])
+            anew = self._anew and by is not era
+            vectors = self._encoded(by, era, judges[era.number]) if anew else judges[era.number].vectors
+            blocks.append(self._share * (asked @ vectors.T) + (1 - self._share) * known[:, None])
         return float((1 / ranks(np.concatenate(blocks, axis=1), np.arange(len(questions)))).mean())
 
     def _encoded(self, by: Sealed, of: Sealed, judges: Judges) -> Vectors:

@@ -36,8 +36,7 @@ from streamlearn.snapshots import Snapshots, Weights, half
 log = logging.getLogger(__name__)
 
 _CAPTIONS = 256  # that an era knows itself by
-_JUDGES, _FEWEST_JUDGES = 100, 10  # held-out clips that decide which pair an era is sealed with
-_MERGE_JUDGES, _MERGE_CAPTIONS = 32, 64  # of an era, where merges are judged
+_FEWEST_JUDGES = 10  # held-out clips that decide which pair an era is sealed with
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
 
 
@@ -79,12 +78,12 @@ class Eras:
         *,
         hints: Path | None = None,
     ) -> None:
-        self._learner, self._catalog, self._frames, self._settings = learner, catalog, frames, settings
+        self._learner, self._catalog, self._settings = learner, catalog, settings
         self._hints = hints
         self._dim = learner.online.dim
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
-        self._clips = EraClips(catalog, frames)
+        self._clips = EraClips(catalog, frames, anew=settings.merge_vectors == "encode")
         self._merger = Merger(settings.familiarity_weight, settings.merge_vectors)
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
@@ -146,18 +145,15 @@ class Eras:
 
     def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
         """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
-        clips = self._catalog.heldout(task, _JUDGES)
-        frames = {i: f for i, clip in enumerate(clips) if (f := self._frames.get(clip.row)) is not None}
-        if len(frames) < _FEWEST_JUDGES or len({f.shape for f in frames.values()}) > 1:
+        texts, films = self._clips.asked(task)
+        if films is None or len(texts) < _FEWEST_JUDGES:
             return snapshot.local
-        texts, films = [clips[i].asked for i in frames], np.stack(list(frames.values()))
         towers, merit = self._learner.served.frozen_copy(), []
         for state in (snapshot.local, snapshot.online):
             towers.load_state_dict(state)
             encoder = QueryEncoder(towers)
-            merit.append(
-                float((1 / ranks(encoder.texts(texts) @ encoder.clips(films).T, np.arange(len(texts)))).mean())
-            )
+            cosine = encoder.texts(texts) @ encoder.clips(films).T
+            merit.append(float((1 / ranks(cosine, np.arange(len(texts)))).mean()))
         log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", task, *merit)
         return snapshot.local if merit[0] >= merit[1] else snapshot.online
 
@@ -235,8 +231,9 @@ class Eras:
         if len(sealed) < 2 or not (over or settings.merge_loss is not None):
             return
         judges = {
-            era.number: self._clips.judges(era.task, era.partition.view().rows, _MERGE_JUDGES, _MERGE_CAPTIONS)
-            for era in sealed
+            e.number: self._clips.judges(e.number, e.partition.view(), e.encoder, pending=bool(e.pending))
+            for e in sealed
+            if e.encoder is not None
         }
         if over:
             merge = self._merger.cheapest(sealed, judges)
@@ -244,8 +241,7 @@ class Eras:
             assert settings.merge_loss is not None
             merge = self._merger.superfluous(sealed[-2:], judges, settings.merge_loss)
         if merge is not None:
-            by_number = {era.number: era for era in sealed}
-            absorb, keep = by_number[merge.absorb], by_number[merge.keep]
+            absorb, keep = (next(e for e in sealed if e.number == n) for n in (merge.absorb, merge.keep))
             absorb.into, absorb.merge = keep, merge
             if settings.merge_vectors == "encode":
                 absorb.pending, absorb.reencoded = deque(absorb.partition.view().rows.tolist()), {}
@@ -273,7 +269,7 @@ class Eras:
         """JSON-able facts; the vectors are in the catalog, the weights in `tensors`."""
         return [
             {"number": e.number, "task": e.task, "opened_step": e.opened_step, "sealed_step": e.sealed_step,
-             "reencoded": not e.pending, "absorbed": e.absorbed}
+             "reencoded": not e.pending, "absorbed": e.absorbed, "merge": e.merge and asdict(e.merge)}
             for e in self.eras
         ]  # fmt: skip
 
@@ -305,9 +301,13 @@ class Eras:
             if not facts["reencoded"]:
                 era.pending = deque(rows.tolist())
             self.eras.append(era)
+        for era, facts in zip(self.eras, state, strict=True):
+            if facts.get("merge"):
+                era.merge = Merge(**facts["merge"])
+                era.into = next(other for other in self.eras if other.number == era.merge.keep)
         self.snapshots.restore(tensors)
         self._kept_from = 0
-        self._merge()  # one that was cut short is decided alike
+        self._merge()
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step

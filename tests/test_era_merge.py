@@ -38,47 +38,54 @@ class Knows(QueryEncoder):
 
 class One:
     def __init__(self, number: int, *knows: int) -> None:
-        self.number, self.encoder = number, Knows(*knows)
+        self.number = number
+        self.encoder = Knows(*knows)
 
 
-def judges(*numbers: int) -> Judges:
-    films = np.stack([np.full((1, 2, 2, 3), n, np.uint8) for n in numbers]) if numbers else None
-    return Judges([str(n) for n in numbers], films, [])
+def judged(*eras: tuple[One, Sequence[int]]) -> dict[int, Judges]:
+    """Each era's held-out clips, with vectors by its own pair."""
+    out = {}
+    for era, numbers in eras:
+        films = np.stack([np.full((1, 2, 2, 3), n, np.uint8) for n in numbers]) if numbers else None
+        texts = [str(n) for n in numbers]
+        out[era.number] = Judges(texts, era.encoder.texts(texts), films, [])
+    return out
 
 
 def test_the_cheapest_merge_keeps_the_pair_that_knows_both() -> None:
     eras = [One(1, 1, 2, 3), One(2, 4, 5, 6), One(3, 1, 4, 5, 6, 7, 8, 9)]
-    judged = {1: judges(1, 2, 3), 2: judges(4, 5, 6), 3: judges(7, 8, 9)}
-    merge = Merger(0.0, "encode").cheapest(eras, judged)
+    asked = judged(*zip(eras, [(1, 2, 3), (4, 5, 6), (7, 8, 9)], strict=True))
+    merge = Merger(0.0, "encode").cheapest(eras, asked)
     assert merge is not None
     assert (merge.keep, merge.absorb, merge.why, merge.judges) == (3, 2, "cap", 9)
     assert merge.loss == pytest.approx(0)
-    assert Merger(0.0, "encode").cheapest(eras[:1], judged) is None
+    assert Merger(0.0, "encode").cheapest(eras[:1], asked) is None
 
 
 def test_what_a_merge_costs_is_reciprocal_rank_in_the_pool_of_all() -> None:
-    eras, judged = [One(1, 1, 2), One(2, 3, 4)], {1: judges(1, 2), 2: judges(3, 4)}
-    merge = Merger(0.0, "encode").cheapest(eras, judged)
+    eras = [One(1, 1, 2), One(2, 3, 4)]
+    merge = Merger(0.0, "encode").cheapest(eras, judged((eras[0], (1, 2)), (eras[1], (3, 4))))
     assert merge is not None
     assert merge.loss > 0.2
 
 
 def test_a_boundary_is_superfluous_where_enough_judges_lose_nothing() -> None:
-    numbers = range(10)
-    alike = [One(1, *numbers, *range(10, 20)), One(2, *range(10, 20))]
-    judged = {1: judges(*numbers), 2: judges(*range(10, 20))}
-    merge = Merger(0.0, "encode").superfluous(alike, judged, 0.0)
+    first, second = range(10), range(10, 20)
+    alike = [One(1, *first, *second), One(2, *second)]
+    merge = Merger(0.0, "encode").superfluous(alike, judged((alike[0], first), (alike[1], second)), 0.0)
     assert merge is not None
     assert (merge.keep, merge.absorb, merge.why) == (1, 2, "agree")
-    apart = [One(1, *numbers), One(2, *range(10, 20))]
-    assert Merger(0.0, "encode").superfluous(apart, judged, 0.0) is None
-    assert Merger(0.0, "encode").superfluous(apart, judged, 1.0) is not None
-    few = {1: judges(*range(9)), 2: judged[2]}
+    apart = [One(1, *first), One(2, *second)]
+    asked = judged((apart[0], first), (apart[1], second))
+    assert Merger(0.0, "encode").superfluous(apart, asked, 0.0) is None
+    assert Merger(0.0, "encode").superfluous(apart, asked, 1.0) is not None
+    few = judged((alike[0], range(9)), (alike[1], second))
     assert Merger(0.0, "encode").superfluous(alike, few, 0.0) is None
 
 
 def test_without_any_judge_a_merge_costs_nothing() -> None:
-    merge = Merger(1.0, "encode").cheapest([One(1), One(2)], {1: judges(), 2: judges()})
+    eras = [One(1), One(2)]
+    merge = Merger(1.0, "encode").cheapest(eras, judged((eras[0], ()), (eras[1], ())))
     assert merge is not None
     assert (merge.loss, merge.judges) == (0.0, 0)
 
@@ -109,11 +116,11 @@ def three_eras(folder: Path, **search: Any) -> Parts:
 
 
 def test_what_a_merge_costs_where_vectors_stay_is_what_the_other_pairs_questions_find_of_them() -> None:
-    # Both know all of each other's words, and only the first knows no film of the second: it need not.
+    # The first knows all of the second's words, and no film of it: it need not.
     eras = [One(1, 1, 2, 3, 4), One(2, 3, 4)]
     eras[0].encoder.clips = Knows(1, 2).clips  # type: ignore[method-assign]
-    judged = {1: judges(1, 2), 2: judges(3, 4)}
-    kept, anew = (Merger(0.0, vectors).cheapest(eras, judged) for vectors in ("keep", "encode"))
+    asked = judged((eras[0], (1, 2)), (eras[1], (3, 4)))
+    kept, anew = (Merger(0.0, vectors).cheapest(eras, asked) for vectors in ("keep", "encode"))
     assert kept is not None
     assert anew is not None
     assert (kept.keep, kept.loss) == (1, pytest.approx(0))
@@ -148,6 +155,29 @@ def test_beyond_the_cap_two_eras_become_one_at_one_moment_with_the_pair_of_one(t
     texts = [c.captions[0] for c in parts.catalog.clips(rows).values() if c.split == "train"]
     view = next(view for view in parts.eras.views() if view.number == keep.number)
     np.testing.assert_allclose(view.captions, keep.encoder.texts(texts), atol=1e-6)
+
+
+def test_the_next_merge_is_judged_by_clips_that_an_era_took_in_and_by_their_vectors_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[int, Judges]] = []
+    cheapest = Merger.cheapest
+    monkeypatch.setattr(Merger, "cheapest", lambda self, eras, asked: seen.append(asked) or cheapest(self, eras, asked))
+    parts = three_eras(tmp_path, max_eras=3, merge_vectors="keep")
+    for task in ("t4", "t5"):
+        parts.boundary(task)
+        parts.finish_reencoding()
+        parts.learn(8, "studio")
+    parts.boundary("t6")
+    (merged,) = [era for era in parts.eras.eras if era.absorbed and era.into is None]
+    asked = seen[-1][merged.number]
+    stored = indexed(parts, merged.number)
+    clips = [c for c in parts.catalog.clips(stored).values() if c.split == "heldout"]
+    assert sorted(asked.questions) == sorted(clip.asked for clip in clips)
+    assert {clip.task for clip in clips} > {merged.task}
+    vectors = dict(zip(asked.questions, asked.vectors, strict=True))
+    for clip in clips:
+        np.testing.assert_array_equal(vectors[clip.asked], stored[clip.row])
 
 
 def test_a_clip_without_frames_is_turned_into_the_other_space(parts: Parts) -> None:

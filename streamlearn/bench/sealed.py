@@ -1,8 +1,8 @@
 """Eras as the daemon seals them, without its catalog: what is found with all of their text encoders, and with fewer.
 
-An era's test clips are encoded once by the pair from just before the next drift. With fewer encoders than eras,
-consecutive eras form groups, as equal in number as can be, the earlier ones larger; the last era's pair of a group
-reads the vectors of the whole group, and the queries' familiarity is to captions of the whole group.
+An era's test clips are encoded once by the pair from just before the next drift. With fewer encoders than eras, eras
+are merged by the daemon's own rule, two at a time: clips that were held out, and are no test clips, say which merge
+loses least and whose pair stays. Vectors stay as they are, and familiarity is to captions of all merged eras.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, Ints
 from streamlearn.bench.gallery import KS, encode_clips, encode_texts, questions, summary, thinned
 from streamlearn.encoders import Towers
+from streamlearn.era_merge import Judges, Merger
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import Ranks, hits_in_pool, ranks
 from streamlearn.index import Partition
@@ -27,7 +28,7 @@ from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
 
 _CAPTIONS = 256  # that an era knows itself by, as in streamlearn/eras.py
-_FEWEST_JUDGES = 10  # likewise
+_MERGE_CAPTIONS, _FEWEST_JUDGES = 64, 10  # likewise
 #: Encoders kept, as a share of the curve; "all" is one per era.
 KEPT = ("1", "2", "4", "all")
 
@@ -38,16 +39,34 @@ class SealedEra:
 
     Attributes:
         rows: test clips that arrived in it.
+        judges: held-out clips, none of them a test clip.
         chosen: "local" or "online", whichever pair ranks its judges better.
-        vectors, pairs: by pair, of `rows`, and the pair itself.
+        vectors, judges_vectors, pairs: by pair, of `rows` and `judges`, and the pair itself.
         captions: of clips learned in it, spread evenly.
     """
 
     rows: Ints
+    judges: Ints
     chosen: str
     captions: list[str]
     vectors: dict[str, Vectors] = field(default_factory=dict)
+    judges_vectors: dict[str, Vectors] = field(default_factory=dict)
     pairs: dict[str, Towers] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Eras that became one.
+
+    Attributes:
+        number: of the era whose pair it is.
+        encoder: that pair.
+        members: all eras of it, in order.
+    """
+
+    number: int
+    encoder: QueryEncoder
+    members: tuple[int, ...]
 
 
 class SealedEras:
@@ -85,26 +104,21 @@ class SealedEras:
         )  # fmt: skip
         learned = learned[np.argsort(self._place[learned], kind="stable")]
         spread = learned[:: max(1, -(-len(learned) // _CAPTIONS))][:_CAPTIONS]
-        era = SealedEra(rows, "local", questions(self._corpus, spread))
+        era = SealedEra(rows, judges, "local", questions(self._corpus, spread))
         merit = {}
         for name, state in weights.items():
             pair = learner.online.frozen_copy()
             pair.load_state_dict(state)
             era.pairs[name] = pair
             era.vectors[name] = encode_clips(pair, self._corpus, rows)
-            merit[name] = self._merit(pair, judges)
+            era.judges_vectors[name] = encode_clips(pair, self._corpus, judges)
+            scores = encode_texts(pair, questions(self._corpus, judges)) @ era.judges_vectors[name].T
+            merit[name] = float((1 / ranks(scores, np.arange(len(judges)))).mean()) if len(judges) else 0.0
         if len(judges) >= _FEWEST_JUDGES:
             era.chosen = max(merit, key=lambda name: merit[name])  # of equals the first: the momentum pair
         self.eras.append(era)
         self._begin = end
         self._snapshots.clear()
-
-    def _merit(self, pair: Towers, judges: Ints) -> float:
-        """Mean reciprocal rank."""
-        if not len(judges):
-            return 0.0
-        scores = encode_texts(pair, questions(self._corpus, judges)) @ encode_clips(pair, self._corpus, judges).T
-        return float((1 / ranks(scores, np.arange(len(judges)))).mean())
 
     def curve(self, seed: int) -> dict[str, Any]:
         """Recall over the pooled test clips against the number of encoders kept.
@@ -118,13 +132,18 @@ class SealedEras:
         out: dict[str, Any] = {}
         for rule in ("judged", "local"):
             chosen = [era.chosen if rule == "judged" else "local" for era in eras]
-            encoders = [QueryEncoder(era.pairs[name]) for era, name in zip(eras, chosen, strict=True)]
+            groups = [
+                _Group(i, QueryEncoder(era.pairs[name]), (i,))
+                for i, (era, name) in enumerate(zip(eras, chosen, strict=True))
+            ]
             out[rule] = {}
-            for kept in KEPT:
+            for kept in reversed(KEPT):
                 count = len(eras) if kept == "all" else int(kept)
                 if count > len(eras):
                     continue
-                views = self._groups(eras, chosen, encoders, count)
+                while len(groups) > count:
+                    groups = self._merged(groups, eras, chosen)
+                views = [self._view_of(group, eras, chosen) for group in groups]
                 out[rule][kept] = self._asked(views, seed if kept == "all" else None)
         return out
 
@@ -156,16 +175,27 @@ class SealedEras:
         known = reader.texts(captions) if captions else np.zeros((0, vectors.shape[1]), np.float32)
         return EraView(number + 1, "", reader, partition.view(), known)
 
-    def _groups(
-        self, eras: Sequence[SealedEra], chosen: Sequence[str], encoders: Sequence[QueryEncoder], count: int
-    ) -> list[EraView]:
-        views = []
-        for group in np.array_split(np.arange(len(eras)), count):
-            rows = np.concatenate([eras[i].rows for i in group])
-            vectors = np.concatenate([eras[i].vectors[chosen[i]] for i in group])
-            captions = [c for i in group for c in eras[i].captions[:: len(group)]]
-            views.append(self._view(int(group[-1]), encoders[group[-1]], captions, rows, vectors))
-        return views
+    def _merged(self, groups: Sequence[_Group], eras: Sequence[SealedEra], chosen: Sequence[str]) -> list[_Group]:
+        """The same with two of them merged, by what the daemon merges them by."""
+        judges = {
+            group.number: Judges(
+                [text for i in group.members for text in questions(self._corpus, eras[i].judges)],
+                np.concatenate([eras[i].judges_vectors[chosen[i]] for i in group.members]),
+                None,
+                _spread(eras, group, _MERGE_CAPTIONS),
+            )
+            for group in groups
+        }
+        merge = Merger(self._settings.familiarity_weight, "keep").cheapest(groups, judges)
+        assert merge is not None
+        keep, absorb = (next(g for g in groups if g.number == n) for n in (merge.keep, merge.absorb))
+        both = _Group(keep.number, keep.encoder, tuple(sorted(keep.members + absorb.members)))
+        return [both if group is keep else group for group in groups if group is not absorb]
+
+    def _view_of(self, group: _Group, eras: Sequence[SealedEra], chosen: Sequence[str]) -> EraView:
+        rows = np.concatenate([eras[i].rows for i in group.members])
+        vectors = np.concatenate([eras[i].vectors[chosen[i]] for i in group.members])
+        return self._view(group.number, group.encoder, _spread(eras, group, _CAPTIONS), rows, vectors)
 
     def _asked(self, views: Sequence[EraView], thin_seed: int | None) -> dict[str, Any]:
         rows = np.concatenate([view.partition.rows for view in views])  # (n,), the gallery and the questions
@@ -226,6 +256,12 @@ class SealedEras:
             cosine.append(scores)
             merged.append(share * scores + (1 - share) * view.familiarity(queries)[:, None])
         return np.concatenate(cosine, axis=1), np.concatenate(merged, axis=1)
+
+
+def _spread(eras: Sequence[SealedEra], group: _Group, count: int) -> list[str]:
+    """So many captions of a group, spread evenly over its eras."""
+    captions = [text for i in group.members for text in eras[i].captions]
+    return captions[:: max(1, -(-len(captions) // count))]
 
 
 def _weights(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
