@@ -117,6 +117,7 @@ class Cut:
             "tasks": self.tasks.state_dict(),
             "eras": self.eras.state(),
             "book": self.book.state_dict(),
+            "detector": self.detector.kind,
             "memory": None if self.judge is None else self.judge.state_dict()["facts"],
             "staleness_ratio": self.staleness_ratio,
         }
@@ -157,8 +158,10 @@ class Cut:
             )
             if memory and not known:
                 log.warning("the encoders at the start are others than before: earlier tasks are not recognised")
-        if "detector" in generation.tensors:
-            try:
-                self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors["detector"].items()})
-            except KeyError:
-                log.warning("drift.detector is another than before: it begins anew")
+        before = facts.get("detector", self.detector.kind)  # of some older generations it is not said
+        try:
+            if before != self.detector.kind:
+                raise KeyError(before)
+            self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors.get("detector", {}).items()})
+        except KeyError:
+            log.warning("the detector of drift was %s and is %s: it begins anew", before, self.detector.kind)

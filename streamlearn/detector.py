@@ -33,6 +33,11 @@ class Detector(Protocol):
     """Watches a stream of batches; `drift_detected` is true after the update that found a change, and only then."""
 
     @property
+    def kind(self) -> str:
+        """What it is and watches, however strict: its state is of use to a detector of the same kind alone."""
+        ...
+
+    @property
     def score(self) -> float:
         """The statistic after the last update; of a mean shift, about 1 where nothing drifts."""
         ...
@@ -80,6 +85,7 @@ class Detector(Protocol):
 class NoDetector:
     """Finds nothing: boundaries are the operator's alone."""
 
+    kind = "none"
     score = 1.0
     threshold = 0.0
     drift_detected = False

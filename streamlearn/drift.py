@@ -67,6 +67,8 @@ class MeanShift:
         ValueError: a reference cannot hold the warm-up, or a number is out of range.
     """
 
+    kind = "mean_shift"
+
     def __init__(
         self,
         *,

@@ -87,7 +87,8 @@ class LibraryDetector:
     was refused, because its library has done so by then.
 
     Args:
-        make: a fresh detector of the library's.
+        name: of the library's detector.
+        make: a fresh one.
         signal: what it watches.
         warmup_batches, cooldown_batches: as for `MeanShift`; in the cool-down it finds nothing.
     """
@@ -95,8 +96,15 @@ class LibraryDetector:
     threshold = 0.0  # the library compares something else than the signal with it
 
     def __init__(
-        self, make: Callable[[], Watcher], signal: Signal, *, warmup_batches: int = 8, cooldown_batches: int = 24
+        self,
+        name: LibraryName,
+        make: Callable[[], Watcher],
+        signal: Signal,
+        *,
+        warmup_batches: int = 8,
+        cooldown_batches: int = 24,
     ) -> None:
+        self.kind = f"{name}:{signal.name}"
         self._make, self._signal = make, signal
         self._settling, self._cooldown = 2 * warmup_batches, cooldown_batches
         self._values: list[float] = []  # since the library's detector was made

@@ -28,6 +28,7 @@ class Vote:
     def __init__(self, members: Sequence[Detector], *, quorum: int, window_batches: int) -> None:
         if not 1 <= quorum <= len(members) or window_batches < 1:
             raise ValueError(f"quorum = {quorum} must be 1 to {len(members)}, window_batches at least 1")
+        self.kind = f"vote({', '.join(member.kind for member in members)})"
         self._members, self._quorum, self._window = tuple(members), quorum, window_batches
         self._ages = np.full(len(members), window_batches)  # batches since each one's last alarm, at most the window
         self._onsets = np.zeros(len(members), np.int64)  # that it was dated to then
@@ -104,10 +105,8 @@ class Vote:
         """Go on exactly where `state_dict` was taken.
 
         Raises:
-            KeyError: an array is missing, or the members are others.
+            KeyError: an array is missing.
         """
-        if len(state["ages"]) != len(self._members):
-            raise KeyError(f"votes of {len(state['ages'])} detectors, not {len(self._members)}")
         for i, member in enumerate(self._members):
             own = f"{i}."
             member.load_state_dict({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})

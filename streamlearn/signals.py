@@ -30,18 +30,18 @@ class Signal:
     """
 
     def __init__(self, name: SignalName, *, window: int = 2, reference: int = 16) -> None:
-        self._name = name
+        self.name = name
         self._shift = MeanShift(windows=[(window, reference)], threshold=_NEVER, warmup_batches=2)
 
     def of(self, batch: Summary, measured: Measured) -> float | None:
         """The number of this batch; None where it has none. Give every batch, in order, once."""
-        if self._name == "loss":
+        if self.name == "loss":
             return _finite(measured.loss)
-        if self._name == "recall_error":
+        if self.name == "recall_error":
             return _finite(1 - measured.recall) if batch.rows > 1 else None  # one clip is always found among one
-        if self._name == "grad_norm":
+        if self.name == "grad_norm":
             return _finite(math.log(max(measured.grad_norm, 1e-12)))
-        self._shift.take(batch if self._name == "shift" else batch.halves()[self._name == "text_shift"])
+        self._shift.take(batch if self.name == "shift" else batch.halves()[self.name == "text_shift"])
         return math.log(max(self._shift.score, 1e-3)) if self._shift.threshold else None
 
     def restart(self) -> None:

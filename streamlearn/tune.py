@@ -54,6 +54,7 @@ def _member(settings: DriftSettings, name: str, signal: str) -> Detector:
         return mean_shift(settings)
     strictness = Strictness(settings.page_hinkley_threshold, settings.adwin_delta, settings.kswin_alpha)
     return LibraryDetector(
+        cast(LibraryName, name),
         river(cast(LibraryName, name), strictness),
         Signal(
             cast(SignalName, signal or settings.signal),

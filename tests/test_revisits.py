@@ -36,3 +36,22 @@ def test_a_domain_that_returns_continues_its_task_also_after_a_restart(tmp_path:
     assert outcomes.count("drift") == 2
     generation = json.loads((tmp_path / "state" / "current" / "manifest.json").read_text())
     assert {name for name, *_ in generation["state"]["memory"]["tasks"]} == {"t1", "t2"}
+
+
+def test_a_detector_of_another_kind_takes_nothing_from_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = Stream().clips("studio", 96)
+    page_hinkley = {"drift__detector": "page_hinkley", "drift__signal": "loss"}
+    with daemon(tmp_path, ListSource(clips), **page_hinkley) as running:
+        settled(running)
+        numbers = running.state.detector.state_dict()["values"]
+    assert len(numbers) > 0
+    for changes, begins_anew in ((page_hinkley, False), ({**page_hinkley, "drift__signal": "grad_norm"}, True)):
+        caplog.clear()
+        with daemon(tmp_path, ListSource(clips), **changes) as running:
+            settled(running)
+            again = running.state.detector.state_dict()["values"]
+        assert again.tolist() == ([] if begins_anew else numbers.tolist())
+        said = "page_hinkley:loss and is page_hinkley:grad_norm: it begins anew"
+        assert (said in caplog.text) == begins_anew
