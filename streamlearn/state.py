@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from streamlearn import rollback
@@ -91,7 +91,9 @@ class State(Cut):
             self.ledger.settle()  # the era is judged by held-out clips, and its clips are encoded anew
             if self.judge is not None:
                 self.judge.close(before.name, since_step)
-                self.judge.begin(boundary, self.learner.steps)
+                # A name that others have too, for want of free ones, is not to be recognised later on.
+                shared = any(task.name == other.name for other in self.tasks.tasks[:-1])
+                self.judge.begin(replace(boundary, name=task.name) if shared else boundary, self.learner.steps)
             self.eras.start(task.name, since_step)
             self.learner.start_task()
             self.book.close_task(before.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from streamlearn.drift_log import read_log
+from streamlearn.tasks import TaskLog
 from streamlearn.testing import ListSource
 from tests.test_daemon import Stream, daemon, settled
 
@@ -36,6 +37,21 @@ def test_a_domain_that_returns_continues_its_task_also_after_a_restart(tmp_path:
     assert outcomes.count("drift") == 2
     generation = json.loads((tmp_path / "state" / "current" / "manifest.json").read_text())
     assert {name for name, *_ in generation["state"]["memory"]["tasks"]} == {"t1", "t2"}
+
+
+@pytest.mark.slow
+def test_a_task_that_shares_the_last_free_name_is_not_recognised_later_with_all_who_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TaskLog.__init__.__kwdefaults__, "max_tasks", 1)
+    stream = Stream()
+    clips = [*stream.clips("studio", 256), *stream.clips("reef", 64)]
+    changes = {"learner__batch_size": 16, "evaluate__interval_clips": 10_000}
+    with daemon(tmp_path, ListSource(clips), **changes) as running:
+        settled(running)
+        assert [task["name"] for task in running.service.tasks()] == ["t1", "t1"]
+        assert running.state.judge is not None
+        assert running.state.judge.state_dict()["facts"]["opening"]["looks"] == []
 
 
 def test_a_detector_of_another_kind_takes_nothing_from_the_one_before(
