@@ -1,4 +1,4 @@
-"""What eras are made and judged from: the stored frames and captions of their clips. Knows no era."""
+"""What eras are made and judged from: the stored frames and captions of their clips. Decides nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from streamlearn.catalog import Catalog, Rows
 from streamlearn.catalog_rows import ClipRow
-from streamlearn.era_merge import Judges
+from streamlearn.era import Era
+from streamlearn.era_judges import Judges
+from streamlearn.era_maps import Captions
 from streamlearn.era_view import QueryEncoder
 from streamlearn.frames import FrameStore
-from streamlearn.index_view import PartitionView
 from streamlearn.records import Frames, Vectors
 
 _ASKED = 100  # held-out clips of a task that decide which pair its era is sealed with
@@ -48,39 +49,45 @@ class EraClips:
             out |= dict(zip(same, encoder.clips(np.stack([frames[row] for row in same])), strict=True))
         return out
 
-    def learned(self, rows: Rows, count: int) -> list[str]:
+    def learned(self, rows: Rows, count: int) -> dict[int, str]:
         """Captions of learned clips, spread over the rows: those of held-out ones are questions, and stay out."""
-        spread = self._catalog.clips(rows[:: max(1, -(-len(rows) // count))].tolist()).values()
-        return [clip.captions[0] for clip in spread if clip.split == "train"][:count]
+        spread = self._catalog.clips(rows[:: max(1, -(-len(rows) // count))].tolist())
+        return dict([(row, clip.captions[0]) for row, clip in spread.items() if clip.split == "train"][:count])
 
     def asked(self, task: str) -> tuple[list[str], Frames | None]:
         """What the latest pair of a task is judged by: n questions, and the frames (n, T, H, W, 3) of their clips."""
         clips, films = self._alike(self._catalog.heldout(task, _ASKED))
         return [clip.asked for clip in clips], films
 
-    def judges(self, era: int, view: PartitionView, encoder: QueryEncoder, *, pending: bool) -> Judges:
-        """What an era is judged by before a merge: its held-out clips, whatever their task, and captions it learned.
+    def judges(self, era: Era) -> Judges:
+        """What a sealed era is judged by before a merge: held-out clips of any task, and captions that it learned."""
+        clips = self._catalog.heldout_of_era(era.number, _JUDGES)
+        clips, films = self._alike(clips) if self._anew else (clips, None)
+        learned = self.learned(era.partition.view().rows, _CAPTIONS)
+        return Judges([clip.asked for clip in clips], self._vectors(era, clips), films, list(learned.values()))
 
-        Args:
-            era: its number.
-            view: its partition.
-            encoder: its pair.
-            pending: the partition is yet to be encoded with that.
-            films: another pair is to encode the clips, so that only those count whose frames are kept and alike.
-        """
-        clips = self._catalog.heldout_of_era(era, _JUDGES)
-        clips, stacked = self._alike(clips) if self._anew else (clips, None)
-        rows = [clip.row for clip in clips]
-        vectors = view.vectors(rows)
-        if pending:
-            now = self.encode(rows, encoder)
-            vectors = np.array([now.get(row, old) for row, old in zip(rows, vectors, strict=True)], np.float32)
-        return Judges(
-            [clip.asked for clip in clips],
-            vectors,
-            stacked,
-            self.learned(view.rows, _CAPTIONS),
+    def said(self, era: Era) -> Captions:
+        """What says how another text encoder would read a sealed era, and what that would cost."""
+        texts = {row: clip.captions[0] for row, clip in self._catalog.clips(era.caption_rows.tolist()).items()}
+        kept = [i for i, row in enumerate(era.caption_rows.tolist()) if row in texts]  # others were deleted since
+        clips = self._catalog.heldout_of_era(era.number, _JUDGES)
+        return Captions(
+            texts=[texts[row] for row in era.caption_rows[kept].tolist()],
+            vectors=era.captions[kept],
+            known=era.captions,
+            questions=[clip.asked for clip in clips],
+            clips=self._vectors(era, clips),
         )
+
+    def _vectors(self, era: Era, clips: Sequence[ClipRow]) -> Vectors:
+        """As the era has them, or will have them once it is encoded anew. Shape: n -> (n, d)."""
+        assert era.encoder is not None
+        rows = [clip.row for clip in clips]
+        vectors = era.partition.view().vectors(rows)
+        if era.pending:
+            now = self.encode(rows, era.encoder)
+            vectors = np.array([now.get(row, old) for row, old in zip(rows, vectors, strict=True)], np.float32)
+        return vectors
 
     def _alike(self, clips: Sequence[ClipRow]) -> tuple[list[ClipRow], Frames | None]:
         """Those whose frames are kept and of one shape, as settings may have changed it meanwhile."""

@@ -8,49 +8,17 @@ makes them. The measure is the mean reciprocal rank over the held-out clips of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, permutations
-from typing import Protocol
+from itertools import permutations
 
 import numpy as np
-import numpy.typing as npt
 
-from streamlearn.era_view import QueryEncoder, familiarity
-from streamlearn.evaluate import ranks
-from streamlearn.records import Frames, Vectors
+from streamlearn.era_judges import Judges, block, merit
+from streamlearn.era_maps import Sealed, fitted
+from streamlearn.records import Vectors
 
-_STAY = 1.0  # what staying as it is weighs in a direction; a clip has weight 1
 _FEWEST_JUDGES = 10  # of either era, for a boundary to be called superfluous
-
-
-@dataclass(frozen=True)
-class Judges:
-    """What an era is judged by, at most some dozens of each.
-
-    Attributes:
-        questions: captions of held-out clips; n.
-        vectors: of those clips, (n, d), whichever pair made them.
-        films: what an encoder reads of those clips, (n, T, H, W, 3); None where nothing is encoded anew.
-        learned: captions that the era knows itself by; m.
-    """
-
-    questions: Sequence[str]
-    vectors: Vectors
-    films: Frames | None
-    learned: Sequence[str]
-
-
-class Sealed(Protocol):
-    """What must be known of a sealed era."""
-
-    @property
-    def number(self) -> int:
-        """It names the era."""
-
-    @property
-    def encoder(self) -> QueryEncoder | None:
-        """Its frozen pair."""
 
 
 @dataclass(frozen=True)
@@ -80,28 +48,31 @@ class Merger:
 
     def __init__(self, familiarity_weight: float, vectors: str) -> None:
         self._anew = vectors == "encode"
-        self._share = np.float32(1 / (1 + familiarity_weight))  # of the clip's cosine
+        self._familiarity_weight = familiarity_weight
         self._films: dict[tuple[int, int], Vectors] = {}  # judges of an era, by the pair of another one
 
     def cheapest(self, eras: Sequence[Sealed], judges: Mapping[int, Judges]) -> Merge | None:
-        """The merge of any two that costs least; None where there are fewer than two.
+        """The merge of any two that costs least; None where no two can be merged.
+
+        One that is kept has a pair of its own, and one that goes reads for no other.
 
         Args:
             eras: all sealed ones, oldest first.
             judges: of each, by its number.
         """
-        return min(
-            (self._merge(eras, judges, keep, absorb, "cap") for keep, absorb in permutations(eras, 2)),
-            key=lambda merge: merge.loss,
-            default=None,
-        )
+        readers = _readers(eras)
+        possible = [(keep, absorb) for keep, absorb in permutations(eras, 2) if _may(keep, absorb, readers)]
+        merges = [self._merge(eras, judges, keep, absorb, "cap") for keep, absorb in possible]
+        return min(merges, key=lambda merge: merge.loss, default=None)
 
     def superfluous(self, eras: Sequence[Sealed], judges: Mapping[int, Judges], most_loss: float) -> Merge | None:
-        """The merge of two that follow each other and lose no more than this by it; None where there is none."""
-        neighbours = [
-            pair for pair in pairwise(eras) if all(len(judges[e.number].questions) >= _FEWEST_JUDGES for e in pair)
-        ]
-        both = [self._merge(eras, judges, *order, "agree") for pair in neighbours for order in (pair, pair[::-1])]
+        """The merge of the last two, where it loses no more than this; None where it loses more, or cannot be."""
+        *_, first, second = eras
+        if any(len(judges[era.number].questions) < _FEWEST_JUDGES for era in (first, second)):
+            return None
+        readers = _readers(eras)
+        possible = [order for order in ((first, second), (second, first)) if _may(*order, readers)]
+        both = [self._merge([first, second], judges, *order, "agree") for order in possible]
         best = min(both, key=lambda merge: merge.loss, default=None)
         return best if best is not None and best.loss <= most_loss else None
 
@@ -126,7 +97,7 @@ class Merger:
         merged: tuple[Sealed, ...] = (),
     ) -> float:
         """Mean reciprocal rank. Of `merged` eras the first one's pair answers, knowing the captions of all."""
-        blocks: list[npt.NDArray[np.float32]] = []
+        blocks = []
         for era in eras:
             if not judges[era.number].questions:
                 continue
@@ -134,11 +105,11 @@ class Merger:
             assert by.encoder is not None
             learned = [text for one in (by, *others) for text in judges[one.number].learned]
             asked = by.encoder.texts(questions)
-            known = familiarity(asked, by.encoder.texts(learned) if learned else asked[:0])
+            known = by.encoder.texts(learned) if learned else asked[:0]
             anew = self._anew and by is not era
             vectors = self._encoded(by, era, judges[era.number]) if anew else judges[era.number].vectors
-            blocks.append(self._share * (asked @ vectors.T) + (1 - self._share) * known[:, None])
-        return float((1 / ranks(np.concatenate(blocks, axis=1), np.arange(len(questions)))).mean())
+            blocks.append(block(asked, vectors, known, self._familiarity_weight))
+        return merit(blocks)
 
     def _encoded(self, by: Sealed, of: Sealed, judges: Judges) -> Vectors:
         found = self._films.get((by.number, of.number))
@@ -147,6 +118,14 @@ class Merger:
             assert judges.films is not None
             found = self._films[by.number, of.number] = by.encoder.clips(judges.films)
         return found
+
+
+def _readers(eras: Sequence[Sealed]) -> set[int]:
+    return {era.mapped.reader for era in eras if era.mapped is not None}
+
+
+def _may(keep: Sealed, absorb: Sealed, readers: Collection[int]) -> bool:
+    return keep.mapped is None and absorb.number not in readers
 
 
 def mapped(old: Vectors, new: Vectors, others: Vectors) -> Vectors:
@@ -164,7 +143,6 @@ def mapped(old: Vectors, new: Vectors, others: Vectors) -> Vectors:
     """
     if not len(old):
         return others
-    stay = _STAY * np.eye(old.shape[1], dtype=np.float32)
-    out: Vectors = (others @ np.linalg.solve(old.T @ old + stay, old.T @ new + stay)).astype(np.float32)
+    out: Vectors = others @ fitted(old, new)
     out /= np.linalg.norm(out, axis=1, keepdims=True)
     return out

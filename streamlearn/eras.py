@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ from torch import Tensor
 
 from streamlearn.catalog import Catalog
 from streamlearn.catalog_rows import as_stored
+from streamlearn.era import Era
+from streamlearn.era_bounds import EraBounds
 from streamlearn.era_clips import EraClips
-from streamlearn.era_merge import Merge, Merger, mapped
+from streamlearn.era_maps import Mapped, MappedEncoder
+from streamlearn.era_merge import Merge, mapped
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import ranks
 from streamlearn.frames import FrameStore
@@ -38,24 +41,6 @@ log = logging.getLogger(__name__)
 _CAPTIONS = 256  # that an era knows itself by
 _FEWEST_JUDGES = 10  # held-out clips that decide which pair an era is sealed with
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
-
-
-@dataclass
-class Era:
-    """The writer's side of one era."""
-
-    number: int
-    task: str
-    opened_step: int
-    partition: Partition
-    captions: Vectors
-    sealed_step: int | None = None  # the step of its snapshot; None while it is the current one
-    encoder: QueryEncoder | None = None
-    pending: deque[int] = field(default_factory=deque)  # rows of a sealed era that await re-encoding
-    into: Era | None = None  # the era that takes these rows when they are done,
-    merge: Merge | None = None  # and why
-    absorbed: list[dict[str, Any]] = field(default_factory=list)  # eras that were merged into this one, and why
-    reencoded: dict[int, Vectors] = field(default_factory=dict)  # rows done, of a partition not yet swapped in
 
 
 class Eras:
@@ -84,7 +69,7 @@ class Eras:
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
         self._clips = EraClips(catalog, frames, anew=settings.merge_vectors == "encode")
-        self._merger = Merger(settings.familiarity_weight, settings.merge_vectors)
+        self._bounds = EraBounds(self._clips, settings)
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
     @property
@@ -133,15 +118,17 @@ class Eras:
         # The latest captions came with the clips that moved; without any, the new era would seem familiar to all.
         learned = sum(clip.split == "train" for clip in self._catalog.clips(rows).values())
         following.captions = era.captions[len(era.captions) - min(learned, len(era.captions)) :]
-        era.captions = self._captions(era)
+        self._note_own_captions(era)
         self.eras.append(following)
         self.snapshots.clear()
-        self._merge()
+        self._bounds.keep(self.eras)
 
-    def _captions(self, era: Era) -> Vectors:
+    def _note_own_captions(self, era: Era) -> None:
+        """Of clips learned in a sealed era, as it is read."""
         assert era.encoder is not None
-        texts = self._clips.learned(era.partition.view().rows, _CAPTIONS)
-        return era.encoder.texts(texts) if texts else era.captions
+        if learned := self._clips.learned(era.partition.view().rows, _CAPTIONS):
+            era.caption_rows = np.fromiter(learned, np.int64, len(learned))
+            era.captions = era.encoder.texts(list(learned.values()))
 
     def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
         """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
@@ -214,38 +201,13 @@ class Eras:
         era.reencoded = {}
         if era.into is not None:
             self.eras.remove(era)
-            self._merger.forget(era.number)
-            self._merger.forget(target.number)
+            self._bounds.forget(era.number)
+            self._bounds.forget(target.number)
             assert era.merge is not None
             target.absorbed += [*era.absorbed, asdict(era.merge) | {"task": era.task}]
-            target.captions = self._captions(target)
+            self._note_own_captions(target)
             log.info("era %d of %s is now part of era %d", era.number, era.task, target.number)
-            self._merge()
-
-    def _merge(self) -> None:
-        """Decide on a merge, where there are too many eras or two that follow each other agree; one at a time."""
-        if any(era.into is not None for era in self.eras):
-            return
-        sealed, settings = self.eras[:-1], self._settings
-        over = len(self.eras) > settings.max_eras
-        if len(sealed) < 2 or not (over or settings.merge_loss is not None):
-            return
-        judges = {
-            e.number: self._clips.judges(e.number, e.partition.view(), e.encoder, pending=bool(e.pending))
-            for e in sealed
-            if e.encoder is not None
-        }
-        if over:
-            merge = self._merger.cheapest(sealed, judges)
-        else:
-            assert settings.merge_loss is not None
-            merge = self._merger.superfluous(sealed[-2:], judges, settings.merge_loss)
-        if merge is not None:
-            absorb, keep = (next(e for e in sealed if e.number == n) for n in (merge.absorb, merge.keep))
-            absorb.into, absorb.merge = keep, merge
-            if settings.merge_vectors == "encode":
-                absorb.pending, absorb.reencoded = deque(absorb.partition.view().rows.tolist()), {}
-            log.info("era %d of %s goes into era %d: %s", absorb.number, absorb.task, keep.number, merge)
+        self._bounds.keep(self.eras)
 
     def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
         if vectors:
@@ -267,33 +229,42 @@ class Eras:
 
     def state(self) -> list[dict[str, Any]]:
         """JSON-able facts; the vectors are in the catalog, the weights in `tensors`."""
-        return [
-            {"number": e.number, "task": e.task, "opened_step": e.opened_step, "sealed_step": e.sealed_step,
-             "reencoded": not e.pending, "absorbed": e.absorbed, "merge": e.merge and asdict(e.merge)}
-            for e in self.eras
-        ]  # fmt: skip
+        return [era.facts() for era in self.eras]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The captions that each era knows itself by."""
-        return {"captions": {f"{era.number:04d}": torch.from_numpy(era.captions) for era in self.eras}}
+        """The captions that each era knows itself by, whose they are, and the maps through which eras are read."""
+        parts: dict[str, dict[str, Tensor]] = {"captions": {}, "caption_rows": {}, "maps": {}}
+        for era in self.eras:
+            name = f"{era.number:04d}"
+            parts["captions"][name] = torch.from_numpy(era.captions)
+            parts["caption_rows"][name] = torch.from_numpy(era.caption_rows)
+            if isinstance(era.encoder, MappedEncoder):
+                parts["maps"][name] = torch.from_numpy(era.encoder.matrix)
+        return parts
 
     def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
         """Weights that never change, fp16: of the sealed eras, and the snapshots of the current one."""
-        pairs = {f"eras/{e.number:04d}": partial(half, e.encoder.towers) for e in self.eras if e.encoder is not None}
+        pairs = {
+            f"eras/{e.number:04d}": partial(half, e.encoder.towers)
+            for e in self.eras
+            if e.encoder is not None and not e.mapped
+        }
         return {**pairs, **self.snapshots.sealed(self.current.number)}
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Inverse of `state`, `tensors` and `sealed`, with the catalog already cut to the same generation."""
         for era in self.eras:
             era.partition.close()
-            self._merger.forget(era.number)  # which may be another's now
+            self._bounds.forget(era.number)  # which may be another's now
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])
             era.absorbed = [*facts.get("absorbed", ())]
             era.captions = tensors["captions"][f"{era.number:04d}"].numpy()
             era.sealed_step = facts["sealed_step"]
-            if era.sealed_step is not None:
+            if "caption_rows" in tensors:
+                era.caption_rows = tensors["caption_rows"][f"{era.number:04d}"].numpy()
+            if era.sealed_step is not None and not facts.get("mapped"):
                 self._freeze(era, tensors[f"eras/{era.number:04d}"])
             rows, vectors, _ = self._catalog.era_vectors(era.number)
             if len(rows):
@@ -302,12 +273,17 @@ class Eras:
                 era.pending = deque(rows.tolist())
             self.eras.append(era)
         for era, facts in zip(self.eras, state, strict=True):
+            if facts.get("mapped"):
+                era.mapped = Mapped(**facts["mapped"])
+                reader = next(other.encoder for other in self.eras if other.number == era.mapped.reader)
+                assert reader is not None
+                era.encoder = MappedEncoder(reader, tensors["maps"][f"{era.number:04d}"].numpy())
             if facts.get("merge"):
                 era.merge = Merge(**facts["merge"])
                 era.into = next(other for other in self.eras if other.number == era.merge.keep)
         self.snapshots.restore(tensors)
         self._kept_from = 0
-        self._merge()
+        self._bounds.keep(self.eras)
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step

@@ -77,7 +77,7 @@ class Searcher:
     def publish(self, snapshot: Snapshot) -> None:
         """Serve this from now on; searches under way end on the one they began with."""
         if self._settings.mode == "eras":
-            encoders = [era.encoder for era in snapshot.eras]
+            encoders = list(dict.fromkeys(era.encoder.reader for era in snapshot.eras))
             self._sealed = stacked(encoders[:-1], self._sealed)
             self._stack = stacked(encoders, self._sealed)
         served = {str(era.number): era for era in snapshot.eras}

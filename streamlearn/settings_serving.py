@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from streamlearn.settings_base import Section
 
@@ -52,6 +52,12 @@ class SearchSettings(Section):
         ge=2,
         description="Eras at most, each with its encoders; beyond, the two whose merge costs least are merged.",
     )
+    max_encoders: int = Field(
+        4,
+        ge=1,
+        description="Pairs of encoders kept for ended eras, at most; beyond, the pair that is missed least goes, and"
+        " the newest one reads its era through a linear map. A query costs so many text encodings and one more.",
+    )
     merge_vectors: Literal["keep", "encode"] = Field(
         "keep",
         description="What becomes of the clips of an era that is merged into another. keep: their vectors stay, and the"
@@ -70,6 +76,15 @@ class SearchSettings(Section):
     refresh_batch_clips: int = Field(
         16, ge=0, description="Oldest vectors of the current era refreshed after each step; 0: as written on arrival."
     )
+
+    @model_validator(mode="after")
+    def _pairs_to_encode_with(self) -> SearchSettings:
+        if self.merge_vectors == "encode" and self.max_encoders < self.max_eras:
+            raise ValueError(
+                f"merge_vectors = encode needs every era's pair, and max_encoders ({self.max_encoders}) keeps fewer"
+                f" than the {self.max_eras} of max_eras: set both to the same, or merge_vectors = keep"
+            )
+        return self
 
 
 class CheckpointSettings(Section):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from streamlearn.encoders import Towers
-from streamlearn.era_merge import Judges, Merge, Merger, mapped
+from streamlearn.era_judges import Judges
+from streamlearn.era_maps import Mapped
+from streamlearn.era_merge import Merge, Merger, mapped
 from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
 from streamlearn.records import Frames, Vectors
@@ -40,6 +42,7 @@ class One:
     def __init__(self, number: int, *knows: int) -> None:
         self.number = number
         self.encoder = Knows(*knows)
+        self.mapped: Mapped | None = None
 
 
 def judged(*eras: tuple[One, Sequence[int]]) -> dict[int, Judges]:
@@ -67,6 +70,20 @@ def test_what_a_merge_costs_is_reciprocal_rank_in_the_pool_of_all() -> None:
     merge = Merger(0.0, "encode").cheapest(eras, judged((eras[0], (1, 2)), (eras[1], (3, 4))))
     assert merge is not None
     assert merge.loss > 0.2
+
+
+def test_an_era_without_a_pair_takes_none_in_and_one_that_reads_for_another_stays() -> None:
+    eras = [One(1, 1, 2, 3, 4, 5, 6), One(2, 3, 4), One(3, 5, 6)]
+    asked = judged((eras[0], (1, 2)), (eras[1], (3, 4)), (eras[2], (5, 6)))
+    eras[0].mapped = Mapped(3, 0.0, 6)
+    merge = Merger(0.0, "keep").cheapest(eras, asked)
+    assert merge is not None
+    assert (merge.keep, merge.absorb) in {(2, 1), (3, 1), (3, 2)}
+    eras[1].mapped = Mapped(3, 0.0, 6)
+    assert Merger(0.0, "keep").cheapest(eras[1:], asked) is not None
+    eras[2].mapped = Mapped(2, 0.0, 6)
+    assert Merger(0.0, "keep").cheapest(eras, asked) is None
+    assert Merger(0.0, "keep").superfluous(eras, asked, 1.0) is None
 
 
 def test_a_boundary_is_superfluous_where_enough_judges_lose_nothing() -> None:

@@ -1,8 +1,8 @@
 """Eras as the daemon seals them, without its catalog: what is found with all of their text encoders, and with fewer.
 
-An era's test clips are encoded once by the pair from just before the next drift. With fewer encoders than eras, eras
-are merged by the daemon's own rule, two at a time: clips that were held out, and are no test clips, say which merge
-loses least and whose pair stays. Vectors stay as they are, and familiarity is to captions of all merged eras.
+An era's test clips are encoded once by the pair from just before the next drift. With fewer encoders than eras, some
+eras are read through maps by the pairs of others, as the daemon does it: each time an era has ended, held-out clips,
+none of them a test clip, say which pair is missed least.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, Ints
 from streamlearn.bench.gallery import KS, encode_clips, encode_texts, questions, summary, thinned
 from streamlearn.encoders import Towers
-from streamlearn.era_merge import Judges, Merger
+from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import Ranks, hits_in_pool, ranks
 from streamlearn.index import Partition
@@ -28,7 +28,7 @@ from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
 
 _CAPTIONS = 256  # that an era knows itself by, as in streamlearn/eras.py
-_MERGE_CAPTIONS, _FEWEST_JUDGES = 64, 10  # likewise
+_FEWEST_JUDGES = 10  # likewise
 #: Encoders kept, as a share of the curve; "all" is one per era.
 KEPT = ("1", "2", "4", "all")
 
@@ -54,19 +54,13 @@ class SealedEra:
     pairs: dict[str, Towers] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Eras that became one.
-
-    Attributes:
-        number: of the era whose pair it is.
-        encoder: that pair.
-        members: all eras of it, in order.
-    """
+@dataclass
+class _Reading:
+    """How one era is read."""
 
     number: int
     encoder: QueryEncoder
-    members: tuple[int, ...]
+    mapped: Mapped | None = None
 
 
 class SealedEras:
@@ -132,18 +126,18 @@ class SealedEras:
         out: dict[str, Any] = {}
         for rule in ("judged", "local"):
             chosen = [era.chosen if rule == "judged" else "local" for era in eras]
-            groups = [
-                _Group(i, QueryEncoder(era.pairs[name]), (i,))
-                for i, (era, name) in enumerate(zip(eras, chosen, strict=True))
-            ]
+            said = [self._said(era, name) for era, name in zip(eras, chosen, strict=True)]
+            own = [QueryEncoder(era.pairs[name]) for era, name in zip(eras, chosen, strict=True)]
             out[rule] = {}
-            for kept in reversed(KEPT):
+            for kept in KEPT:
                 count = len(eras) if kept == "all" else int(kept)
                 if count > len(eras):
                     continue
-                while len(groups) > count:
-                    groups = self._merged(groups, eras, chosen)
-                views = [self._view_of(group, eras, chosen) for group in groups]
+                readings = self._readings(own, said, count)
+                views = [
+                    self._view(i, reading.encoder, said[i].known, era.rows, era.vectors[name])
+                    for i, (reading, era, name) in enumerate(zip(readings, eras, chosen, strict=True))
+                ]
                 out[rule][kept] = self._asked(views, seed if kept == "all" else None)
         return out
 
@@ -162,40 +156,33 @@ class SealedEras:
                 held = np.concatenate([held, moved])
                 vectors = np.concatenate([vectors, encode_clips(pair, self._corpus, moved)])
             if len(held):
-                views.append(self._view(number, QueryEncoder(pair), era.captions, held, vectors))
+                views.append(self._view(number, QueryEncoder(pair), encode_texts(pair, era.captions), held, vectors))
                 rows.append(views[-1].partition.rows)
         gallery = np.concatenate(rows)
         merged = self._scores(views, questions(self._corpus, gallery))[1]
         rank = ranks(merged, np.arange(len(gallery)))
         return dict(zip(gallery.tolist(), rank.tolist(), strict=True))
 
-    def _view(self, number: int, reader: QueryEncoder, captions: list[str], rows: Ints, vectors: Vectors) -> EraView:
+    def _view(self, number: int, reader: QueryEncoder, known: Vectors, rows: Ints, vectors: Vectors) -> EraView:
         partition = Partition(vectors.shape[1])
         partition.upsert(rows, vectors)
-        known = reader.texts(captions) if captions else np.zeros((0, vectors.shape[1]), np.float32)
         return EraView(number + 1, "", reader, partition.view(), known)
 
-    def _merged(self, groups: Sequence[_Group], eras: Sequence[SealedEra], chosen: Sequence[str]) -> list[_Group]:
-        """The same with two of them merged, by what the daemon merges them by."""
-        judges = {
-            group.number: Judges(
-                [text for i in group.members for text in questions(self._corpus, eras[i].judges)],
-                np.concatenate([eras[i].judges_vectors[chosen[i]] for i in group.members]),
-                None,
-                _spread(eras, group, _MERGE_CAPTIONS),
-            )
-            for group in groups
-        }
-        merge = Merger(self._settings.familiarity_weight, "keep").cheapest(groups, judges)
-        assert merge is not None
-        keep, absorb = (next(g for g in groups if g.number == n) for n in (merge.keep, merge.absorb))
-        both = _Group(keep.number, keep.encoder, tuple(sorted(keep.members + absorb.members)))
-        return [both if group is keep else group for group in groups if group is not absorb]
+    def _said(self, era: SealedEra, name: str) -> Captions:
+        vectors = encode_texts(era.pairs[name], era.captions)
+        return Captions(era.captions, vectors, vectors, questions(self._corpus, era.judges), era.judges_vectors[name])
 
-    def _view_of(self, group: _Group, eras: Sequence[SealedEra], chosen: Sequence[str]) -> EraView:
-        rows = np.concatenate([eras[i].rows for i in group.members])
-        vectors = np.concatenate([eras[i].vectors[chosen[i]] for i in group.members])
-        return self._view(group.number, group.encoder, _spread(eras, group, _CAPTIONS), rows, vectors)
+    def _readings(self, own: Sequence[QueryEncoder], said: Sequence[Captions], most: int) -> list[_Reading]:
+        """How each era is read at the end, were no more pairs kept than this."""
+        readings: list[_Reading] = []
+        for i, encoder in enumerate(own):
+            readings.append(_Reading(i, encoder))
+            known, free = dict(enumerate(said[: i + 1])), range(i + 1)
+            while (choice := choose(readings, known, free, most, self._settings.familiarity_weight)) is not None:
+                for number, matrix in choice.maps.items():
+                    readings[number].encoder = MappedEncoder(own[choice.mapped.reader], matrix)
+                    readings[number].mapped = choice.mapped
+        return readings
 
     def _asked(self, views: Sequence[EraView], thin_seed: int | None) -> dict[str, Any]:
         rows = np.concatenate([view.partition.rows for view in views])  # (n,), the gallery and the questions
@@ -256,12 +243,6 @@ class SealedEras:
             cosine.append(scores)
             merged.append(share * scores + (1 - share) * view.familiarity(queries)[:, None])
         return np.concatenate(cosine, axis=1), np.concatenate(merged, axis=1)
-
-
-def _spread(eras: Sequence[SealedEra], group: _Group, count: int) -> list[str]:
-    """So many captions of a group, spread evenly over its eras."""
-    captions = [text for i in group.members for text in eras[i].captions]
-    return captions[:: max(1, -(-len(captions) // count))]
 
 
 def _weights(learner: Learner) -> dict[str, Mapping[str, Tensor]]:

@@ -1,0 +1,64 @@
+"""One era as its writer keeps it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from streamlearn.catalog import Rows
+from streamlearn.era_maps import Mapped
+from streamlearn.era_merge import Merge
+from streamlearn.era_view import QueryEncoder
+from streamlearn.index import Partition
+from streamlearn.records import Vectors
+
+
+@dataclass
+class Era:
+    """The writer's side of one era.
+
+    Attributes:
+        number, task, opened_step: what it is called, and when it began.
+        partition: its clips' vectors.
+        captions: that it knows itself by, as its own text encoder sees them; (m, d).
+        caption_rows: of a sealed era, the clips whose captions these are; (m,), or (0,) where it is not known.
+        sealed_step: the step of its snapshot; None while it is the current one.
+        encoder: how a sealed era is read.
+        mapped: where it has no pair of its own.
+        pending: rows of a sealed era that await re-encoding.
+        into: the era that takes these rows when they are done,
+        merge: and why.
+        absorbed: eras that were merged into this one, and why.
+        reencoded: rows done, of a partition not yet swapped in.
+    """
+
+    number: int
+    task: str
+    opened_step: int
+    partition: Partition
+    captions: Vectors
+    caption_rows: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+    sealed_step: int | None = None
+    encoder: QueryEncoder | None = None
+    mapped: Mapped | None = None
+    pending: deque[int] = field(default_factory=deque)
+    into: Era | None = None
+    merge: Merge | None = None
+    absorbed: list[dict[str, Any]] = field(default_factory=list)
+    reencoded: dict[int, Vectors] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {
+            "number": self.number,
+            "task": self.task,
+            "opened_step": self.opened_step,
+            "sealed_step": self.sealed_step,
+            "reencoded": not self.pending,
+            "absorbed": self.absorbed,
+            "merge": self.merge and asdict(self.merge),
+            "mapped": self.mapped and asdict(self.mapped),
+        }

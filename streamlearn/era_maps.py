@@ -1,0 +1,170 @@
+"""Eras that are read with the text encoder of a later one, through a linear map: so few encoders read many eras.
+
+Encoders that only went on learning see the captions of an old era much as they did, but for a turn of the space: what
+the era's own encoder said of a caption is nearly a linear function of what a later one says. The map is found from
+captions of the era's learned clips, by ridge regression towards the identity. Neither clips nor vectors are touched,
+and the pair of the era can be dropped. docs/log.md has what it costs.
+
+What it would cost is known beforehand, from held-out clips. Arrays in, decisions out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from streamlearn.era_judges import block, merit
+from streamlearn.era_view import QueryEncoder
+from streamlearn.records import Frames, Vectors
+
+_STAY = 1.0  # what staying as it is weighs in a direction; a caption or clip has weight 1
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """An era's own pair is gone, and another's reads for it.
+
+    Attributes:
+        reader: the number of the era whose pair that is.
+        loss: of mean reciprocal rank, by the judges, of the decision that dropped the pair; negative: it helped.
+        judges: how many there were.
+    """
+
+    reader: int
+    loss: float
+    judges: int
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions of clips learned in an era, and the era's held-out clips.
+
+    Attributes:
+        texts: m of them.
+        vectors: of those texts by the era's own pair, (m, d).
+        known: that familiarity looks at, (k, d), by the same pair.
+        questions: n captions of held-out clips.
+        clips: those clips' vectors, (n, d).
+    """
+
+    texts: Sequence[str]
+    vectors: Vectors
+    known: Vectors
+    questions: Sequence[str]
+    clips: Vectors
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which era's pair to drop, and how it and those that it read for are read from now on."""
+
+    era: int
+    mapped: Mapped
+    maps: Mapping[int, Vectors]
+
+
+class Sealed(Protocol):
+    """What must be known of a sealed era."""
+
+    @property
+    def number(self) -> int:
+        """It names the era."""
+
+    @property
+    def encoder(self) -> QueryEncoder | None:
+        """How it is read."""
+
+    @property
+    def mapped(self) -> Mapped | None:
+        """Where it has no pair of its own."""
+
+
+class MappedEncoder(QueryEncoder):
+    """An era's queries, as the text encoder of another era says them and a map turns them.
+
+    Args:
+        reader: the other era's own encoder.
+        matrix: (d, d), from its space into the era's.
+    """
+
+    def __init__(self, reader: QueryEncoder, matrix: Vectors) -> None:
+        super().__init__(reader.towers)
+        self._reader, self.matrix = reader, matrix
+
+    @property
+    def reader(self) -> QueryEncoder:
+        """The encoder that does the work."""
+        return self._reader
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the map; the weights are the other era's."""
+        return self.matrix.nbytes
+
+    def texts(self, texts: Sequence[str]) -> Vectors:
+        """Shape: n -> (n, d) unit rows."""
+        return through(self._reader.texts(texts), self.matrix)
+
+    def clips(self, frames: Frames) -> Vectors:
+        """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows. The map is one of captions: of clips it is a guess."""
+        return through(self._reader.clips(frames), self.matrix)
+
+
+def through(vectors: Vectors, matrix: Vectors) -> Vectors:
+    """Shape: (n, d), (d, d) -> (n, d) unit rows."""
+    out: Vectors = vectors @ matrix
+    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    return out
+
+
+def fitted(source: Vectors, target: Vectors) -> Vectors:
+    """The linear map that fits best, by ridge regression towards the identity: with nothing to go by, it stays so.
+
+    Shape: (m, d), (m, d) the same things in two spaces -> (d, d), to be multiplied from the right.
+    """
+    stay = _STAY * np.eye(source.shape[1], dtype=np.float32)
+    out: Vectors = np.linalg.solve(source.T @ source + stay, source.T @ target + stay).astype(np.float32)
+    return out
+
+
+def choose(
+    eras: Sequence[Sealed], said: Mapping[int, Captions], free: Collection[int], most: int, familiarity_weight: float
+) -> Choice | None:
+    """The pair whose loss is least, read by the newest one from then on; None where there are not too many pairs.
+
+    Args:
+        eras: all sealed ones, oldest first.
+        said: of each, by its number.
+        free: numbers of eras that can do without their pair now.
+        most: pairs to be kept.
+        familiarity_weight: as in search.
+    """
+    own = [era for era in eras if era.mapped is None]
+    candidates = [era for era in own[:-1] if era.number in free]
+    if len(own) <= most or not candidates:
+        return None
+    newest = own[-1].encoder
+    assert newest is not None
+    questions = [text for era in eras for text in said[era.number].questions]
+    maps, now, then = {}, {}, {}
+    for era in eras:
+        n, facts, encoder = era.number, said[era.number], era.encoder
+        assert encoder is not None
+        empty = np.zeros_like(facts.vectors[:0])
+        maps[n] = fitted(newest.texts(facts.texts) if facts.texts else empty, facts.vectors)
+        if questions:
+            now[n] = block(encoder.texts(questions), facts.clips, facts.known, familiarity_weight)
+            asked = through(newest.texts(questions), maps[n])
+            then[n] = block(asked, facts.clips, facts.known, familiarity_weight)
+    best: Choice | None = None
+    before = merit(now.values()) if questions else 0.0
+    for era in candidates:
+        moved = {era.number, *(e.number for e in eras if e.mapped is not None and e.mapped.reader == era.number)}
+        loss = before - merit(then[n] if n in moved else now[n] for n in now) if questions else 0.0
+        if best is None or loss < best.mapped.loss:
+            mapped = Mapped(own[-1].number, loss, len(questions))
+            best = Choice(era.number, mapped, {n: maps[n] for n in moved})
+    return best

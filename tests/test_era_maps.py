@@ -1,0 +1,193 @@
+"""Few pairs of encoders that read many eras: which go, what is lost by it, and what readers and checkpoints see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamlearn.encoders import Towers
+from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose, fitted, through
+from streamlearn.era_view import QueryEncoder
+from streamlearn.eras import Eras
+from streamlearn.records import Frames, Vectors
+from streamlearn.settings import ModelSettings, SearchSettings
+from streamlearn.warmup import build_towers
+from tests.parts import Parts, indexed
+from tests.test_era_merge import three_eras
+from tests.test_eras import HALF, tensors_of
+
+DIM = 8
+_UNUSED = Towers(dim=DIM)
+
+
+def rotation(seed: int) -> Vectors:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(DIM, DIM)))[0].astype(np.float32)
+
+
+def meaning(texts: Sequence[str]) -> Vectors:
+    """What every encoder knows of a text, before it turns it."""
+    rows = [np.random.default_rng(int(text)).normal(size=DIM) for text in texts]
+    out: Vectors = np.array(rows, np.float32).reshape(len(texts), DIM)
+    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    return out
+
+
+class Turned(QueryEncoder):
+    """A text encoder whose space is turned; one that is `fickle` sees each text by itself."""
+
+    def __init__(self, seed: int, *, fickle: bool = False) -> None:
+        super().__init__(_UNUSED)
+        self._by, self._fickle = rotation(seed), fickle
+
+    def texts(self, texts: Sequence[str]) -> Vectors:
+        return meaning([text + "7" for text in texts]) if self._fickle else meaning(texts) @ self._by
+
+    def clips(self, frames: Frames) -> Vectors:
+        return meaning([str(n) for n in frames[:, 0, 0, 0, 0].tolist()]) @ self._by
+
+
+class One:
+    def __init__(self, number: int, encoder: Turned, mapped: Mapped | None = None) -> None:
+        self.number = number
+        self.encoder: QueryEncoder = encoder
+        self.mapped = mapped
+
+    def said(self) -> Captions:
+        learned = [str(1000 * self.number + i) for i in range(64)]
+        asked = [str(1000 * self.number + 500 + i) for i in range(20)]
+        vectors = self.encoder.texts(learned)
+        return Captions(learned, vectors, vectors, asked, self.encoder.texts(asked))
+
+
+def chosen(eras: Sequence[One], most: int, free: Sequence[int] | None = None) -> Any:
+    numbers = [era.number for era in eras]
+    return choose(eras, {e.number: e.said() for e in eras}, numbers if free is None else free, most, 1.0)
+
+
+def test_the_pair_that_a_map_can_stand_for_goes() -> None:
+    eras = [One(1, Turned(1, fickle=True)), One(2, Turned(2)), One(3, Turned(3))]
+    choice = chosen(eras, 2)
+    assert (choice.era, choice.mapped.reader, choice.mapped.judges) == (2, 3, 60)
+    assert choice.mapped.loss == pytest.approx(0, abs=0.02)
+    assert list(choice.maps) == [2]
+    asked = ["17", "23"]
+    encoder = MappedEncoder(eras[2].encoder, choice.maps[2])
+    assert (encoder.texts(asked) * eras[1].encoder.texts(asked)).sum(1).min() > 0.97
+    films = np.full((2, 1, 2, 2, 3), 17, np.uint8)
+    np.testing.assert_allclose(encoder.clips(films), encoder.texts(["17", "17"]), atol=1e-6)
+    assert encoder.nbytes == DIM * DIM * 4
+
+
+def test_what_dropping_a_pair_costs_is_the_recall_that_is_lost_in_the_pool_of_all() -> None:
+    fickle = [One(1, Turned(1, fickle=True)), One(2, Turned(2))]
+    choice = chosen(fickle, 1)
+    assert choice.era == 1
+    assert choice.mapped.loss > 0.2
+
+
+def test_those_that_a_dropped_pair_read_for_are_read_by_the_newest_from_their_own_captions() -> None:
+    first, second, third = One(1, Turned(1)), One(2, Turned(2)), One(3, Turned(3))
+    own = first.said()
+    first.mapped = Mapped(2, 0.0, 40)
+    first.encoder = MappedEncoder(second.encoder, fitted(second.encoder.texts(own.texts), own.vectors))
+    said = {1: own, 2: second.said(), 3: third.said()}
+    choice = choose([first, second, third], said, [1, 2, 3], 1, 1.0)
+    assert choice is not None
+    assert (choice.era, sorted(choice.maps)) == (2, [1, 2])
+    exact = fitted(third.encoder.texts(own.texts), own.vectors)
+    np.testing.assert_allclose(choice.maps[1], exact, atol=1e-6)
+
+
+def test_no_pair_goes_below_the_cap_nor_one_that_is_still_needed_nor_the_newest() -> None:
+    eras = [One(1, Turned(1)), One(2, Turned(2))]
+    assert chosen(eras, 2) is None
+    assert chosen(eras, 1, free=[2]) is None
+    assert chosen(eras[:1], 1) is None
+    empty = Captions([], np.zeros((0, DIM), np.float32), np.zeros((0, DIM), np.float32), [], np.zeros((0, DIM)))
+    choice = choose(eras, {1: empty, 2: empty}, [1], 1, 1.0)
+    assert choice is not None
+    assert (choice.mapped.loss, choice.mapped.judges) == (0.0, 0)
+    np.testing.assert_array_equal(choice.maps[1], np.eye(DIM))
+
+
+def test_a_pair_goes_when_its_era_is_encoded_and_search_goes_on_through_the_map(tmp_path: Path) -> None:
+    parts = three_eras(tmp_path, max_encoders=2)
+    before = {view.number: view for view in parts.eras.views()}
+    vectors = {number: indexed(parts, number) for number in before}
+    parts.boundary("t4")
+    own = [era.number for era in parts.eras.eras[:-1] if era.mapped is None]
+    assert len(own) == 2
+    assert own[-1] == 3  # the newest
+    (gone,) = {1, 2} - set(own)
+    assert set(parts.eras.sealed()) >= {f"eras/{number:04d}" for number in own}
+    assert f"eras/{gone:04d}" not in parts.eras.sealed()
+    parts.finish_reencoding()
+    after = {view.number: view for view in parts.eras.views()}
+    np.testing.assert_array_equal(list(indexed(parts, gone).values()), list(vectors[gone].values()))
+    texts = [clip.asked for clip in parts.catalog.heldout(before[gone].task, 100)]
+    near = (after[gone].encoder.texts(texts) * before[gone].encoder.texts(texts)).sum(1)
+    straight = (after[3].encoder.texts(texts) * before[gone].encoder.texts(texts)).sum(1)
+    assert near.mean() > max(0.9, straight.mean())
+    parts.publish()
+    answer = parts.ask(texts[0], limit=50)
+    assert {result.video_id for result in answer.results} == {f"v{i}" for i in range(len(parts.rows))}
+    assert parts.registry.get_sample_value("streamlearn_era_bytes", {"era": str(gone)}) is not None
+
+
+def test_an_era_that_is_yet_to_be_encoded_keeps_its_pair_until_it_is(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), reencode_batch_clips=4, max_encoders=1)
+    for task in ("t2", "t3"):
+        parts.learn(8)
+        parts.boundary(task)
+    assert [era.mapped is None for era in parts.eras.eras] == [True, True, True]
+    parts.finish_reencoding()
+    assert [era.mapped is None for era in parts.eras.eras] == [False, True, True]
+
+
+def test_a_restart_reads_the_same_through_the_same_maps(tmp_path: Path) -> None:
+    parts = three_eras(tmp_path, max_encoders=1)
+    parts.boundary("t4")
+    parts.finish_reencoding()
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    assert again.state() == parts.eras.state()
+    assert [facts["mapped"] is None for facts in again.state()] == [False, False, True, True]
+    texts = ["a red ball", "a blue fish"]
+    for old, new in zip(parts.eras.views(), again.views(), strict=True):
+        np.testing.assert_allclose(old.encoder.texts(texts), new.encoder.texts(texts), atol=HALF)
+        np.testing.assert_array_equal(old.captions, new.captions)
+
+
+def test_a_lower_cap_is_met_at_the_next_start(tmp_path: Path) -> None:
+    parts = three_eras(tmp_path, max_encoders=4)
+    parts.boundary("t4")
+    parts.finish_reencoding()
+    assert all(era.mapped is None for era in parts.eras.eras)
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings.model_copy(update={"max_encoders": 1}))
+    again.restore(parts.eras.state(), tensors_of(parts))
+    assert [era.mapped is None for era in again.eras] == [False, False, True, True]
+
+
+def test_clips_that_are_gone_do_not_count_where_a_map_is_found(tmp_path: Path) -> None:
+    parts = three_eras(tmp_path, max_encoders=2)
+    rows = [row for row, clip in parts.catalog.clips(indexed(parts, 1)).items() if clip.split == "train"]
+    parts.catalog.delete(parts.catalog.clips(rows[:1])[rows[0]].video_id)
+    parts.eras.remove(rows[:1])
+    parts.boundary("t4")
+    parts.finish_reencoding()
+    assert sum(era.mapped is not None for era in parts.eras.eras) == 1
+
+
+def test_encoding_merged_eras_anew_needs_all_pairs() -> None:
+    with pytest.raises(ValueError, match=r"max_encoders \(4\) keeps fewer than the 16 of max_eras"):
+        SearchSettings(merge_vectors="encode")
+    SearchSettings(merge_vectors="encode", max_eras=4)
+
+
+def test_a_map_through_which_nothing_is_known_stays_as_it_is() -> None:
+    np.testing.assert_array_equal(fitted(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)), np.eye(3))
+    np.testing.assert_allclose(through(np.array([[3.0, 4.0]]), np.eye(2)), [[0.6, 0.8]])
