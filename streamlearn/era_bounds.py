@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from streamlearn.era import Era
 from streamlearn.era_clips import EraClips
-from streamlearn.era_maps import MappedEncoder, choose
+from streamlearn.era_maps import MappedEncoder, choose, fitted
 from streamlearn.era_merge import Merger
 from streamlearn.settings import SearchSettings
 
@@ -52,8 +52,10 @@ class EraBounds:
                 return
             reader = by_number[choice.mapped.reader].encoder
             assert reader is not None
-            for number, matrix in choice.maps.items():
-                by_number[number].encoder, by_number[number].mapped = MappedEncoder(reader, matrix), choice.mapped
+            for number, of_texts in choice.maps.items():
+                era = by_number[number]
+                of_clips = fitted(*self._clips.seen(era, reader))
+                era.encoder, era.mapped = MappedEncoder(reader, of_texts, of_clips), choice.mapped
             log.info("era %d has no pair of its own any more: %s", choice.era, choice.mapped)
 
     def _merge(self, sealed: Sequence[Era]) -> None:

@@ -17,6 +17,7 @@ from streamlearn.frames import FrameStore
 from streamlearn.records import Frames, Vectors
 
 _ASKED = 100  # held-out clips of a task that decide which pair its era is sealed with
+_SEEN = 128  # clips that a map is found from
 _JUDGES, _CAPTIONS = 64, 64  # of an era, where merges are judged
 
 
@@ -78,6 +79,13 @@ class EraClips:
             questions=[clip.asked for clip in clips],
             clips=self._vectors(era, clips),
         )
+
+    def seen(self, era: Era, other: QueryEncoder) -> tuple[Vectors, Vectors]:
+        """Some clips of an era as another pair sees them, and as the era has them; (n, d) each, n at most 128."""
+        view = era.partition.view()
+        found = self.encode(view.rows[:: max(1, -(-len(view) // _SEEN))].tolist(), other)
+        vectors = np.array(list(found.values()), np.float32).reshape(len(found), view.dim)
+        return vectors, view.vectors(list(found))
 
     def _vectors(self, era: Era, clips: Sequence[ClipRow]) -> Vectors:
         """As the era has them, or will have them once it is encoded anew. Shape: n -> (n, d)."""

@@ -2,8 +2,8 @@
 
 Encoders that only went on learning see the captions of an old era much as they did, but for a turn of the space: what
 the era's own encoder said of a caption is nearly a linear function of what a later one says. The map is found from
-captions of the era's learned clips, by ridge regression towards the identity. Neither clips nor vectors are touched,
-and the pair of the era can be dropped. docs/log.md has what it costs.
+captions of the era's learned clips, by ridge regression towards the identity; a second one, for queries by video, from
+some of its clips. No vector changes, and the pair of the era can be dropped. docs/log.md has what it costs.
 
 What it would cost is known beforehand, from held-out clips. Arrays in, decisions out.
 """
@@ -83,16 +83,17 @@ class Sealed(Protocol):
 
 
 class MappedEncoder(QueryEncoder):
-    """An era's queries, as the text encoder of another era says them and a map turns them.
+    """An era's queries, as another era's pair says them and maps turn them.
 
     Args:
         reader: the other era's own encoder.
-        matrix: (d, d), from its space into the era's.
+        of_texts: (d, d), from its space into the era's, by captions.
+        of_clips: the same by clips: the two towers do not move alike.
     """
 
-    def __init__(self, reader: QueryEncoder, matrix: Vectors) -> None:
+    def __init__(self, reader: QueryEncoder, of_texts: Vectors, of_clips: Vectors) -> None:
         super().__init__(reader.towers)
-        self._reader, self.matrix = reader, matrix
+        self._reader, self.of_texts, self.of_clips = reader, of_texts, of_clips
 
     @property
     def reader(self) -> QueryEncoder:
@@ -101,16 +102,16 @@ class MappedEncoder(QueryEncoder):
 
     @property
     def nbytes(self) -> int:
-        """Memory of the map; the weights are the other era's."""
-        return self.matrix.nbytes
+        """Memory of the maps; the weights are the other era's."""
+        return self.of_texts.nbytes + self.of_clips.nbytes
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Shape: n -> (n, d) unit rows."""
-        return through(self._reader.texts(texts), self.matrix)
+        return through(self._reader.texts(texts), self.of_texts)
 
     def clips(self, frames: Frames) -> Vectors:
-        """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows. The map is one of captions: of clips it is a guess."""
-        return through(self._reader.clips(frames), self.matrix)
+        """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows."""
+        return through(self._reader.clips(frames), self.of_clips)
 
 
 def through(vectors: Vectors, matrix: Vectors) -> Vectors:

@@ -233,13 +233,14 @@ class Eras:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The captions that each era knows itself by, whose they are, and the maps through which eras are read."""
-        parts: dict[str, dict[str, Tensor]] = {"captions": {}, "caption_rows": {}, "maps": {}}
+        parts: dict[str, dict[str, Tensor]] = {"captions": {}, "caption_rows": {}, "text_maps": {}, "clip_maps": {}}
         for era in self.eras:
             name = f"{era.number:04d}"
             parts["captions"][name] = torch.from_numpy(era.captions)
             parts["caption_rows"][name] = torch.from_numpy(era.caption_rows)
             if isinstance(era.encoder, MappedEncoder):
-                parts["maps"][name] = torch.from_numpy(era.encoder.matrix)
+                parts["text_maps"][name] = torch.from_numpy(era.encoder.of_texts)
+                parts["clip_maps"][name] = torch.from_numpy(era.encoder.of_clips)
         return parts
 
     def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
@@ -277,7 +278,8 @@ class Eras:
                 era.mapped = Mapped(**facts["mapped"])
                 reader = next(other.encoder for other in self.eras if other.number == era.mapped.reader)
                 assert reader is not None
-                era.encoder = MappedEncoder(reader, tensors["maps"][f"{era.number:04d}"].numpy())
+                maps = (tensors[kind][f"{era.number:04d}"].numpy() for kind in ("text_maps", "clip_maps"))
+                era.encoder = MappedEncoder(reader, *maps)
             if facts.get("merge"):
                 era.merge = Merge(**facts["merge"])
                 era.into = next(other for other in self.eras if other.number == era.merge.keep)

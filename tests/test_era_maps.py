@@ -75,11 +75,11 @@ def test_the_pair_that_a_map_can_stand_for_goes() -> None:
     assert choice.mapped.loss == pytest.approx(0, abs=0.02)
     assert list(choice.maps) == [2]
     asked = ["17", "23"]
-    encoder = MappedEncoder(eras[2].encoder, choice.maps[2])
+    encoder = MappedEncoder(eras[2].encoder, choice.maps[2], np.eye(DIM, dtype=np.float32))
     assert (encoder.texts(asked) * eras[1].encoder.texts(asked)).sum(1).min() > 0.97
     films = np.full((2, 1, 2, 2, 3), 17, np.uint8)
-    np.testing.assert_allclose(encoder.clips(films), encoder.texts(["17", "17"]), atol=1e-6)
-    assert encoder.nbytes == DIM * DIM * 4
+    np.testing.assert_allclose(encoder.clips(films), eras[2].encoder.clips(films), atol=1e-6)
+    assert encoder.nbytes == 2 * DIM * DIM * 4
 
 
 def test_what_dropping_a_pair_costs_is_the_recall_that_is_lost_in_the_pool_of_all() -> None:
@@ -93,7 +93,8 @@ def test_those_that_a_dropped_pair_read_for_are_read_by_the_newest_from_their_ow
     first, second, third = One(1, Turned(1)), One(2, Turned(2)), One(3, Turned(3))
     own = first.said()
     first.mapped = Mapped(2, 0.0, 40)
-    first.encoder = MappedEncoder(second.encoder, fitted(second.encoder.texts(own.texts), own.vectors))
+    through_second = fitted(second.encoder.texts(own.texts), own.vectors)
+    first.encoder = MappedEncoder(second.encoder, through_second, through_second)
     said = {1: own, 2: second.said(), 3: third.said()}
     choice = choose([first, second, third], said, [1, 2, 3], 1, 1.0)
     assert choice is not None
@@ -132,6 +133,10 @@ def test_a_pair_goes_when_its_era_is_encoded_and_search_goes_on_through_the_map(
     near = (after[gone].encoder.texts(texts) * before[gone].encoder.texts(texts)).sum(1)
     straight = (after[3].encoder.texts(texts) * before[gone].encoder.texts(texts)).sum(1)
     assert near.mean() > max(0.9, straight.mean())
+    films = parts.stored(list(vectors[gone]))
+    near = (after[gone].encoder.clips(films) * np.array(list(vectors[gone].values()))).sum(1)
+    straight = (after[3].encoder.clips(films) * np.array(list(vectors[gone].values()))).sum(1)
+    assert near.mean() > max(0.9, straight.mean())
     parts.publish()
     answer = parts.ask(texts[0], limit=50)
     assert {result.video_id for result in answer.results} == {f"v{i}" for i in range(len(parts.rows))}
@@ -160,6 +165,8 @@ def test_a_restart_reads_the_same_through_the_same_maps(tmp_path: Path) -> None:
     for old, new in zip(parts.eras.views(), again.views(), strict=True):
         np.testing.assert_allclose(old.encoder.texts(texts), new.encoder.texts(texts), atol=HALF)
         np.testing.assert_array_equal(old.captions, new.captions)
+        film = parts.stored(parts.rows[:1])
+        np.testing.assert_allclose(old.encoder.clips(film), new.encoder.clips(film), atol=HALF)
 
 
 def test_a_lower_cap_is_met_at_the_next_start(tmp_path: Path) -> None:

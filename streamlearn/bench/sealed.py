@@ -180,7 +180,7 @@ class SealedEras:
             known, free = dict(enumerate(said[: i + 1])), range(i + 1)
             while (choice := choose(readings, known, free, most, self._settings.familiarity_weight)) is not None:
                 for number, matrix in choice.maps.items():
-                    readings[number].encoder = MappedEncoder(own[choice.mapped.reader], matrix)
+                    readings[number].encoder = MappedEncoder(own[choice.mapped.reader], matrix, matrix)
                     readings[number].mapped = choice.mapped
         return readings
 
