@@ -3,7 +3,9 @@
     python benchmarks/query_cost.py [--clips 16000] [--queries 200]
 
 The clips are the same number in all, divided among the eras; vectors are random, texts are all different, so no cache
-helps. The rounds take turns. Time is that of the thread's CPU, which a busy machine does not change, and the clock's.
+helps. Of ended eras, 4 have a pair of their own (`search.max_encoders`) and the others are read through maps; beside
+it, 16 eras with a single pair, and 16 that all have one. The rounds take turns. Time is that of the
+thread's CPU, which a busy machine does not change, and the clock's.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.encoders import Towers
+from streamlearn.era_maps import MappedEncoder
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.frames import FrameStore
 from streamlearn.index import Partition, configure_faiss
@@ -38,13 +41,20 @@ def unit(rng: np.random.Generator, count: int) -> np.ndarray:
     return out
 
 
-def snapshot(rows: np.ndarray, eras: int) -> Snapshot:
+def snapshot(rows: np.ndarray, eras: int, pairs: int) -> Snapshot:
+    """Of so many eras, the current one among them, whose ended ones have so many pairs."""
     rng = np.random.default_rng(0)
     views = []
+    turn = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0].astype(np.float32)
+    own: list[QueryEncoder] = []
     for number, part in enumerate(np.array_split(rows, eras), 1):
         partition = Partition(DIM)
         partition.replace_all(part, unit(rng, len(part)))
-        encoder = QueryEncoder(Towers(seed=number, dim=DIM).frozen_copy())
+        if number == eras or len(own) < pairs:
+            own.append(QueryEncoder(Towers(seed=number, dim=DIM).frozen_copy()))
+            encoder = own[-1]
+        else:
+            encoder = MappedEncoder(own[number % pairs], turn, turn)
         views.append(EraView(number, f"t{number}", encoder, partition.view(), unit(rng, 256)))
     return Snapshot(tuple(views), 0, 0, "m", {}, "2026-01-01T00:00:00Z", 0, None)
 
@@ -63,22 +73,24 @@ def main() -> None:
         found, _ = catalog.put([clip.__class__(0, f"v{i}", *tuples(clip)) for i in range(arguments.clips)])
         rows = np.asarray(found, np.int64)
         frames = FrameStore(Path(folder) / "frames", 2**20)
-        searchers: dict[int, Searcher] = {}
-        for eras in (1, 4, 16):
-            searchers[eras] = Searcher(catalog, frames, SearchSettings(), Metrics.create(CollectorRegistry()))
-            searchers[eras].publish(snapshot(rows, eras))
-        times: dict[int, list[tuple[float, float]]] = {eras: [] for eras in searchers}
+        searchers: dict[tuple[int, int], Searcher] = {}
+        for eras, pairs in ((1, 4), (4, 4), (16, 4), (16, 1), (16, 16)):
+            searcher = Searcher(catalog, frames, SearchSettings(), Metrics.create(CollectorRegistry()))
+            searcher.publish(snapshot(rows, eras, pairs))
+            searchers[eras, min(pairs, eras - 1)] = searcher
+        times: dict[tuple[int, int], list[tuple[float, float]]] = {kind: [] for kind in searchers}
         for number in range(arguments.queries):
-            for eras, searcher in searchers.items():
+            for kind, searcher in searchers.items():
                 text = f"a small red ball, number {number} of many, rolls slowly to the left"
                 cpu, clock = time.thread_time(), time.perf_counter()
                 searcher.search(SearchRequest(query=Query(text=text)))
-                times[eras].append((time.thread_time() - cpu, time.perf_counter() - clock))
+                times[kind].append((time.thread_time() - cpu, time.perf_counter() - clock))
         catalog.close()
-    p50 = {eras: np.median(np.asarray(taken[10:]), axis=0) * 1e3 for eras, taken in times.items()}
-    for eras, (cpu, clock) in p50.items():
-        facts = {"eras": eras, "cpu_p50_ms": round(float(cpu), 3), "clock_p50_ms": round(float(clock), 3)}
-        print(json.dumps(facts | {"times_one_era": round(float(cpu / p50[1][0]), 2)}))
+    p50 = {kind: np.median(np.asarray(taken[10:]), axis=0) * 1e3 for kind, taken in times.items()}
+    for (eras, pairs), (cpu, clock) in p50.items():
+        facts = {"eras": eras, "pairs_of_ended_ones": pairs}
+        facts |= {"cpu_p50_ms": round(float(cpu), 3), "clock_p50_ms": round(float(clock), 3)}
+        print(json.dumps(facts | {"times_one_era": round(float(cpu / p50[1, 0][0]), 2)}))
 
 
 def tuples(clip: ClipRow) -> tuple[Any, ...]:
