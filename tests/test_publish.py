@@ -19,9 +19,8 @@ from streamlearn.publish import Report, publish, validate
 from streamlearn.publish_messages import Rules
 from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import SASL_PASSWORD, SASL_USER, KafkaBroker
-from tests.published import MEDIA, RULES, Say, manifest, read, row, say
-
-__all__ = ["say"]
+from tests.published import MEDIA, RULES, manifest, read, row
+from tests.said import Say
 
 
 def test_a_dry_run_lists_what_is_wrong_with_file_and_line(tmp_path: Path) -> None:
