@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from streamlearn.envelope import parse
+from streamlearn.envelope import is_event, parse
 from streamlearn.errors import FetchError, RejectedClip
 from streamlearn.message import ClipMessage
 from streamlearn.publish_rows import Problem, Row
@@ -119,7 +119,7 @@ def _local_file(message: ClipMessage, rules: Rules) -> Path | None:
 
 def _inlined(record: Record, media: bytes) -> bytes:
     body: dict[str, Any] = json.loads(record.value or b"")
-    clip = body if "uri" in body else body["data"]  # of a CloudEvent
+    clip = body["data"] if is_event(body) else body
     del clip["uri"]
     clip["media_b64"] = base64.b64encode(media).decode()
     return json.dumps(body).encode()
