@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,6 +184,16 @@ def test_an_event_with_an_attribute_uri_keeps_it_and_its_clip_goes_inline(tmp_pa
         "captions": ["a cat"],
         "media_b64": base64.b64encode(MEDIA).decode(),
     }
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_videos_whose_names_are_not_utf8_are_published(tmp_path: Path, inline: bool) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.mp4")).write_bytes(MEDIA)
+    (folder / os.fsdecode(b"\xff.txt")).write_text("a cat")
+    report = validate([tmp_path], Rules(10_000, 1_000, inline))
+    assert (report.published, report.problems) == (1, ())
 
 
 @pytest.mark.slow
