@@ -79,10 +79,10 @@ class Events:
         generation = str(facts["generation"])
         self._emit("checkpoint.published", generation, f"{generation}-{facts['model_version']}", facts, time)
 
-    def rollback_done(self, done: Rollback, *, model_version: str) -> None:
-        """The daemon went back to an older generation."""
+    def rollback_done(self, done: Rollback, *, model_version: str, time: str | None = None) -> None:
+        """The daemon went back to an older generation; `time` as for `checkpoint_published`."""
         data = {**asdict(done), "model_version": model_version}
-        self._emit("rollback.done", str(done.generation), f"{done.generation}-{model_version}", data)
+        self._emit("rollback.done", str(done.generation), f"{done.generation}-{model_version}", data, time)
 
     def close(self) -> None:
         """Deliver what waits if that is possible now; what is not is dropped, counted and said. Idempotent."""
