@@ -5,6 +5,7 @@
     python benchmarks/kafka_faults.py pair                            # two daemons in a group, one is killed
     python benchmarks/kafka_faults.py poison [--messages 10000]       # a third invalid, in every way
     python benchmarks/kafka_faults.py disk                            # a full disk (a small tmpfs: needs root)
+    python benchmarks/kafka_faults.py readonly                        # ext4 that goes read-only by itself (needs root)
 
 Each ends with a ledger of ids and prints what it saw; a broken promise is an AssertionError.
 """
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -330,9 +332,63 @@ def disk(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict
     return {"full": said, "searches failed": failed, "clips": counts, "read-only": [refused.returncode, sentence]}
 
 
+def readonly(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The state directory's file system meets an error: `mount -o remount,ro` refuses while a file is open to write."""
+    stream, image, small = Stream(broker, work), work / "image", work / "small"
+    small.mkdir()
+    with image.open("wb") as file:
+        file.truncate(600 * 2**20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(image)], check=True)
+
+    @contextlib.contextmanager
+    def mounted() -> Iterator[str]:
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(image), str(small)], check=True)
+        found = subprocess.run(["findmnt", "-no", "SOURCE", str(small)], capture_output=True, text=True, check=True)
+        try:
+            yield Path(found.stdout.strip()).name
+        finally:
+            subprocess.run(["umount", str(small)], check=True)
+
+    settings = stream.settings(state_dir=str(small / "state"))
+    with mounted() as device:
+        with DaemonProcess(work, settings) as daemon:
+            until(daemon.status, "it answers", LONG_S)
+            with stream.flowing(per_s=4), Asking(daemon) as asking:
+                wait(daemon, lambda s: s["searchable"] >= 50, "it learns")
+                before = asking.failed  # while it started
+                Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("tried")
+                said = wait(daemon, lambda s: s["detail"], "it says so")["detail"]
+                committed = offsets(stream)
+                time.sleep(5)  # read-only for a while
+                failed = asking.failed - before
+                assert failed == 0
+                with urllib.request.urlopen(f"http://127.0.0.1:{daemon.port}/metrics", timeout=20) as answer:
+                    assert b"streamlearn_learner_ok 0.0" in answer.read()
+                state = daemon.get("/v1/status")["state"]
+            ended = daemon.stop()
+            assert offsets(stream) == committed
+    subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True, check=False)
+    with mounted(), DaemonProcess(work, settings) as daemon:
+        counts = stream.assert_ledger(daemon)
+    return {
+        "said": said,
+        "state": state,
+        "exit code": ended,
+        "searches failed": failed,
+        "clips": counts,
+    }
+
+
+def offsets(stream: Stream) -> dict[int, int]:
+    """What the group has committed at the broker."""
+    with stream.broker.admin() as admin:
+        found = admin.list_group_offsets(stream.topic)[stream.topic]
+    return {tp.partition: each.offset for tp, each in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    faults = {f.__name__: f for f in (kills, away, pair, poison, disk)}
+    faults = {f.__name__: f for f in (kills, away, pair, poison, disk, readonly)}
     parser.add_argument("fault", choices=faults)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120.0)

@@ -184,18 +184,18 @@ class FilesReader:
 
     def _expected(self, relative: str, size: int) -> int:
         # Checkpoints of earlier versions knew a file by its path alone.
-        name = _printable(relative)
+        name = printable(relative)
         return self._next.get(f"{name}#{size}", self._next.get(name, 0))
 
     def _record(self, mtime_ns: int, relative: str, size: int) -> Record:
-        partition, stem = f"{_printable(relative)}#{size}", os.path.splitext(relative)[0]
+        partition, stem = f"{printable(relative)}#{size}", os.path.splitext(relative)[0]
         self._next[partition] = mtime_ns + 1
         position = Position(self._topic, partition, mtime_ns)
         row = self._row(stem)
         if isinstance(row, bytes):
-            return Record(_printable(stem).encode(), row, position, timestamp_ms=mtime_ns // 1_000_000)
+            return Record(printable(stem).encode(), row, position, timestamp_ms=mtime_ns // 1_000_000)
         if "id" not in row:
-            row.setdefault("video_id", _printable(stem))
+            row.setdefault("video_id", printable(stem))
         return record_of(row | {"path": relative}, self._folder, position)
 
     def _row(self, stem: str) -> dict[str, Any] | bytes:
@@ -264,6 +264,6 @@ def known_name(partition: str) -> str:
     return partition.rpartition("#")[0] or partition
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
     """A path as text that can be stored: names that are not UTF-8 have their bytes escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace").replace(os.sep, "/")

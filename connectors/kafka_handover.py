@@ -40,7 +40,6 @@ class Handover:
         self._max_bytes = max_bytes
         self._next = dict(offsets)  # to hand over next; kept when a partition goes
         self._owned: set[Partition] = set()
-        self._after: dict[Partition, int] = {}  # what was put since it is ours
         self._paused = False
         self._trouble: SourceError | None = None
         self._failure: SourceError | None = None
@@ -84,19 +83,12 @@ class Handover:
             return taken
 
     def put(self, partition: Partition, records: Sequence[Record]) -> None:
-        """Queue records of one partition, in order; not if it is not ours any more, and none a second time."""
+        """Queue records of one partition, in order, fetched since it was last assigned; none if it is not ours."""
         size = sum(map(_size, records))
         with self._condition:
             if partition not in self._owned or not records:
                 return
-            # A partition that went and came back between a fetch and this is fetched once more.
-            if records[0].position.offset < (after := self._after.get(partition, 0)):
-                records = [record for record in records if record.position.offset >= after]
-                size = sum(map(_size, records))
-                if not records:
-                    return
             self._next.setdefault(partition, records[0].position.offset)
-            self._after[partition] = records[-1].position.offset + 1
             self._queue.append(_Chunk(partition, records, size))
             self._records += len(records)
             self._bytes += size
@@ -106,7 +98,6 @@ class Handover:
         """The partition is ours now: where to go on, None for wherever the source begins."""
         with self._condition:
             self._owned.add(partition)
-            self._after.pop(partition, None)
             return self._next.get(partition)
 
     def revoke(self, partitions: Iterable[Partition] | None = None) -> None:
@@ -121,7 +112,6 @@ class Handover:
         with self._condition:
             if partition in self._owned:
                 self._forget({partition})
-                self._after.pop(partition, None)
                 self._next[partition] = offset
 
     def passed(self, partition: Partition, offset: int) -> None:

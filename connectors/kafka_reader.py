@@ -148,6 +148,8 @@ class Reader:
         """Poll, which is what keeps us a member; wait for records if we want any, else for room for them."""
         wanted = self._handover.wants_more
         timeout_ms = _POLL_MS if wanted else _FULL_POLL_MS
+        # No rebalance comes between this fetch and `put`, which could not tell records of before one: the client calls
+        # the listener only while we wait in `poll`, before that fetches, or in `close`. A test watches that.
         for tp, records in consumer.poll(
             timeout_ms=timeout_ms if self._subscription.joined(consumer) else _JOIN_MS
         ).items():

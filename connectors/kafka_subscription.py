@@ -22,6 +22,7 @@ from streamlearn.errors import SourceError
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 15.0
+_FLAGS_FIRST = re.compile(r"((?:\(\?[aimsux]+\))*)(.*)", re.DOTALL)
 _NOT_THERE = (kafka_errors.UnknownTopicOrPartitionError.errno, kafka_errors.InvalidTopicError.errno)
 
 
@@ -139,7 +140,11 @@ class Subscription:
     def _pattern(self) -> str:
         """A whole name, and never one that we write to: our dead letters would be read again, for ever."""
         ours = filter(None, (self._options.dead_letter_topic, self._options.events_topic))
-        return rf"(?!(?:{'|'.join(map(re.escape, ours))})\Z)(?:{self._options.topic_pattern})\Z"
+        # Flags such as (?i) may stand only at the start of an expression; and they are not meant for the names of ours.
+        flags, pattern = _FLAGS_FIRST.findall(self._options.topic_pattern or "")[0]
+        letters = "".join(filter(str.isalpha, flags))
+        end = "\n" if "x" in letters else ""  # of a comment, which would take the parenthesis with it
+        return rf"(?!(?:{'|'.join(map(re.escape, ours))})\Z)(?{letters}:{pattern}{end})\Z"
 
     def _note(self, problem: str | None) -> None:
         if problem is not None and problem != self.problem:

@@ -21,7 +21,7 @@ from streamlearn.message import CONTROL, NAME_CHARS, ClipMessage, clip_schema
 from streamlearn.records import FRAME_BYTES, Record, Tombstone
 from streamlearn.wire import check_json, read_avro, schema_of
 
-__all__ = ["ClipMessage", "clip_schema", "parse"]
+__all__ = ["ClipMessage", "clip_schema", "is_event", "parse"]
 
 
 def parse(record: Record, *, max_bytes: int, max_caption_chars: int) -> ClipMessage | Tombstone:
@@ -68,6 +68,11 @@ def parse(record: Record, *, max_bytes: int, max_caption_chars: int) -> ClipMess
     elif message.uri is None:
         raise MessageError("missing_field", "uri: is missing; give a uri, or the video's bytes as media_b64")
     return message
+
+
+def is_event(body: Mapping[str, Any]) -> bool:
+    """Whether an object that no header says it of is a CloudEvent, with the clip message as its `data`."""
+    return "specversion" in body and not {"caption", "captions"} & body.keys()
 
 
 def _key(record: Record) -> str | None:
@@ -117,9 +122,7 @@ def _unwrap(body: dict[str, Any], content_type: str, headers: Mapping[str, Seque
     if "ce_specversion" in headers:
         attributes = {name[3:]: _text(v[0], f"header {name}") for name, v in headers.items() if name.startswith("ce_")}
         data: Any = body
-    elif content_type.startswith("application/cloudevents") or (
-        "specversion" in body and not {"caption", "captions"} & body.keys()
-    ):
+    elif content_type.startswith("application/cloudevents") or is_event(body):
         if content_type.startswith("application/cloudevents") and content_type != "application/cloudevents+json":
             raise MessageError("unsupported_envelope", f"{content_type[:80]} is not read; send application/json")
         if "data_base64" in body:

@@ -79,10 +79,10 @@ class Events:
         generation = str(facts["generation"])
         self._emit("checkpoint.published", generation, f"{generation}-{facts['model_version']}", facts, time)
 
-    def rollback_done(self, done: Rollback, *, model_version: str) -> None:
-        """The daemon went back to an older generation."""
+    def rollback_done(self, done: Rollback, *, model_version: str, time: str | None = None) -> None:
+        """The daemon went back to an older generation; `time` as for `checkpoint_published`."""
         data = {**asdict(done), "model_version": model_version}
-        self._emit("rollback.done", str(done.generation), f"{done.generation}-{model_version}", data)
+        self._emit("rollback.done", str(done.generation), f"{done.generation}-{model_version}", data, time)
 
     def close(self) -> None:
         """Deliver what waits if that is possible now; what is not is dropped, counted and said. Idempotent."""
@@ -122,13 +122,15 @@ class Events:
         assert self._sink is not None
         delay_s = self._first_delay_s
         while batch := self._next():
+            last = self._closing
             try:
                 self._sink.deliver(batch)
             except Exception as error:  # noqa: BLE001 - a sink of somebody's own must not end the others' news
                 self._put_back(batch, str(error))
+                if last:
+                    return
                 with self._changed:
-                    if self._closing or self._changed.wait_for(lambda: self._closing, random.uniform(0.5, 1) * delay_s):
-                        return
+                    self._changed.wait_for(lambda: self._closing, random.uniform(0.5, 1) * delay_s)
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
                 continue
             delay_s = self._first_delay_s

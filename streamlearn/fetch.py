@@ -16,7 +16,7 @@ from collections.abc import Collection
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import fsspec
 
@@ -84,12 +84,17 @@ def _fetch_uri(
     return _read_store(uri, scheme, max_bytes)
 
 
+def path_of(path: str) -> Path:
+    """What the path of a file URI names; the names of files are bytes, and need not be UTF-8."""
+    return Path(os.fsdecode(unquote_to_bytes(path)))
+
+
 def _read_file(uri: str, allowed_roots: Collection[Path], max_bytes: int) -> bytes:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise FetchError("media_forbidden", "uri: a file URI names no host; write file:///folder/clip.mp4")
     try:
-        path = Path(unquote(parts.path)).resolve()
+        path = path_of(parts.path).resolve()
         roots = [root.resolve() for root in allowed_roots]
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL, names too long
         raise FetchError("media_forbidden", "uri: the path cannot be resolved") from error

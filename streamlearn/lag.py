@@ -14,13 +14,21 @@ class Lag:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._metrics.source_lag_records.clear()
+        self._shown: set[Partition] = set()
         self._lost: Mapping[Partition, int] = {}
 
     def report(self, source: Source) -> None:
         """Ask the source, from its own thread."""
-        for (topic, partition), lag in source.lag().items():
+        lags = source.lag()
+        for (topic, partition), lag in lags.items():
             self._metrics.source_lag_records.labels(topic, partition).set(lag)
             self._metrics.lost_records_total.labels(topic, partition)  # at 0, so that its first step is seen
+        self._shown |= lags.keys()
+        if getattr(source, "connected", True):  # while it is away, what was known last is nearest
+            for gone in self._shown - lags.keys():  # another member's: it says how far behind that is
+                self._metrics.source_lag_records.remove(*gone)
+            self._shown &= lags.keys()
         lost: Mapping[Partition, int] = getattr(source, "lost", {})
         for of, records in lost.items():
             self._metrics.lost_records_total.labels(*of).inc(max(0, records - self._lost.get(of, 0)))

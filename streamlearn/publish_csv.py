@@ -82,7 +82,10 @@ def _header_problem(path: Path, header: Sequence[str]) -> str | None:
                     f"the header is one column, {header[0][:80]!r}: it seems to be separated by {name}; save the file"
                     f" with {_DELIMITERS[expected]}" + (", or with tabs as .tsv" if expected == "," else "")
                 )
-    if doubled := sorted({name for name in header if header.count(name) > 1}):
+    for number, name in enumerate(header, 1):
+        if not _is_text(name):
+            return f"the name of column {number} is not UTF-8; save the file as UTF-8"
+    if doubled := sorted({name for name in header if name and header.count(name) > 1}):
         return f"the header names {', '.join(map(repr, doubled))} more than once; name each column once"
     has = f"it has {', '.join(header)[:200] or 'none'}; the first row names the columns"
     if not any(name in header for name in _CAPTIONS):
@@ -100,16 +103,26 @@ def _row(path: Path, where: str, number: int, header: Sequence[str], cells: Sequ
             f"the row has {len(cells)} cells, the header {len(header)}; put cells that hold the delimiter into quotes",
         )
     row: dict[str, Any] = {}
-    for name, text in zip(header, cells, strict=True):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
+    for column, (name, text) in enumerate(zip(header, cells, strict=True), 1):
+        if not _is_text(text):
             return Problem(where, "invalid_utf8", f"{name}: is not UTF-8; save the file as UTF-8")
         if text.strip():
+            if not name:  # spreadsheets leave empty columns behind: these are no harm
+                said = f"cell {column} has no name in the header; name its column in line 1, or empty the cell"
+                return Problem(where, "invalid_field", said)
             row[name] = _CELLS.get(name, str)(text)
     if isinstance(row.get("deleted"), str):
         return Problem(where, "invalid_field", "deleted: must be true, or empty")
     return Row(where, record_of(row, path.parent, Position(str(path), "", number)))
+
+
+def _is_text(text: str) -> bool:
+    """Whether its bytes were UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(text: str) -> float | str:

@@ -11,10 +11,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from streamlearn.envelope import parse
+from streamlearn.envelope import is_event, parse
 from streamlearn.errors import FetchError, RejectedClip
+from streamlearn.fetch import path_of
 from streamlearn.message import ClipMessage
 from streamlearn.publish_rows import Problem, Row
 from streamlearn.records import Record
@@ -104,7 +105,7 @@ def outgoing(checked: Checked, rules: Rules) -> Outgoing | Problem:
 def _local_file(message: ClipMessage, rules: Rules) -> Path | None:
     if message.uri is None or urlsplit(message.uri).scheme != "file":
         return None
-    path = Path(unquote(urlsplit(message.uri).path))
+    path = path_of(urlsplit(message.uri).path)
     if not path.is_file():
         raise FetchError("media_not_found", f"{path}: there is no such file; correct the path")
     size = path.stat().st_size
@@ -119,7 +120,7 @@ def _local_file(message: ClipMessage, rules: Rules) -> Path | None:
 
 def _inlined(record: Record, media: bytes) -> bytes:
     body: dict[str, Any] = json.loads(record.value or b"")
-    clip = body if "uri" in body else body["data"]  # of a CloudEvent
+    clip = body["data"] if is_event(body) else body
     del clip["uri"]
     clip["media_b64"] = base64.b64encode(media).decode()
     return json.dumps(body).encode()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamlearn.connectors.folder_readers import VIDEO_SUFFIXES, parsed, record_of
+from streamlearn.connectors.folder_readers import VIDEO_SUFFIXES, parsed, printable, record_of
 from streamlearn.publish_rows import Problem, Row, Rows
 from streamlearn.records import Position
 
@@ -187,7 +187,7 @@ def _finished(sample: _Sample, path: Path, number: int) -> Rows:
     if sample.captions and not {"caption", "captions"} & row.keys():
         row["captions"] = sample.captions
     if "id" not in row:
-        row.setdefault("video_id", f"{_stem(path)}/{sample.key}")
+        row.setdefault("video_id", printable(f"{_stem(path)}/{sample.key}"))
     if sample.video is not None:
         row["media_b64"] = base64.b64encode(sample.video).decode()
     yield Row(where, record_of(row, None, Position(str(path), "", number)), smaller=_SMALLER)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 from uuid import uuid4
@@ -88,13 +88,14 @@ def prepare(
     before = target.state.get("deleted", ()) if target.cut != target.number else ()
     deleted = sorted({*catalog.deleted_since(target.cut), *before})
     undone = clips - target.state["clips"]
+    done = Rollback(number, max(numbers) + 1, dropped, resume_from, undone, len(deleted))
     counts = dict(target.state["counts"])
     counts["deleted"] = counts.get("deleted", 0) + len(deleted)
     if resume_from == "latest":
         counts["skipped"] = counts.get("skipped", 0) + undone
     published = replace(
         target,
-        number=max(numbers) + 1,
+        number=done.generation,
         offsets=dict(offsets if resume_from == "latest" else target.offsets),
         state={
             **target.state,
@@ -102,10 +103,17 @@ def prepare(
             "parent": {"lineage": target.state["lineage"], "generation": number},
             "deleted": deleted,
             "counts": counts,
+            "rollback": asdict(done),
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return published, Rollback(number, published.number, dropped, resume_from, undone, len(deleted))
+    return published, done
+
+
+def told_by(generation: Generation) -> Rollback | None:
+    """The rollback that a generation was made by, if it was: an older version's does not say."""
+    facts = generation.state.get("rollback") if generation.cut != generation.number else None
+    return None if facts is None else Rollback(**{**facts, "dropped": tuple(facts["dropped"])})
 
 
 def publish(generations: Generations, generation: Generation, done: Rollback) -> None:

@@ -27,8 +27,15 @@ class Room:
             system = os.statvfs(self._folder)
         except OSError as error:
             return f"{self._folder} cannot be looked at ({error}): nothing is learned until it can"
-        if system.f_flag & os.ST_RDONLY or not os.access(self._folder, os.W_OK):
-            return f"{self._folder} is read-only: nothing is learned until it can be written"
+        try:
+            os.utime(
+                self._folder
+            )  # flags and permissions do not tell: ext4 keeps them when it goes read-only by itself
+        except OSError as error:
+            return (
+                f"{self._folder} cannot be written ({error.strerror}): nothing is learned until it can; after an error"
+                " of the disk stop the daemon, check and mount the file system, start again"
+            )
         free = system.f_bavail * system.f_frsize
         if free < self._min_free_bytes:
             return (

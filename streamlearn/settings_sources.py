@@ -117,11 +117,13 @@ class KafkaSettings(Section):
     def _one_way(self) -> KafkaSettings:
         if self.topic_pattern is not None and self.partitions:
             raise ValueError("topic_pattern and partitions exclude each other: give one")
-        if self.dead_letter_topic in self.topics and self.topic_pattern is None and not self.partitions:
+        clips = {*self.topics, *(name.rpartition(":")[0] for name in self.partitions)}
+        if self.dead_letter_topic in clips:
             raise ValueError(
-                f"dead_letter_topic {self.dead_letter_topic!r} is among the topics: dead letters would be read again"
+                f"dead_letter_topic {self.dead_letter_topic!r} is among the topics or partitions: dead letters would be"
+                " read again"
             )
-        if self.events_topic is not None and self.events_topic in (*self.topics, self.dead_letter_topic):
+        if self.events_topic is not None and self.events_topic in (*clips, self.dead_letter_topic):
             raise ValueError(
                 f"events_topic {self.events_topic!r} is a topic of clips or dead letters: name another one"
             )

@@ -229,7 +229,10 @@ class State(Cut):
             written = datetime.fromisoformat(generation.created).timestamp()
             self.metrics.checkpoint_last_success_timestamp_seconds.set(written)
             log.info("restored generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
-            self._announce(number, generation.created)  # a crash may have kept it from being said
+            # A crash may have kept it from being said, and a rollback without a daemon says nothing.
+            if (done := rollback.told_by(generation)) is not None:
+                self.events.rollback_done(done, model_version=self.model_version, time=generation.created)
+            self._announce(number, generation.created)
         self.frames.keep_only(self.catalog.kept_rows())
         self.metrics.index_carried_clips.set(self.carried_clips())
         self.metrics.generation.set(number)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable
+import logging
+import re
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from functools import lru_cache
@@ -18,6 +20,8 @@ from uuid import UUID
 
 from streamlearn.errors import MessageError
 from streamlearn.records import FRAME_BYTES, WriterSchema
+
+log = logging.getLogger(__name__)
 
 _PARSED = 128  # schemas kept ready to use; a topic has a handful
 
@@ -60,13 +64,13 @@ def read_avro(data: bytes, schema: WriterSchema, what: str) -> Any:
     parsed, body = _avro(schema), io.BytesIO(data)
     body.seek(FRAME_BYTES)
     try:
-        value = schemaless_reader(body, parsed, None)
+        value = _plain(schemaless_reader(body, parsed, None))
         left = len(body.read(1))
-    except Exception as error:  # fastavro lets out whatever the bytes lead to: EOFError, IndexError, UnicodeError ...
+    except Exception as error:  # fastavro lets out whatever the bytes lead to: EOFError, IndexError, RecursionError ...
         raise _mismatch(schema, what, f"it ends too soon or is of another schema ({type(error).__name__})") from error
     if left:
         raise _mismatch(schema, what, "there are bytes behind it")
-    return _plain(value)
+    return value
 
 
 def check_json(value: Any, schema: WriterSchema, what: str) -> None:
@@ -78,8 +82,11 @@ def check_json(value: Any, schema: WriterSchema, what: str) -> None:
     from jsonschema.exceptions import best_match
     from referencing.exceptions import Unresolvable
 
+    validator = _validator(schema)
     try:
-        error = best_match(_validator(schema).iter_errors(value))
+        error = best_match(validator.iter_errors(value))
+    except RecursionError as deep:
+        raise _mismatch(schema, what, "it is nested too deeply, or the schema refers to itself for ever") from deep
     except Unresolvable as unresolvable:  # nothing is ever fetched from where a schema points to
         raise _unusable(schema, f"it refers to {unresolvable.ref[:80]!r}, which is not among its references") from None
     if error is not None:  # its message would repeat the value
@@ -94,9 +101,40 @@ def _avro(schema: WriterSchema) -> Any:
     try:
         for _, text in schema.references:
             parse_schema(json.loads(text), named)
-        return parse_schema(json.loads(schema.text), named)
+        parsed = parse_schema(json.loads(schema.text), named)
+        endless = any(_endless(each, named) for each in (parsed, *named.values()))
     except Exception as error:  # of the JSON, or of the schema
         raise _unusable(schema, f"{type(error).__name__}: {str(error)[:120]}") from error
+    if endless:  # ten bytes could say that there are more of them than memory holds
+        raise _unusable(schema, "it has an array of items that take no bytes")
+    return parsed
+
+
+def _endless(node: Any, named: Mapping[str, Any]) -> bool:
+    """Whether there is an array of items that take no bytes in a parsed schema, names not followed."""
+    match node:
+        case dict():
+            return (node.get("type") == "array" and _takes_no_bytes(node["items"], named)) or any(
+                _endless(node[part], named) for part in ("type", "items", "values", "fields") if part in node
+            )
+        case list():
+            return any(_endless(each, named) for each in node)
+        case _:
+            return False
+
+
+def _takes_no_bytes(node: Any, named: Mapping[str, Any]) -> bool:
+    match node:
+        case {"type": "record" | "error", "fields": fields}:
+            return all(_takes_no_bytes(field["type"], named) for field in fields)
+        case {"type": "fixed", "size": size}:
+            return bool(size == 0)
+        case {"type": inner}:
+            return _takes_no_bytes(inner, named)
+        case str():
+            return node == "null" or (node in named and _takes_no_bytes(named[node], named))
+        case _:
+            return False  # a union has the number of its branch
 
 
 @lru_cache(_PARSED)
@@ -113,11 +151,48 @@ def _validator(schema: WriterSchema) -> Any:
         if cls is None:  # the draft that registries take for granted
             contents = {"$schema": "http://json-schema.org/draft-07/schema#", **contents}
             cls = validator_for(contents)
+        contents = _readable(contents, schema)
         cls.check_schema(contents)
-        others = [(n, Resource.from_contents(json.loads(t), DRAFT7)) for n, t in schema.references]
-    except (ValueError, TypeError, SchemaError) as error:
+        others = [
+            (name, Resource.from_contents(_readable(json.loads(text), schema), DRAFT7))
+            for name, text in schema.references
+        ]
+    except SchemaError as error:
+        raise _unusable(schema, f"{ascii(error.json_path)[1:-1][:80]}: against {str(error.validator)!r}") from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise _unusable(schema, type(error).__name__) from error
     return cls(contents, registry=REGISTRY.with_resources(others))
+
+
+def _readable(node: Any, schema: WriterSchema) -> Any:
+    r"""A JSON schema without the patterns that Python cannot read: JavaScript's and Java's have more, such as \p{L}.
+
+    What a producer may write was checked when it wrote; to reject a whole topic for want of a dialect helps nobody.
+    """
+    if isinstance(node, list):
+        return [_readable(each, schema) for each in node]
+    if not isinstance(node, dict):
+        return node
+    kept = dict(node)
+    if isinstance(pattern := node.get("pattern"), str) and not _compiles(pattern, schema):
+        del kept["pattern"]
+    if isinstance(named := node.get("patternProperties"), dict):
+        kept["patternProperties"] = {name: inner for name, inner in named.items() if _compiles(name, schema)}
+        if len(kept["patternProperties"]) < len(named):  # or these would reject what the others are for
+            kept.pop("additionalProperties", None)
+            kept.pop("unevaluatedProperties", None)
+    return {name: _readable(inner, schema) for name, inner in kept.items()}
+
+
+def _compiles(pattern: str, schema: WriterSchema) -> bool:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        log.warning(
+            "schema %d of the registry: the pattern %r is not checked, Python has none such", schema.id, pattern
+        )
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,11 +21,13 @@ os.environ["NO_COLOR"] = "1"
 import pytest
 import torch
 
+from streamlearn import cli
 from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.records import Partition
 from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import BrokerUnavailable, KafkaBroker, find_broker
 from tests.kafka_source import OpenSource
+from tests.said import Said, Say
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -94,3 +97,19 @@ def open_source() -> Iterator[OpenSource]:
     yield start
     for source in sources:
         source.close()
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    """`streamlearn` with arguments, in this process."""
+
+    def run(*arguments: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["streamlearn", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    return run

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from streamlearn import cli
 from streamlearn.envelope import parse
 from streamlearn.message import ClipMessage
 from streamlearn.publish_messages import Rules
@@ -20,33 +16,6 @@ from tests.kafka_broker import KafkaBroker
 
 MEDIA = b"\x00not a video, but publishing opens none"
 RULES = Rules(max_bytes=10_000_000, max_caption_chars=1_000)
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Say = Callable[..., Said]
-
-
-@pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    """`streamlearn` with arguments, in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["streamlearn", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 def manifest(folder: Path, *rows: object, name: str = "manifest.jsonl") -> Path:

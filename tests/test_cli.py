@@ -7,16 +7,15 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import jsonschema
 import pytest
 from prometheus_client import CollectorRegistry
 
-from streamlearn import __version__, cli
+from streamlearn import __version__
 from streamlearn.api import create_app
 from streamlearn.checkpoint import Generations
 from streamlearn.metrics import Metrics
@@ -24,29 +23,8 @@ from streamlearn.retention import Retention
 from streamlearn.server import Server
 from streamlearn.settings import ApiSettings
 from streamlearn.testing import FakeService, ListSource, fake_clips
+from tests.said import Say
 from tests.test_daemon import Stream, daemon, settled
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """`streamlearn` with arguments, in this process."""
-
-    def run(*arguments: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["streamlearn", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +44,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 # --- settings
 
 
-def test_right_settings_are_said_to_be_valid(say: Callable[..., Said], tmp_path: Path) -> None:
+def test_right_settings_are_said_to_be_valid(say: Say, tmp_path: Path) -> None:
     file = tmp_path / "s.toml"
     file.write_text("[learner]\nbatch_size = 16\n")
     assert say("config", "check", "-c", file) == (0, "the settings are valid\n", "")
@@ -79,20 +57,20 @@ def test_right_settings_are_said_to_be_valid(say: Callable[..., Said], tmp_path:
         ("lerner.batch_size=1", "streamlearn: lerner: there is no such setting;"),
     ],
 )
-def test_wrong_settings_end_with_their_sentence_and_2(say: Callable[..., Said], flag: str, sentence: str) -> None:
+def test_wrong_settings_end_with_their_sentence_and_2(say: Say, flag: str, sentence: str) -> None:
     code, out, err = say("config", "check", "--set", flag)
     assert (code, out) == (2, "")
     assert err.startswith(sentence)
     assert err.count("\n") == 1
 
 
-def test_a_flag_without_a_value_is_refused_with_its_form(say: Callable[..., Said]) -> None:
+def test_a_flag_without_a_value_is_refused_with_its_form(say: Say) -> None:
     code, _, err = say("config", "check", "--set", "learner.batch_size")
     assert code == 2
     assert "NAME=VALUE" in err
 
 
-def test_config_show_prints_what_is_in_force_and_every_meaning(say: Callable[..., Said], tmp_path: Path) -> None:
+def test_config_show_prints_what_is_in_force_and_every_meaning(say: Say, tmp_path: Path) -> None:
     flags = ("--set", "learner.batch_size=7", "--set", f"state_dir={tmp_path}")
     shown = say("config", "show", *flags).out.splitlines()
     assert "learner.batch_size = 7" in shown
@@ -103,7 +81,7 @@ def test_config_show_prints_what_is_in_force_and_every_meaning(say: Callable[...
     assert len(defaults) == len(shown)
 
 
-def test_schema_prints_a_json_schema_that_takes_a_clip_message(say: Callable[..., Said]) -> None:
+def test_schema_prints_a_json_schema_that_takes_a_clip_message(say: Say) -> None:
     schema = json.loads(say("schema", "clip").out)
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate({"video_id": "a", "caption": "b", "uri": "file:///c.mp4"}, schema)
@@ -115,7 +93,7 @@ def test_schema_prints_a_json_schema_that_takes_a_clip_message(say: Callable[...
 # --- a running daemon
 
 
-def test_search_prints_a_table_and_for_a_script_the_answer(say: Callable[..., Said], running: str) -> None:
+def test_search_prints_a_table_and_for_a_script_the_answer(say: Say, running: str) -> None:
     code, out, _ = say("search", "a red star", "--limit", "3", "--url", running)
     assert code == 0
     assert out.count("studio-") + out.count("night-") + out.count("odd") >= 3
@@ -123,7 +101,7 @@ def test_search_prints_a_table_and_for_a_script_the_answer(say: Callable[..., Sa
     assert [hit["rank"] for hit in answer["results"]] == [1, 2, 3]
 
 
-def test_captions_and_tasks_are_printed_as_they_are(say: Callable[..., Said], running: str) -> None:
+def test_captions_and_tasks_are_printed_as_they_are(say: Say, running: str) -> None:
     code, out, _ = say("search", "x", "--limit", "100", "--url", running)
     assert code == 0
     assert "[/b] [red]x[/red]" in out
@@ -132,7 +110,7 @@ def test_captions_and_tasks_are_printed_as_they_are(say: Callable[..., Said], ru
     assert "night [/bold]" in say("status", "--url", running).out
 
 
-def test_status_and_tasks_tell_what_the_daemon_does(say: Callable[..., Said], running: str) -> None:
+def test_status_and_tasks_tell_what_the_daemon_does(say: Say, running: str) -> None:
     status = say("status", "--url", running).out
     assert f"version  {__version__}" in status
     assert "searchable  32" in status
@@ -143,7 +121,7 @@ def test_status_and_tasks_tell_what_the_daemon_does(say: Callable[..., Said], ru
     ]
 
 
-def test_what_the_daemon_refuses_is_told_in_its_words(say: Callable[..., Said], running: str) -> None:
+def test_what_the_daemon_refuses_is_told_in_its_words(say: Say, running: str) -> None:
     code, _, err = say("search", "a", "--limit", "201", "--url", running)
     assert code == 2
     assert "422: limit is 201, at most 200 (search.max_limit)" in err
@@ -153,16 +131,14 @@ def test_what_the_daemon_refuses_is_told_in_its_words(say: Callable[..., Said], 
     "url", ["http://127.0.0.1:1", "127.0.0.1:8080", "nonsense", "http://", "http://a b/", "file:///etc/passwd"]
 )
 @pytest.mark.parametrize("verb", [("search", "a"), ("status",), ("tasks",)])
-def test_no_daemon_there_is_a_sentence(say: Callable[..., Said], verb: tuple[str, ...], url: str) -> None:
+def test_no_daemon_there_is_a_sentence(say: Say, verb: tuple[str, ...], url: str) -> None:
     code, out, err = say(*verb, "--url", url)
     assert (code, out) == (2, "")
     assert err.startswith("streamlearn: no daemon answers at ")
     assert err.count("\n") == 1
 
 
-def test_the_environments_token_is_sent(
-    say: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environments_token_is_sent(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("s3cret-ü", encoding="utf-8")
     registry = CollectorRegistry()
     app = create_app(
@@ -204,7 +180,7 @@ def somebody_else(status: int, body: bytes) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "body"), [(200, b"<html>"), (502, b"<html>Bad gateway"), (404, b"[]"), (500, b""), (200, b"\xff")]
 )
-def test_another_server_there_is_a_sentence(say: Callable[..., Said], status: int, body: bytes) -> None:
+def test_another_server_there_is_a_sentence(say: Say, status: int, body: bytes) -> None:
     with somebody_else(status, body) as url:
         code, _, err = say("status", "--url", url)
     assert code == 2
@@ -217,7 +193,7 @@ def test_another_server_there_is_a_sentence(say: Callable[..., Said], status: in
 
 
 @pytest.mark.slow
-def test_generations_are_listed_newest_first_and_shown(say: Callable[..., Said], tmp_path: Path) -> None:
+def test_generations_are_listed_newest_first_and_shown(say: Say, tmp_path: Path) -> None:
     with daemon(tmp_path, ListSource(Stream().clips("studio", 40)), checkpoint__interval_clips=16) as one:
         settled(one)
     numbers = Generations(tmp_path / "state", Retention(3)).numbers()
@@ -234,16 +210,14 @@ def test_generations_are_listed_newest_first_and_shown(say: Callable[..., Said],
     assert "there is no generation 999" in err
 
 
-def test_listing_the_generations_of_no_state_prints_none_and_makes_nothing(
-    say: Callable[..., Said], tmp_path: Path
-) -> None:
+def test_listing_the_generations_of_no_state_prints_none_and_makes_nothing(say: Say, tmp_path: Path) -> None:
     where = ("--set", f"state_dir={tmp_path / 'typo'}")
     assert json.loads(say("generations", "ls", "--json", *where).out) == []
     assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.slow
-def test_a_damaged_manifest_is_a_sentence(say: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_a_sentence(say: Say, tmp_path: Path) -> None:
     with daemon(tmp_path, ListSource(Stream().clips("studio", 8))) as one:
         settled(one)
     (tmp_path / "state" / "current" / "manifest.json").write_text("{")

@@ -18,9 +18,7 @@ from streamlearn.dlq import FilePlace, KafkaPlace, describe, replay, summarise
 from streamlearn.records import Position, Record, Rejected
 from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import KafkaBroker
-from tests.test_cli import Said, say
-
-__all__ = ["say"]
+from tests.said import Say
 
 
 def rejected(
@@ -118,7 +116,7 @@ def test_a_file_of_a_folder_without_manifest_is_touched(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_a_sentence(
-    say: Callable[..., Said], tmp_path: Path, folder: Path
+    say: Say, tmp_path: Path, folder: Path
 ) -> None:  # pragma: no cover - CI runs as a user
     write(tmp_path / "state" / "dead_letters.jsonl", rejected(1))
     (folder / "manifest.jsonl").chmod(0o444)
@@ -130,9 +128,7 @@ def test_a_folder_that_may_not_be_written_is_a_sentence(
 # --- the verbs
 
 
-def test_verbs_list_and_replay_the_state_directorys_file(
-    say: Callable[..., Said], tmp_path: Path, folder: Path
-) -> None:
+def test_verbs_list_and_replay_the_state_directorys_file(say: Say, tmp_path: Path, folder: Path) -> None:
     where = ("--set", f"folder.path={folder}", "--set", f"state_dir={tmp_path / 'state'}")
     assert "0 dead letters" in say("dlq", "ls", *where).out
     write(tmp_path / "state" / "dead_letters.jsonl", rejected(1), rejected(2, "invalid_json", b"[/b]{"))
@@ -149,7 +145,7 @@ def test_verbs_list_and_replay_the_state_directorys_file(
     assert say("dlq", "ls", "--file", tmp_path / "none", *where).code == 2
 
 
-def test_letters_of_a_source_of_ones_own_can_be_listed_only(say: Callable[..., Said], tmp_path: Path) -> None:
+def test_letters_of_a_source_of_ones_own_can_be_listed_only(say: Say, tmp_path: Path) -> None:
     write(tmp_path / "state" / "dead_letters.jsonl", rejected(1))
     where = ("--set", "source=streamlearn.testing:ListSource", "--set", f"state_dir={tmp_path / 'state'}")
     assert say("dlq", "ls", *where).code == 0
@@ -202,7 +198,7 @@ def test_letters_go_back_to_their_topics_as_they_were_once(kafka: KafkaBroker, n
 
 @pytest.mark.slow
 def test_what_others_wrote_into_the_topic_is_listed_and_stays(
-    kafka: KafkaBroker, new_topic: Callable[..., str], say: Callable[..., Said]
+    kafka: KafkaBroker, new_topic: Callable[..., str], say: Say
 ) -> None:
     from kafka import KafkaProducer
 

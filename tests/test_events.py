@@ -199,6 +199,17 @@ def test_beyond_the_bound_the_oldest_are_dropped_and_counted(
     assert sink.closed
 
 
+def test_what_waits_for_another_try_gets_it_when_the_daemon_ends(metrics: Metrics) -> None:
+    sink = Away()
+    with closing(Events(sink, metrics, first_delay_s=3600)) as events:
+        tell(events, 1)
+        assert sink.asked.acquire(timeout=60)
+        until(lambda: counts(metrics)[2] == 1, "it waits")
+        sink.back.set()
+    assert [event["subject"] for event in sink.delivered] == ["1"]
+    assert counts(metrics) == (1, 0, 0)
+
+
 def test_numbers_that_json_does_not_have_are_left_out(metrics: Metrics) -> None:
     from streamlearn.records import Position
     from streamlearn.tasks import Task

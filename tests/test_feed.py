@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import ClassVar
@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from streamlearn.errors import SourceError
 from streamlearn.feed import Feed
+from streamlearn.lag import Lag
 from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Offsets, Partition, Position, Record, Rejected, Tombstone
 from streamlearn.source import Source
@@ -296,6 +297,37 @@ def test_a_source_that_is_away_is_told_and_comes_back() -> None:
 
 
 @pytest.mark.slow
+class Shared(ListSource):
+    """As a member of a group, whose partitions come and go with the other members."""
+
+    def __init__(self, ours: Mapping[Partition, int]) -> None:
+        super().__init__([])
+        self.connected, self.ours = True, ours
+
+    def lag(self) -> Mapping[Partition, int]:
+        return self.ours
+
+
+def test_a_partition_that_went_to_another_member_has_no_lag_here_any_more() -> None:
+    metrics = Metrics.create(registry := CollectorRegistry())
+    source, lag = Shared({Partition("clips", "0"): 7, Partition("clips", "1"): 9}), Lag(metrics)
+
+    def shown() -> list[float | None]:
+        value = registry.get_sample_value
+        return [value("streamlearn_source_lag_records", {"topic": "clips", "partition": p}) for p in "01"]
+
+    lag.report(source)
+    source.ours = {Partition("clips", "1"): 3}
+    lag.report(source)
+    assert shown() == [None, 3]
+    source.connected, source.ours = False, {}
+    lag.report(source)
+    assert shown() == [None, 3]  # nobody knows; what was known last is nearest
+    source.connected = True
+    lag.report(source)
+    assert shown() == [None, None]
+
+
 @pytest.mark.parametrize("call", ["pause", "resume", "lag"])
 def test_a_source_that_is_away_when_paused_resumed_or_asked_for_its_lag_comes_back_too(call: str) -> None:
     class Away(ListSource):

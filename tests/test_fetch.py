@@ -55,6 +55,12 @@ def test_file_below_an_allowed_root_is_read(root: Path) -> None:
     assert fetched((root / "a b#1.mp4").as_uri(), allowed_roots=[root]) == b"video"
 
 
+def test_a_file_whose_name_is_not_utf8_is_read(root: Path) -> None:
+    path = root / os.fsdecode(b"caf\xe9.mp4")
+    path.write_bytes(b"coffee")
+    assert fetched(path.as_uri(), allowed_roots=[root]) == b"coffee"
+
+
 def test_root_may_itself_be_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     uri = (tmp_path / "link" / "a b#1.mp4").as_uri()

@@ -2,15 +2,23 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from kafka import TopicPartition
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, NewPartitions, ResourcePattern, ResourceType
+from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    MemberToRemove,
+    NewPartitions,
+    ResourcePattern,
+    ResourceType,
+)
 from kafka.coordinator.base import MemberState
 
 from streamlearn.connectors.kafka import KafkaSource
@@ -230,6 +238,71 @@ def test_a_partition_that_comes_back_skips_nothing_that_was_committed_before_the
     records += collect(rolled_back, 58)
     for partition in ("0", "1"):
         assert values([r for r in records if r.position.partition == partition]) == numbers(30)
+
+
+class WatchedConsumer(KafkaConsumer):
+    """Notes where the client stands whenever it calls the listener of rebalances."""
+
+    heard: ClassVar[list[str]]
+
+    def __init__(self, **config: Any) -> None:
+        self.standing = "elsewhere"
+        super().__init__(**config)
+        # Of all that `poll` does, what may rebalance; it comes before the fetch of the same `poll`.
+        self._coordinator.poll = self.inside("rebalance", self._coordinator.poll)
+
+    def inside(self, place: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            self.standing = place
+            try:
+                return act(*arguments, **named)
+            finally:
+                self.standing = "elsewhere"
+
+        return run
+
+    def close(self, *arguments: Any, **named: Any) -> None:
+        self.inside("close", super().close)(*arguments, **named)
+
+    def subscribe(self, topics: Sequence[str], listener: Any) -> None:
+        for name in ("on_partitions_assigned", "on_partitions_revoked", "on_partitions_lost"):
+            setattr(listener, name, self.noted(name, getattr(listener, name)))
+        super().subscribe(topics, listener=listener)
+
+    def noted(self, name: str, call: Callable[[Any], None]) -> Callable[[Any], None]:
+        def run(partitions: Any) -> None:
+            self.heard.append(f"{name} in {self.standing}")
+            call(partitions)
+
+        return run
+
+
+def test_no_rebalance_comes_between_a_fetch_and_the_hand_over_of_its_records(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The hand-over takes what it is given for fetched since the partition was assigned: that rests on the client.
+    monkeypatch.setattr(WatchedConsumer, "heard", [], raising=False)
+    monkeypatch.setattr("streamlearn.connectors.kafka.KafkaConsumer", WatchedConsumer)
+    topic = new_topic(partitions=4)
+    first = open_source(options(kafka, topic))
+    until(lambda: len(first.lag()) == 4)
+    for _ in range(2):
+        second = open_source(options(kafka, topic))
+        until(lambda: (len(first.lag()), len(second.lag())) == (2, 2))  # noqa: B023 - called here
+        second.close()
+        until(lambda: len(first.lag()) == 4)
+    # Thrown out by the broker, and let in again.
+    with kafka.admin() as admin:
+        admin.remove_group_members(f"{topic}-group", [MemberToRemove(*members(kafka, f"{topic}-group"))])
+    until(lambda: "on_partitions_lost in rebalance" in WatchedConsumer.heard)
+    until(lambda: len(first.lag()) == 4)
+    first.close()
+    assert set(WatchedConsumer.heard) >= {
+        "on_partitions_assigned in rebalance",
+        "on_partitions_revoked in rebalance",
+        "on_partitions_revoked in close",
+    }
+    assert not [call for call in WatchedConsumer.heard if call.endswith("elsewhere")]
 
 
 def test_partitions_that_are_added_are_read_from_their_beginning(

@@ -161,19 +161,3 @@ def test_a_limit_that_cuts_what_came_together_keeps_the_bounds_exact() -> None:
     assert not made.wants_more
     assert taken(made, 4) == [1, 2, 3, 4]
     assert taken(made) == [5, 6, 7, 8, 9, 10]
-
-
-def test_what_was_fetched_before_a_partition_went_and_is_put_after_it_came_back_comes_once() -> None:
-    made = handover({P0: 0})
-    made.put(P0, records(range(3)))
-    assert taken(made) == [0, 1, 2]
-    late = records(range(3, 6))
-    made.revoke([P0])
-    assert made.assign(P0) == 3
-    made.put(P0, late)
-    made.put(P0, records(range(3, 8)))  # the consumer reads on from where `assign` said
-    made.put(P0, records(range(4, 8)))
-    assert taken(made) == [3, 4, 5, 6, 7]
-    made.move(P0, 1)  # another log
-    made.put(P0, records(range(1, 3)))
-    assert taken(made) == [1, 2]

@@ -1,6 +1,8 @@
 """What the Kafka source reads: topics, a pattern, named partitions; and what it does when the log itself changes."""
 
 import logging
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from kafka import TopicPartition
 from kafka.admin import NewPartitions
 
 from streamlearn.connectors import kafka_subscription
+from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.errors import SourceLostError
 from streamlearn.records import Partition
 from streamlearn.settings import KafkaSettings
@@ -182,10 +185,33 @@ def test_a_topic_that_is_made_anew_while_it_is_read_is_read_from_its_beginning(
         ({"partitions": ["clips"]}, "clips:0"),
         ({"partitions": ["clips:0"], "topic_pattern": "c.*"}, "exclude each other"),
         ({"topics": ["clips", "clips.dlq"]}, "read again"),
+        ({"partitions": ["clips:0", "clips.dlq:1"]}, "read again"),
         ({"events_topic": "clips"}, "name another one"),
+        ({"events_topic": "events", "partitions": ["events:0"]}, "name another one"),
         ({"on_truncated": "ignore"}, "on_truncated"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_a_sentence(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         KafkaSettings.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic", "read"),
+    [
+        ("(?i)clips.*", "CLIPS.night", True),
+        ("(?i)clips.*", "clips.dlq", False),
+        ("(?i)clips.*", "CLIPS.DLQ", True),  # another topic: their names differ by case
+        ("(?i)(?s)a|clips", "CLIPS", True),
+        ("(?x) clips # of cameras", "clips", True),
+        ("a|clips", "clips", True),
+        ("a|clips", "a.clips", False),
+        ("clips", "clips.night", False),
+    ],
+)
+def test_a_pattern_is_of_whole_names_whatever_flags_it_begins_with(pattern: str, topic: str, read: bool) -> None:
+    subscription = Subscription(KafkaSettings(topic_pattern=pattern), {})
+    subscribed: list[str] = []
+    consumer: Any = SimpleNamespace(subscribe=lambda *, pattern, listener: subscribed.append(pattern))
+    subscription.begin(consumer, consumer)
+    assert bool(re.match(subscribed[0], topic)) is read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from streamlearn import cli_progress
 from streamlearn.cli_progress import progress
 from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
 from streamlearn.publish import Report, publish, validate
-from streamlearn.publish_messages import Rules
+from streamlearn.publish_messages import Checked, Outgoing, Rules, check, outgoing
+from streamlearn.publish_sources import rows_of
 from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import SASL_PASSWORD, SASL_USER, KafkaBroker
-from tests.published import MEDIA, RULES, Say, manifest, read, row, say
-
-__all__ = ["say"]
+from tests.published import MEDIA, RULES, manifest, read, row
+from tests.said import Say
 
 
 def test_a_dry_run_lists_what_is_wrong_with_file_and_line(tmp_path: Path) -> None:
@@ -162,6 +163,37 @@ def test_a_cloud_event_has_its_clip_as_key_and_its_file_inline(
     publish([path], Rules(10_000_000, 1_000, inline=True), settings, topic=topic)
     ((key, message),) = read(kafka, topic)
     assert (key, message.media) == (b"v1", MEDIA)
+
+
+def test_an_event_with_an_attribute_uri_keeps_it_and_its_clip_goes_inline(tmp_path: Path) -> None:
+    rules = Rules(10_000_000, 1_000, inline=True)
+    event = {
+        "specversion": "1.0",
+        "uri": "https://cameras.example.org/7",
+        "data": {"video_id": "v1", "captions": ["a cat"], "uri": (tmp_path / "a.mp4").as_uri()},
+    }
+    (found,) = rows_of([manifest(tmp_path, event)], max_bytes=10_000_000)
+    checked = check(found, rules)
+    assert isinstance(checked, Checked)
+    message = outgoing(checked, rules)
+    assert isinstance(message, Outgoing)
+    sent = json.loads(message.value or b"")
+    assert sent["uri"] == "https://cameras.example.org/7"
+    assert sent["data"] == {
+        "video_id": "v1",
+        "captions": ["a cat"],
+        "media_b64": base64.b64encode(MEDIA).decode(),
+    }
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_videos_whose_names_are_not_utf8_are_published(tmp_path: Path, inline: bool) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.mp4")).write_bytes(MEDIA)
+    (folder / os.fsdecode(b"\xff.txt")).write_text("a cat")
+    report = validate([tmp_path], Rules(10_000, 1_000, inline))
+    assert (report.published, report.problems) == (1, ())
 
 
 @pytest.mark.slow

@@ -84,6 +84,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_name(tmp_path:
         ("clips.csv", "caption,path,caption\na,b,c\n", "names 'caption' more than once"),
         ("clips.csv", "video_id,path,caption\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
         ("clips.csv", "", "it has none"),
+        ("clips.csv", b"video_id,path,caption,caf\xe9\nv1,a.mp4,a cat,x\n", "name of column 4 is not UTF-8"),
     ],
 )
 def test_a_header_that_names_no_columns_is_one_sentence(
@@ -93,6 +94,19 @@ def test_a_header_that_names_no_columns_is_one_sentence(
     (problem,) = problems(path)
     assert problem.where == f"{path}:1"
     assert said in problem.message
+
+
+def test_a_column_without_a_name_may_be_there_and_must_be_empty(tmp_path: Path) -> None:
+    path = write(tmp_path, "video_id,path,caption, ,\nv1,a.mp4,a cat,,\nv2,a.mp4,a dog,,lost\nv3,a.mp4,a bird, ,\n")
+    (problem,) = problems(path)
+    assert (problem.where, problem.code) == (f"{path}:3", "invalid_field")
+    assert "cell 5" in problem.message
+    assert "name its column in line 1" in problem.message
+    assert bodies(write(tmp_path, "video_id,path,caption,\nv1,a.mp4,a cat,\n"))[0].keys() == {
+        "video_id",
+        "uri",
+        "caption",
+    }
 
 
 def test_tabs_separate_a_tsv(tmp_path: Path) -> None:

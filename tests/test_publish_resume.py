@@ -21,10 +21,8 @@ from streamlearn.publish_pace import Pace
 from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import KafkaBroker
 from tests.kafka_source import until
-from tests.published import RULES, Say, manifest, read, row, say
-
-__all__ = ["say"]
-
+from tests.published import RULES, manifest, read, row
+from tests.said import Say
 
 # --- the journal
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,12 @@ def test_files_of_one_name_are_one_clip_with_its_video_inline(tmp_path: Path, na
     report = validate([path], RULES)
     assert (report.published, report.problems) == (3, ())
     assert count_samples(path) == (3 if mode == "w" else None)
+
+
+def test_a_name_that_is_not_utf8_is_an_id_that_can_be_stored(tmp_path: Path) -> None:
+    path = pack(tmp_path / "s7.tar", [(os.fsdecode(b"caf\xe9.mp4"), MEDIA), (os.fsdecode(b"caf\xe9.txt"), b"a cat")])
+    assert bodies(path)[0]["video_id"] == "s7/caf\\xe9"
+    assert problems(path) == []
 
 
 def test_shards_with_the_same_keys_do_not_replace_each_other(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -22,8 +22,10 @@ import pytest
 from streamlearn.app import Daemon
 from streamlearn.errors import StateError
 from streamlearn.records import Partition, Position, Record
+from streamlearn.rollback import roll_back_offline
 from streamlearn.schemas import Query, SearchRequest
 from streamlearn.settings import load
+from streamlearn.source import EventSink
 from streamlearn.testing import ListSource
 from tests.daemon import until
 from tests.test_daemon import Stream
@@ -292,6 +294,47 @@ def test_killed_at_any_durable_step_of_it_the_state_is_that_of_before_or_after(t
             outcomes.append(same(answers, after))
             shutil.rmtree(work)
     assert set(outcomes) == {False, True}
+
+
+class Told(ListSource):
+    """The first task, and a sink that keeps the events of every daemon."""
+
+    events_told: ClassVar[list[Mapping[str, Any]]]
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Told:
+        return cls(records()[: CLIPS // 3])
+
+    def events(self) -> EventSink:
+        return ListedEvents(self.events_told)
+
+
+class ListedEvents:
+    source = "/streamlearn/test"
+
+    def __init__(self, told: list[Mapping[str, Any]]) -> None:
+        self.deliver, self.close = told.extend, lambda: None
+
+
+@pytest.mark.slow
+def test_a_rollback_without_a_daemon_is_told_by_the_next_one_until_it_has_a_generation_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(Told, "events_told", told, raising=False)
+    monkeypatch.setitem(SETTINGS, "source", "tests.test_rollback:Told")
+    with daemon(tmp_path) as (running, _):
+        finished(running)
+        generations = running.state.generations
+    done = roll_back_offline(generations, 1, "generation")
+    told.clear()
+    for _ in range(2):
+        with daemon(tmp_path) as (running, _):
+            finished(running)
+    backs = [event for event in told if event["type"] == "rollback.done"]
+    assert [event["subject"] for event in backs] == [str(done.generation)]
+    assert backs[0]["data"] == {**asdict(done), "model_version": backs[0]["data"]["model_version"]}
+    assert told.index(backs[0]) == 0  # before what was published because of it
 
 
 @pytest.mark.slow

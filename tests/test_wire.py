@@ -182,3 +182,72 @@ def test_a_video_is_not_taken_for_a_frame() -> None:
     assert WriterSchema.id_in(film) is None
     assert "content-type" in str(refused(film))
     assert "content-type" in str(refused(b"\x00\x00\x01\xba\x44\x00\x04"))  # an MPEG program stream
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        "null",
+        {"type": "fixed", "name": "Nothing", "size": 0},
+        {
+            "type": "record",
+            "name": "Void",
+            "fields": [{"name": "a", "type": "null"}, {"name": "b", "type": {"type": "null"}}],
+        },
+    ],
+)
+def test_an_array_of_what_takes_no_bytes_is_refused_before_five_bytes_make_a_billion_of_it(items: Any) -> None:
+    more = {"name": "x", "type": ["null", {"type": "map", "values": {"type": "array", "items": items}}]}
+    contents = {**CLIP, "fields": [*CLIP["fields"], more]}
+    error = refused(avro(contents, CAT), schema(contents))
+    assert error.code == "unknown_schema"
+    assert "take no bytes" in str(error)
+    named = {**CLIP, "fields": [*CLIP["fields"], {**more, "type": {"type": "array", "items": "Thing"}}]}
+    thing = {"type": "record", "name": "Thing", "fields": [{"name": "a", "type": items}]}
+    assert "take no bytes" in str(refused(framed(7, b"\0"), schema(named, references=(("thing", json.dumps(thing)),))))
+
+
+def test_arrays_of_small_things_and_records_that_hold_their_own_kind_are_read() -> None:
+    tree = {"type": "record", "name": "Tree", "fields": [{"name": "twigs", "type": {"type": "array", "items": "Tree"}}]}
+    more = [{"name": "tree", "type": tree}, {"name": "xs", "type": {"type": "array", "items": ["null", "boolean"]}}]
+    contents = {**CLIP, "fields": [*CLIP["fields"], *more]}
+    value = {**CAT, "tree": {"twigs": [{"twigs": []}]}, "xs": [None, True]}
+    assert read(avro(contents, value), schema(contents)).meta["tree"] == '{"twigs": [{"twigs": []}]}'
+
+
+def test_what_is_nested_too_deeply_has_a_code_of_its_schema() -> None:
+    nested: dict[str, Any] = {
+        "$defs": {"n": {"items": {"$ref": "#/$defs/n"}}},
+        "properties": {"x": {"$ref": "#/$defs/n"}},
+    }
+    body = b'{"caption": "c", "uri": "file:///a", "x": ' + b"[" * 900 + b"]" * 900 + b"}"
+    assert refused(framed(7, body), schema(nested, "JSON")).code == "schema_mismatch"
+    assert refused(framed(7, b"{}"), schema({"$ref": "#"}, "JSON")).code == "schema_mismatch"
+    deep = '{"items": ' * 300 + "{}" + "}" * 300
+    assert refused(framed(7, b"{}"), WriterSchema(7, "JSON", deep)).code == "unknown_schema"
+    twig = {"type": "record", "name": "Twig", "fields": [{"name": "next", "type": ["null", "Twig"]}]}
+    contents = {"type": "record", "name": "Clip", "fields": [{"name": "x", "type": ["null", twig]}]}
+    assert refused(framed(7, b"\x02" * 900 + b"\0"), schema(contents)).code == "schema_mismatch"
+
+
+def test_a_pattern_that_only_others_can_read_is_said_and_not_checked(caplog: pytest.LogCaptureFixture) -> None:
+    letters = r"^\p{L}+$"
+    whole = {
+        "properties": {
+            "caption": {"pattern": letters, "maxLength": 9},
+            "place": {"$ref": "place.json"},
+            "pattern": {"type": "string"},
+            "meta": {
+                "patternProperties": {letters: {"type": "number"}, "^x": {"maxLength": 1}},
+                "additionalProperties": False,
+            },
+        }
+    }
+    made = schema(whole, "JSON", references=(("place.json", json.dumps({"pattern": letters, "maxLength": 4})),))
+    body = {"caption": "eine Katze"[:9], "uri": "file:///a", "place": "hall", "meta": {"a": 1, "x": "y"}}
+    assert read(framed(7, json.dumps(body).encode()), made).captions == ("eine Katz",)
+    assert "schema 7" in caplog.text
+    assert "p{L}" in caplog.text
+    for wrong in ({"caption": "too long a caption"}, {"place": "the hall"}, {"meta": {"x": "yy"}}, {"pattern": 4}):
+        error = refused(framed(7, json.dumps(body | wrong).encode()), made)
+        assert error.code == "schema_mismatch", wrong
