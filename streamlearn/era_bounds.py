@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from streamlearn.era import Era
 from streamlearn.era_clips import EraClips
+from streamlearn.era_judges import knows
 from streamlearn.era_maps import MappedEncoder, choose, fitted
-from streamlearn.era_merge import Merger
+from streamlearn.era_merge import Merge, Merger
 from streamlearn.settings import SearchSettings
 
 log = logging.getLogger(__name__)
@@ -31,21 +32,39 @@ class EraBounds:
         """An era is gone, or its clips are others."""
         self._merger.forget(number)
 
+    def take_back(self, era: Era, eras: Sequence[Era]) -> None:
+        """Have a sealed era go into an earlier one of its task, whose pair knows the task at least as well.
+
+        Its clips are then encoded by that pair and lie beside those that came first, as they score alike.
+        """
+        earlier = [e for e in eras if e.number < era.number and e.task == era.task and e.encoder and not e.mapped]
+        earlier = [e for e in earlier if not e.pending and e.into is None]
+        texts, films = self._clips.asked(era.task) if earlier else ([], None)
+        if films is None:
+            return
+        assert era.encoder is not None
+        merit = {e.number: knows(e.encoder, texts, films) for e in earlier if e.encoder is not None}
+        best = max(earlier, key=lambda e: merit[e.number])
+        loss = knows(era.encoder, texts, films) - merit[best.number]
+        if loss <= 0:
+            era.into, era.merge = best, Merge(best.number, era.number, "returns", loss, len(texts))
+            log.info("era %d of %s goes back into era %d: %s", era.number, era.task, best.number, era.merge)
+
     def keep(self, eras: Sequence[Era]) -> None:
         """Drop pairs that are too many, and have two eras merged where there are too many or where two agree.
 
         Args:
             eras: all of them, the current one last.
         """
-        self._map(eras[:-1])
+        self._map([era for era in eras[:-1] if era.into is None], {era.into.number for era in eras if era.into})
         if not any(era.into is not None for era in eras):  # one at a time
             self._merge(eras[:-1])
 
-    def _map(self, sealed: Sequence[Era]) -> None:
+    def _map(self, sealed: Sequence[Era], needed: Collection[int]) -> None:
         most, by_number = self._settings.max_encoders, {era.number: era for era in sealed}
         while sum(era.mapped is None for era in sealed) > most:
             # Without a caption of its own nothing says how another encoder is to be turned.
-            free = [e.number for e in sealed if not e.pending and e.into is None and len(e.caption_rows)]
+            free = [e.number for e in sealed if not e.pending and e.number not in needed and len(e.caption_rows)]
             said = {era.number: self._clips.said(era) for era in sealed}
             choice = choose(sealed, said, free, most, self._settings.familiarity_weight)
             if choice is None:

@@ -16,7 +16,7 @@ from streamlearn.era_view import QueryEncoder
 from streamlearn.frames import FrameStore
 from streamlearn.records import Frames, Vectors
 
-_ASKED = 100  # held-out clips of a task that decide which pair its era is sealed with
+_ASKED, _FEWEST_ASKED = 100, 10  # held-out clips of a task that decide which pair its era is sealed with
 _SEEN = 128  # clips that a map is found from
 _JUDGES, _CAPTIONS = 64, 64  # of an era, where merges are judged
 
@@ -56,9 +56,13 @@ class EraClips:
         return dict([(row, clip.captions[0]) for row, clip in spread.items() if clip.split == "train"][:count])
 
     def asked(self, task: str) -> tuple[list[str], Frames | None]:
-        """What the latest pair of a task is judged by: n questions, and the frames (n, T, H, W, 3) of their clips."""
+        """What a pair is judged by that is to write a task's era.
+
+        Returns:
+            n questions, and the frames (n, T, H, W, 3) of their clips; None where they are too few to tell.
+        """
         clips, films = self._alike(self._catalog.heldout(task, _ASKED))
-        return [clip.asked for clip in clips], films
+        return [clip.asked for clip in clips], films if len(clips) >= _FEWEST_ASKED else None
 
     def judges(self, era: Era) -> Judges:
         """What a sealed era is judged by before a merge: held-out clips of any task, and captions that it learned."""
@@ -94,7 +98,8 @@ class EraClips:
         vectors = era.partition.view().vectors(rows)
         if era.pending:
             now = self.encode(rows, era.encoder)
-            vectors = np.array([now.get(row, old) for row, old in zip(rows, vectors, strict=True)], np.float32)
+            for i, row in enumerate(rows):
+                vectors[i] = now.get(row, vectors[i])
         return vectors
 
     def _alike(self, clips: Sequence[ClipRow]) -> tuple[list[ClipRow], Frames | None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamlearn.era_view import familiarity
+from streamlearn.era_view import QueryEncoder, familiarity
 from streamlearn.evaluate import ranks
 from streamlearn.records import Frames, Vectors
 
@@ -37,6 +37,11 @@ def block(asked: Vectors, vectors: Vectors, captions: Vectors, familiarity_weigh
     share = np.float32(1 / (1 + familiarity_weight))  # of the clip's cosine
     out: Vectors = share * (asked @ vectors.T) + (1 - share) * familiarity(asked, captions)[:, None]
     return out
+
+
+def knows(encoder: QueryEncoder, texts: Sequence[str], films: Frames) -> float:
+    """How well a pair alone tells clips apart: mean reciprocal rank of n texts, n films (n, T, H, W, 3)."""
+    return merit([encoder.texts(texts) @ encoder.clips(films).T])
 
 
 def merit(blocks: Iterable[Vectors]) -> float:

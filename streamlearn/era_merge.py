@@ -26,7 +26,8 @@ class Merge:
     """A decision: `absorb`'s clips go to `keep`, whose pair answers for them, and the era is gone.
 
     Attributes:
-        why: "cap", where there are too many eras, or "agree", where nothing is lost by it.
+        why: "cap", where there are too many eras; "agree", where nothing is lost by it; "returns", where the task of
+            `absorb` was there before and the pair of `keep` knows it as well.
         loss: of mean reciprocal rank, by the judges; negative where merging helps.
         judges: how many there were.
     """

@@ -25,10 +25,10 @@ from streamlearn.catalog_rows import as_stored
 from streamlearn.era import Era
 from streamlearn.era_bounds import EraBounds
 from streamlearn.era_clips import EraClips
+from streamlearn.era_judges import knows
 from streamlearn.era_maps import Mapped, MappedEncoder
 from streamlearn.era_merge import Merge, mapped
 from streamlearn.era_view import EraView, QueryEncoder
-from streamlearn.evaluate import ranks
 from streamlearn.frames import FrameStore
 from streamlearn.index import Partition
 from streamlearn.learner import Learner
@@ -39,7 +39,6 @@ from streamlearn.snapshots import Snapshots, Weights, half
 log = logging.getLogger(__name__)
 
 _CAPTIONS = 256  # that an era knows itself by
-_FEWEST_JUDGES = 10  # held-out clips that decide which pair an era is sealed with
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
 
 
@@ -121,6 +120,7 @@ class Eras:
         self._note_own_captions(era)
         self.eras.append(following)
         self.snapshots.clear()
+        self._bounds.take_back(era, self.eras)
         self._bounds.keep(self.eras)
 
     def _note_own_captions(self, era: Era) -> None:
@@ -133,14 +133,12 @@ class Eras:
     def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
         """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
         texts, films = self._clips.asked(task)
-        if films is None or len(texts) < _FEWEST_JUDGES:
+        if films is None:
             return snapshot.local
         towers, merit = self._learner.served.frozen_copy(), []
         for state in (snapshot.local, snapshot.online):
             towers.load_state_dict(state)
-            encoder = QueryEncoder(towers)
-            cosine = encoder.texts(texts) @ encoder.clips(films).T
-            merit.append(float((1 / ranks(cosine, np.arange(len(texts)))).mean()))
+            merit.append(knows(QueryEncoder(towers), texts, films))
         log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", task, *merit)
         return snapshot.local if merit[0] >= merit[1] else snapshot.online
 
@@ -172,7 +170,8 @@ class Eras:
 
     def _written_by(self, era: Era) -> Era:
         """Whose pair its vectors will be of: a merged era's too are its own, as they say more (docs/log.md)."""
-        return era.into if era.into is not None and self._settings.merge_vectors == "encode" else era
+        anew = self._settings.merge_vectors == "encode" or (era.merge is not None and era.merge.why == "returns")
+        return era.into if era.into is not None and anew else era
 
     def _refresh(self) -> int:
         """The current era's vectors were written by encoders that knew less: bring some up to date."""

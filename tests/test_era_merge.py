@@ -197,6 +197,73 @@ def test_the_next_merge_is_judged_by_clips_that_an_era_took_in_and_by_their_vect
         np.testing.assert_array_equal(vectors[clip.asked], stored[clip.row])
 
 
+def visited_again(folder: Path, worse: bool = False, **search: Any) -> Parts:
+    """t1, t2, t1 again: nothing is learned, so that all pairs are alike, but for the first one where it is `worse`."""
+    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_batch_clips=4, **search)
+    for task, domain in (("t1", "studio"), ("t2", "night"), ("t1", "studio")):
+        if parts.rows:
+            parts.boundary(task)
+            parts.finish_reencoding()
+        parts.learn(12, domain, split="heldout")
+    if worse:
+        parts.eras.eras[0].encoder = QueryEncoder(Towers(seed=9))
+    return parts
+
+
+def test_clips_of_a_task_that_returned_go_into_its_first_era_encoded_by_its_pair(tmp_path: Path) -> None:
+    parts = visited_again(tmp_path, merge_loss=None)
+    parts.boundary("t3")
+    first, _, third, _ = parts.eras.eras
+    assert third.into is first
+    assert third.merge is not None
+    assert (third.merge.why, third.merge.judges) == ("returns", 24)
+    rows = list(indexed(parts, 3))
+    parts.eras.reencode()
+    assert list(indexed(parts, 3)) == rows  # until all are done
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    while again.stale:
+        again.reencode()
+    parts.finish_reencoding()
+    for eras in (parts.eras, again):
+        assert [era.number for era in eras.eras] == [1, 2, 4]
+        assert eras.eras[0].absorbed[0]["why"] == "returns"
+    merged = indexed(parts, 1)
+    assert first.encoder is not None
+    expected = first.encoder.clips(parts.stored(rows))
+    np.testing.assert_allclose([merged[row] for row in rows], expected, atol=HALF)
+
+
+def test_where_its_first_pair_knows_a_task_less_it_keeps_an_era_of_its_own(tmp_path: Path) -> None:
+    parts = visited_again(tmp_path, worse=True)
+    parts.boundary("t3")
+    parts.finish_reencoding()
+    assert [era.number for era in parts.eras.eras] == [1, 2, 3, 4]
+
+
+def test_a_first_pair_is_not_dropped_before_the_clips_that_returned_are_encoded_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlearn.era_bounds.knows", lambda *_: 1.0)
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), reencode_batch_clips=4, max_encoders=2)
+    for task, domain in (("t1", "studio"), ("t2", "night"), ("t1", "studio"), ("t3", "night")):
+        if parts.rows:
+            parts.boundary(task)
+            if task != "t3":
+                parts.finish_reencoding()
+        parts.learn(8, domain)
+        parts.learn(12, domain, split="heldout")
+    parts.boundary("t4")
+    assert [era.into is not None for era in parts.eras.eras] == [False, False, True, False, False]
+    assert [era.mapped is not None for era in parts.eras.eras] == [False, True, False, False, False]
+    parts.finish_reencoding()
+    assert [era.number for era in parts.eras.eras] == [1, 2, 4, 5]
+    parts.learn(8)
+    parts.boundary("t2")  # its first pair is gone, so that it gets an era of its own when it ends
+    parts.boundary("t5")
+    assert [era.into for era in parts.eras.eras] == [None] * 6
+
+
 def test_a_clip_without_frames_is_turned_into_the_other_space(parts: Parts) -> None:
     parts.boundary("t4")
     (absorbed,) = [era for era in parts.eras.eras if era.into is not None]

@@ -1,8 +1,8 @@
 """A domain that comes back: which encoders should its new clips be encoded with?
 
 Three answers are compared at the end of the stream, in one pool with all other clips: learn the domain anew and encode
-them with what that gives, in an era of their own, as the daemon does; encode them with the pair that sealed the
-domain's first era, and keep them there; or with the pair of the era before, which is what the encoders were when they
+them with what that gives, in an era of their own; encode them with the pair that sealed the domain's first era, and
+keep them there, as the daemon does where that pair knows the domain as well; or with the pair of the era before, which is what the encoders were when they
 came.
 """
 
