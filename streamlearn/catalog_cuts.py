@@ -89,19 +89,20 @@ def deleted_since(db: sqlite3.Connection, cut: int) -> list[str]:
     return [
         video_id
         for (video_id,) in db.execute(
-            "SELECT video_id FROM clips WHERE +born <= ?1 AND died > ?1 AND video_id NOT IN"
+            "SELECT video_id FROM clips WHERE +born <= :cut AND died > :cut AND video_id NOT IN"
             " (SELECT video_id FROM clips WHERE died IS NULL)",
-            (cut,),
+            {"cut": cut},
         )
     ]
 
 
 def changes(db: sqlite3.Connection, older: int, newer: int) -> dict[str, int]:
     """What became of clips between two cuts: how many came, went, and were encoded again."""
-    born = "SELECT count(*) FROM {} WHERE born > ?1 AND born <= ?2 AND (died IS NULL OR died > ?2)"
-    added, written = (db.execute(born.format(table), (older, newer)).fetchone()[0] for table in ("clips", "vectors"))
+    cuts = {"older": older, "newer": newer}
+    born = "SELECT count(*) FROM {} WHERE born > :older AND born <= :newer AND (died IS NULL OR died > :newer)"
+    added, written = (db.execute(born.format(table), cuts).fetchone()[0] for table in ("clips", "vectors"))
     (removed,) = db.execute(
-        "SELECT count(*) FROM clips WHERE +born <= ?1 AND died > ?1 AND died <= ?2", (older, newer)
+        "SELECT count(*) FROM clips WHERE +born <= :older AND died > :older AND died <= :newer", cuts
     ).fetchone()
     return {"clips_added": added, "clips_removed": removed, "vectors_written": written}
 

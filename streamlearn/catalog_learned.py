@@ -44,10 +44,10 @@ class Learned:
     def was(self, video_id: str, footage: Footage) -> bool:
         """Whether this id, or some of the same footage under any id, was ever learned from."""
         query = (
-            "SELECT EXISTS (SELECT 1 FROM learned WHERE id = ?1)"
-            " OR EXISTS (SELECT 1 FROM learned WHERE media = ?2 AND ?2 != 0 AND start_s < ?4 AND ?3 < end_s)"
+            "SELECT EXISTS (SELECT 1 FROM learned WHERE id = ?)"
+            " OR EXISTS (SELECT 1 FROM learned WHERE media = ? AND media != 0 AND start_s < ? AND end_s > ?)"
         )
-        found = self._file.fetch(query, fingerprint(video_id), footage.media, footage.start_s, footage.end_s)
+        found = self._file.fetch(query, fingerprint(video_id), footage.media, footage.end_s, footage.start_s)
         return bool(found[0][0])
 
     def held_out(self, video_ids: Sequence[str], sha256s: Sequence[str]) -> list[Seen]:

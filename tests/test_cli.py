@@ -249,3 +249,11 @@ def test_run_with_a_wrong_setting_ends_with_a_sentence_and_2(tmp_path: Path) -> 
 def test_verbs_that_need_no_model_import_none() -> None:
     script = "import sys, streamlearn.cli; assert not {'torch', 'faiss', 'transformers'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
+def test_nothing_is_collected_when_the_program_ends() -> None:
+    # What was registered first is called last.
+    script = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 10_000))"
+    script += "; import sys; sys.argv = ['streamlearn', '--help']; from streamlearn import cli; cli.main()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "True")
