@@ -1,7 +1,8 @@
 """When which task is evaluated: a slice at a time, beside the learner, within a share of the learner's time.
 
 The time of evaluations is bought with the learner's: each second that it works earns `evaluate.budget_ratio` seconds,
-and no task is begun on credit. So the share is kept to within the cost of one task. Every other turn belongs to the
+and no task is begun on credit but one that ends. So the share is kept to within the cost of one task, where tasks do
+not end more often than the budget can pay. Every other turn belongs to the
 current task, the rest to the past one that has waited longest: the more tasks, the less often an old one is asked,
 at the same cost. While the source is silent nobody waits for the time, and every task is asked.
 
@@ -80,12 +81,24 @@ class Examiner:
         """Whether the budget has time for another task."""
         return self._credit_s > 0
 
-    def begin(self, snapshot: Snapshot, tasks: Sequence[str], clips_seen: int, *, leisurely: bool = False) -> None:
-        """Ask some tasks, if the budget has time for one; or all, where nobody waits for it. Returns at once.
+    def begin(
+        self,
+        snapshot: Snapshot,
+        tasks: Sequence[str],
+        clips_seen: int,
+        *,
+        leisurely: bool = False,
+        on_credit: bool = False,
+    ) -> None:
+        """Ask some tasks, if the budget has time for one. Returns at once.
 
         While earlier ones are still being asked this does nothing.
+
+        Args:
+            leisurely: ask all; nobody waits for the time.
+            on_credit: ask one in any case; others wait until it is paid for.
         """
-        if self._running is not None or not tasks or not (self.affordable or leisurely):
+        if self._running is not None or not tasks or not (self.affordable or leisurely or on_credit):
             return
         (self._hurry.clear if leisurely else self._hurry.set)()
         order = self._order(tasks, snapshot.eras[-1].task)

@@ -212,7 +212,7 @@ class Pipeline:
         self.finish_evaluation()
         if (task := self.state.tasks.current) is not None:
             self.ledger.settle()
-            self.examiner.begin(self.state.publish(), [task.name], self.state.clips, leisurely=True)
+            self.examiner.begin(self.state.publish(), [task.name], self.state.clips, on_credit=True)
             self.finish_evaluation()
 
     def checkpoint(self) -> None:

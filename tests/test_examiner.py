@@ -93,6 +93,18 @@ def test_evaluations_take_their_share_of_the_learners_time_and_one_task_more_at_
     assert spent >= min(allowed - cost_s, 200 * len(TASKS) * cost_s) - 1e-6
 
 
+def test_a_task_that_ends_is_asked_on_credit_and_paid_for_afterwards(world: Callable[..., World]) -> None:
+    w = world(0.05, 1.0)
+    w.examiner.begin(w.snapshot, ["now"], 1000, on_credit=True)
+    assert w.examiner.collect(None)[0]
+    assert w.asker.asked == ["now"]
+    for n in range(1, 11):
+        w.round(1000 * n, 2.0)  # ten points pay for what was asked
+    assert w.asker.asked == ["now"]
+    w.round(11_000, 2.0)
+    assert len(w.asker.asked) == 2
+
+
 def test_the_current_task_has_every_other_turn_and_the_past_ones_share_the_rest(world: Callable[..., World]) -> None:
     w = world(0.0625, 0.125)
     for n in range(1, 81):
