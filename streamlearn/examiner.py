@@ -95,6 +95,9 @@ class Examiner:
         While earlier ones are still being asked this does nothing.
 
         Args:
+            snapshot: what they are asked of.
+            tasks: their names.
+            clips_seen: the time of it.
             leisurely: ask all; nobody waits for the time.
             on_credit: ask one in any case; others wait until it is paid for.
         """

@@ -2,8 +2,8 @@
 
 Three answers are compared at the end of the stream, in one pool with all other clips: learn the domain anew and encode
 them with what that gives, in an era of their own; encode them with the pair that sealed the domain's first era, and
-keep them there, as the daemon does where that pair knows the domain as well; or with the pair of the era before, which is what the encoders were when they
-came.
+keep them there, as the daemon does where that pair knows the domain as well; or with the pair of the era before, which
+is what the encoders were when they came.
 """
 
 from __future__ import annotations
