@@ -56,7 +56,7 @@ class EraBounds:
         Args:
             eras: all of them, the current one last.
         """
-        self._map([era for era in eras[:-1] if era.into is None], {era.into.number for era in eras if era.into})
+        self._map([era for era in eras[:-1] if era.into is None], _needed(eras))
         if not any(era.into is not None for era in eras):  # one at a time
             self._merge(eras[:-1])
 
@@ -93,3 +93,10 @@ class EraBounds:
             if settings.merge_vectors == "encode":
                 absorb.pending, absorb.reencoded = deque(absorb.partition.view().rows.tolist()), {}
             log.info("era %d of %s goes into era %d: %s", absorb.number, absorb.task, keep.number, merge)
+
+
+def _needed(eras: Sequence[Era]) -> set[int]:
+    """Eras whose pairs must stay while others go: those that these go into, and those that read for them."""
+    going = [era for era in eras if era.into is not None]
+    readers = {era.mapped.reader for era in going if era.mapped is not None}
+    return readers | {era.into.number for era in going if era.into is not None}

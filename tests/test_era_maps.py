@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from streamlearn.encoders import Towers
+from streamlearn.era import Era
 from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose, fitted, through
+from streamlearn.era_merge import Merge, Merger
 from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
 from streamlearn.records import Frames, Vectors
@@ -167,6 +169,33 @@ def test_a_restart_reads_the_same_through_the_same_maps(tmp_path: Path) -> None:
         np.testing.assert_array_equal(old.captions, new.captions)
         film = parts.stored(parts.rows[:1])
         np.testing.assert_allclose(old.encoder.clips(film), new.encoder.clips(film), atol=HALF)
+
+
+def test_a_pair_that_reads_for_an_era_on_its_way_into_another_stays_until_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def into_the_newest(_: Any, eras: Sequence[Era], judges: Any) -> Merge | None:
+        readers = {era.mapped.reader: era for era in eras if era.mapped is not None}
+        return Merge(eras[-1].number, readers[min(readers)].number, "cap", 0.0, 0)  # the oldest reader's
+
+    monkeypatch.setattr(Merger, "cheapest", into_the_newest)
+    parts = Parts(tmp_path, reencode_batch_clips=4, max_encoders=2, max_eras=5)
+    for number in range(2, 8):
+        parts.learn(8)
+        parts.learn(6, split="heldout")
+        parts.boundary(f"t{number}")
+        if number < 6:
+            parts.finish_reencoding()
+        again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+        again.restore(parts.eras.state(), tensors_of(parts))
+        assert again.state() == parts.eras.state()
+    by_number = {era.number: era for era in parts.eras.eras}
+    (going,) = [era for era in parts.eras.eras if era.into is not None]
+    assert going.mapped is not None
+    assert by_number[going.mapped.reader].mapped is None
+    parts.finish_reencoding()
+    own = [era for era in parts.eras.eras[:-1] if era.mapped is None]
+    assert len(own) == 2
 
 
 def test_a_lower_cap_is_met_at_the_next_start(tmp_path: Path) -> None:
