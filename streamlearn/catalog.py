@@ -238,6 +238,13 @@ class Catalog(CatalogReader):
             )
         return rows
 
+    def rename_task(self, old: str, new: str) -> None:
+        """Give the live clips of a task another one, whichever era they are in."""
+        with self._file.transaction() as db:
+            of_task = "FROM clips WHERE died IS NULL AND task = ?"
+            db.execute(f"INSERT INTO moves (row, task, born) SELECT row, task, ? {of_task}", (self._generation, old))
+            db.execute("UPDATE clips SET task = ? WHERE died IS NULL AND task = ?", (new, old))
+
     def add_scores(self, scores: Sequence[Score], ranks: Sequence[TaskRanks] = ()) -> None:
         """Append to the matrix; the ranks take the place of earlier ones of the same task, direction and view."""
         with self._file.transaction() as db:

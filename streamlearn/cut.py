@@ -164,4 +164,5 @@ class Cut:
                 raise KeyError(before)
             self.detector.load_state_dict({k: v.numpy() for k, v in generation.tensors.get("detector", {}).items()})
         except KeyError:
+            self.detector.restart()  # after a rollback it knows a time that was undone
             log.warning("the detector of drift was %s and is %s: it begins anew", before, self.detector.kind)

@@ -105,8 +105,10 @@ class Vote:
         """Go on exactly where `state_dict` was taken.
 
         Raises:
-            KeyError: an array is missing.
+            KeyError: an array is missing, or the members are others.
         """
+        if len(state["ages"]) != len(self._members):
+            raise KeyError(f"votes of {len(state['ages'])} detectors, not {len(self._members)}")
         for i, member in enumerate(self._members):
             own = f"{i}."
             member.load_state_dict({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})

@@ -39,7 +39,7 @@ class EraBounds:
         """
         earlier = [e for e in eras if e.number < era.number and e.task == era.task and e.encoder and not e.mapped]
         earlier = [e for e in earlier if not e.pending and e.into is None]
-        texts, films = self._clips.asked(era.task) if earlier else ([], None)
+        texts, films = self._clips.asked(era) if earlier else ([], None)
         if films is None:
             return
         assert era.encoder is not None

@@ -16,7 +16,7 @@ from streamlearn.era_view import QueryEncoder
 from streamlearn.frames import FrameStore
 from streamlearn.records import Frames, Vectors
 
-_ASKED, _FEWEST_ASKED = 100, 10  # held-out clips of a task that decide which pair its era is sealed with
+_ASKED, _FEWEST_ASKED = 100, 10  # held-out clips of an era that decide which pair it is sealed with
 _SEEN = 128  # clips that a map is found from
 _JUDGES, _CAPTIONS = 64, 64  # of an era, where merges are judged
 
@@ -55,13 +55,13 @@ class EraClips:
         spread = self._catalog.clips(rows[:: max(1, -(-len(rows) // count))].tolist())
         return dict([(row, clip.captions[0]) for row, clip in spread.items() if clip.split == "train"][:count])
 
-    def asked(self, task: str) -> tuple[list[str], Frames | None]:
-        """What a pair is judged by that is to write a task's era.
+    def asked(self, era: Era) -> tuple[list[str], Frames | None]:
+        """What a pair is judged by that is to write an era: its own held-out clips, not an earlier visit's.
 
         Returns:
             n questions, and the frames (n, T, H, W, 3) of their clips; None where they are too few to tell.
         """
-        clips, films = self._alike(self._catalog.heldout(task, _ASKED))
+        clips, films = self._alike(self._catalog.heldout_of_era(era.number, _ASKED))
         return [clip.asked for clip in clips], films if len(clips) >= _FEWEST_ASKED else None
 
     def judges(self, era: Era) -> Judges:

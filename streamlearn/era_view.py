@@ -71,7 +71,8 @@ class EraView:
     """An era as readers see it.
 
     Attributes:
-        encoder: the pair that wrote the partition; for the current era, as it was at publication.
+        encoder: the pair that wrote the partition, or another's through a map; for the current era, as it was at
+            publication.
         captions: (m, d) of some clips learned in the era, m at most 256. A query near them is in the era's words.
     """
 

@@ -112,7 +112,7 @@ class Eras:
             following.partition.upsert(moved, era.partition.view().vectors(moved))
             era.partition.remove(moved)
         era.sealed_step = snapshot.step
-        self._freeze(era, self._better(era.task, snapshot))
+        self._freeze(era, self._better(era, snapshot))
         era.pending = deque(era.partition.view().rows.tolist())
         # The latest captions came with the clips that moved; without any, the new era would seem familiar to all.
         learned = sum(clip.split == "train" for clip in self._catalog.clips(rows).values())
@@ -130,16 +130,16 @@ class Eras:
             era.caption_rows = np.fromiter(learned, np.int64, len(learned))
             era.captions = era.encoder.texts(list(learned.values()))
 
-    def _better(self, task: str, snapshot: Weights) -> Mapping[str, Tensor]:
+    def _better(self, era: Era, snapshot: Weights) -> Mapping[str, Tensor]:
         """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
-        texts, films = self._clips.asked(task)
+        texts, films = self._clips.asked(era)
         if films is None:
             return snapshot.local
         towers, merit = self._learner.served.frozen_copy(), []
         for state in (snapshot.local, snapshot.online):
             towers.load_state_dict(state)
             merit.append(knows(QueryEncoder(towers), texts, films))
-        log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", task, *merit)
+        log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", era.task, *merit)
         return snapshot.local if merit[0] >= merit[1] else snapshot.online
 
     @property
@@ -275,8 +275,9 @@ class Eras:
         for era, facts in zip(self.eras, state, strict=True):
             if facts.get("mapped"):
                 era.mapped = Mapped(**facts["mapped"])
-                reader = next(other.encoder for other in self.eras if other.number == era.mapped.reader)
-                assert reader is not None
+                reader = next((other.encoder for other in self.eras if other.number == era.mapped.reader), None)
+                if reader is None or reader.reader is not reader:
+                    raise ValueError(f"era {era.number} is read by era {era.mapped.reader}, which has no pair")
                 maps = (tensors[kind][f"{era.number:04d}"].numpy() for kind in ("text_maps", "clip_maps"))
                 era.encoder = MappedEncoder(reader, *maps)
             if facts.get("merge"):

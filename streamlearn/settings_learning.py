@@ -257,7 +257,8 @@ class DriftSettings(Section):
     )
     revisits: bool = Field(
         True,
-        description="A task that returns is continued under its name, in a new era. Needs frozen_judge.",
+        description="A task that returns is continued under its name, in an era of its own until that ends. Needs"
+        " frozen_judge.",
     )
 
     log: bool = Field(

@@ -115,11 +115,11 @@ class State(Cut):
         """
         self.tasks.rename(old, new, merge=merge)
         with self.catalog.transaction():
-            for era in self.eras.eras:
-                if era.task == old:
-                    self.catalog.move(from_era=era.number, since_step=0, to_era=era.number, to_task=new)
-                    era.task = new
+            self.catalog.rename_task(old, new)  # not by era: one may hold clips of others that it took in
             self.catalog.forget_ranks(old)
+        for era in self.eras.eras:
+            if era.task == old:
+                era.task = new
         self.book.rename(old, new)
         self.book.open_task(self.task)  # a past task that the current one is part of is current again
         if self.judge is not None:

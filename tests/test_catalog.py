@@ -339,6 +339,24 @@ def test_a_moved_and_a_reencoded_clip_get_their_task_era_and_vector_back(catalog
     assert steps.tolist() == [2, 2]
 
 
+def test_a_task_is_renamed_in_every_era_and_no_other_task_with_it(catalog: Catalog) -> None:
+    catalog.begin(4)
+    rows, _ = catalog.put([clip("a"), clip("b"), clip("c")])
+    catalog.put_vectors(rows, vectors(0, 3), era=1, step=2)
+    catalog.move(from_era=1, since_step=0, to_era=1, to_task="t1")
+    catalog.put([clip("b")])  # replaced
+    catalog.begin(5)
+    assert catalog.counts_by_task() == {"t1": 3}
+    (moved,) = catalog.put([replace(clip("d"), task="t2")])[0]
+    catalog.put_vectors([moved], vectors(1, 1), era=1, step=3)  # of an era that took it in
+    catalog.rename_task("t1", "night")
+    assert catalog.counts_by_task() == {"night": 3, "t2": 1}
+    catalog.rename_task("t2", "night")
+    assert catalog.counts_by_task() == {"night": 4}
+    catalog.rewind(4)
+    assert catalog.counts_by_task() == {"t1": 3}
+
+
 def test_a_clip_moved_in_two_generations_gets_the_task_of_either_back(tmp_path: Path) -> None:
     for pruned, generation, task in ((0, 3, "t3"), (0, 2, "t2"), (0, 1, "t1"), (2, 2, "t2"), (1, 1, "t1")):
         catalog = Catalog(tmp_path / f"{pruned}-{generation}.db")

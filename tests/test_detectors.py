@@ -186,6 +186,8 @@ def test_a_vote_counts_alarms_that_come_within_the_window_and_forgets_those_that
     vote.refuse()
     assert (vote.score, vote.drift_detected) == (0, False)
     assert vote.kind == "vote(none, none, none)"
+    with pytest.raises(KeyError, match="votes of 3"):
+        Vote([Scripted()], quorum=1, window_batches=4).load_state_dict(vote.state_dict())
     with pytest.raises(ValueError, match="quorum"):
         Vote([Scripted()], quorum=2, window_batches=4)
 

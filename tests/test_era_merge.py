@@ -216,7 +216,7 @@ def test_clips_of_a_task_that_returned_go_into_its_first_era_encoded_by_its_pair
     first, _, third, _ = parts.eras.eras
     assert third.into is first
     assert third.merge is not None
-    assert (third.merge.why, third.merge.judges) == ("returns", 24)
+    assert (third.merge.why, third.merge.judges) == ("returns", 12)
     rows = list(indexed(parts, 3))
     parts.eras.reencode()
     assert list(indexed(parts, 3)) == rows  # until all are done

@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamlearn.app import Daemon
+from streamlearn.era_maps import MappedEncoder
 from streamlearn.era_view import QueryEncoder
 from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator, Measured
@@ -171,6 +172,12 @@ def test_what_was_known_of_a_task_before_it_began_is_measured_with_the_pair_of_b
     later = judge.measure(parts.publish(), "t2", 44)
     assert later is not None
     assert later.forward
+    before_t2 = parts.eras.eras[0]
+    now = parts.eras.views()[-1].encoder
+    before_t2.encoder = MappedEncoder(now, np.eye(128, dtype=np.float32), np.eye(128, dtype=np.float32))
+    through = judge.measure(parts.publish(), "t2", 45)
+    assert through is not None
+    assert through.forward == {}  # a pair that has learned the task since reads for it
 
 
 def test_the_pool_view_is_recall_among_so_many_clips_drawn_from_all(parts: Parts) -> None:

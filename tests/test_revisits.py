@@ -71,3 +71,16 @@ def test_a_detector_of_another_kind_takes_nothing_from_the_one_before(
         assert again.tolist() == ([] if begins_anew else numbers.tolist())
         said = "page_hinkley:loss and is page_hinkley:grad_norm: it begins anew"
         assert (said in caplog.text) == begins_anew
+
+
+def test_a_rollback_to_a_detector_of_another_kind_leaves_nothing_of_the_time_that_was_undone(tmp_path: Path) -> None:
+    clips = Stream().clips("studio", 192)
+    page_hinkley = {"drift__detector": "page_hinkley", "drift__signal": "loss"}
+    with daemon(tmp_path, ListSource(clips[:96]), **page_hinkley) as running:
+        settled(running)
+        (pinned := running.state.generations).pin(number := pinned.current())
+    with daemon(tmp_path, ListSource(clips), **{**page_hinkley, "drift__signal": "grad_norm"}) as running:
+        settled(running)
+        assert len(running.state.detector.state_dict()["values"]) > 0
+        running.pipeline.mailbox.ask(lambda: running.state.roll_back(number, "latest"), timeout_s=60)
+        assert len(running.state.detector.state_dict()["values"]) == 0
