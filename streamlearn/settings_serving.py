@@ -61,8 +61,8 @@ class SearchSettings(Section):
     merge_vectors: Literal["keep", "encode"] = Field(
         "keep",
         description="What becomes of the clips of an era that is merged into another. keep: their vectors stay, and the"
-        " other era's text encoder asks them; encode: they are encoded anew with its pair, which needs max_encoders to be at"
-        " least max_eras.",
+        " other era's text encoder asks them; encode: they are encoded anew with its pair, which needs max_encoders"
+        " to be at least max_eras.",
     )
     merge_loss: float | None = Field(
         None,
