@@ -89,12 +89,28 @@ class Bounded:
                 self._heard_at = time.monotonic()
             return self._within(self._consumer, fetched)
         except kafka_errors.OffsetOutOfRangeError as error:
+            gone = self._gone(error.args[0])
             self.close()
-            gone = ", ".join(f"{tp.topic}:{tp.partition} at {offset}" for tp, offset in error.args[0].items())
-            raise StreamlearnError(f"retention has removed what is to be read next: {gone}") from error
+            if gone:
+                raise StreamlearnError(f"retention has removed what is to be read next: {gone}") from error
+            raise as_source_error(error, self._options) from error
         except CLIENT_ERRORS as error:
             self.close()
             raise as_source_error(error, self._options) from error
+
+    def _gone(self, refused: Mapping[TopicPartition, int]) -> str:
+        """Those of the refused offsets that the log has no more: a broker was seen to refuse one that it held."""
+        assert self._consumer is not None
+        try:
+            begin = self._consumer.beginning_offsets(list(refused), timeout_ms=1000 * _SILENCE_S)
+            end = self._consumer.end_offsets(list(refused), timeout_ms=1000 * _SILENCE_S)
+        except CLIENT_ERRORS:
+            return ""  # asked again
+        return ", ".join(
+            f"{tp.topic}:{tp.partition} at {offset}"
+            for tp, offset in refused.items()
+            if not begin[tp] <= offset <= end[tp]
+        )
 
     def close(self) -> None:
         """Disconnect; idempotent."""

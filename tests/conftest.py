@@ -50,6 +50,13 @@ def any_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]
     broker.close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """kafka-python leaves sockets to the garbage collector, also connected ones, also in the middle of a test."""
+    for item in items:
+        if "any_kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed .socket.socket:ResourceWarning"))
+
+
 @pytest.fixture
 def kafka(any_kafka: KafkaBroker) -> Iterator[KafkaBroker]:
     """A real broker that runs, whatever the test before did to it."""

@@ -6,9 +6,11 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kafka import KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import OffsetOutOfRangeError
 
 from streamlearn.connectors.kafka_range import (
     Range,
@@ -48,6 +50,8 @@ def everything(source: RangeSource) -> list[Record]:
     while True:
         try:
             records += source.poll(1)
+        except SourceError:
+            continue  # asked again, as the daemon does
         except EndOfStream:
             return records
 
@@ -129,6 +133,28 @@ def test_a_range_resumes_at_every_offset_of_a_checkpoint(kafka: KafkaBroker, new
         source.start({Partition(f"{topic}@2", "0"): done, Partition(topic, "0"): 9})  # the live topic's do not count
         assert values(everything(source)) == numbers(8 - done, done)
         source.close()
+
+
+@pytest.mark.slow
+def test_an_offset_that_the_broker_refuses_and_holds_is_asked_for_again(
+    kafka: KafkaBroker, new_topic: NewTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, poll = new_topic(), KafkaConsumer.poll
+    send(kafka, topic, numbers(10))
+    refused = [OffsetOutOfRangeError({TopicPartition(topic, 0): 2})]
+
+    def refusing_once(consumer: KafkaConsumer, **how: Any) -> Any:
+        if refused:
+            raise refused.pop()
+        return poll(consumer, **how)
+
+    monkeypatch.setattr(KafkaConsumer, "poll", refusing_once)
+    source = RangeSource(options(kafka, topic), [Range(topic, 0, 2, 8)])
+    source.start({})
+    with pytest.raises(SourceError):
+        source.poll(1)
+    assert values(everything(source)) == numbers(6, 2)
+    source.close()
 
 
 @pytest.mark.slow
