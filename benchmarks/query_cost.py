@@ -45,17 +45,17 @@ def snapshot(rows: np.ndarray, eras: int, pairs: int) -> Snapshot:
     """Of so many eras, the current one among them, whose ended ones have so many pairs."""
     rng = np.random.default_rng(0)
     views = []
-    turn = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0].astype(np.float32)
+    turn = np.concatenate([np.linalg.qr(rng.standard_normal((DIM, DIM)))[0], np.zeros((1, DIM))]).astype(np.float32)
     own: list[QueryEncoder] = []
     for number, part in enumerate(np.array_split(rows, eras), 1):
         partition = Partition(DIM)
         partition.replace_all(part, unit(rng, len(part)))
         if number == eras or len(own) < pairs:
             own.append(QueryEncoder(Towers(seed=number, dim=DIM).frozen_copy()))
-            encoder = own[-1]
+            encoder = own[-1] if number == eras else MappedEncoder(own[-1], turn)
         else:
             encoder = MappedEncoder(own[number % pairs], turn, turn)
-        views.append(EraView(number, f"t{number}", encoder, partition.view(), unit(rng, 256)))
+        views.append(EraView(number, f"t{number}", encoder, partition.view(), unit(rng, 1024)))
     return Snapshot(tuple(views), 0, 0, "m", {}, "2026-01-01T00:00:00Z", 0, None)
 
 

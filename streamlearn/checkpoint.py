@@ -30,7 +30,7 @@ from streamlearn.retention import Kept, Retention
 log = logging.getLogger(__name__)
 
 # Of the folder; a reader refuses a greater one. 2: a rollback's generation goes with an older cut of the catalog.
-FORMAT = 2
+FORMAT = 3
 PINNED = "pinned"  # a file of this name keeps a generation
 # What reading a damaged generation raises.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)

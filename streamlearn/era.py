@@ -11,6 +11,7 @@ import numpy as np
 from streamlearn.catalog import Rows
 from streamlearn.era_maps import Mapped
 from streamlearn.era_merge import Merge
+from streamlearn.era_readout import Readout
 from streamlearn.era_view import QueryEncoder
 from streamlearn.index import Partition
 from streamlearn.records import Vectors
@@ -23,10 +24,12 @@ class Era:
     Attributes:
         number, task, opened_step: what it is called, and when it began.
         partition: its clips' vectors.
-        captions: that it knows itself by, as its own text encoder sees them; (m, d).
+        captions: that it knows itself by, as its encoder reads them, of the current one as its text tower does; (m, d).
+        shown: of the current era, the clips that came with these captions; (m, d).
         caption_rows: of a sealed era, the clips whose captions these are; (m,), or (0,) where it is not known.
         sealed_step: the step of its snapshot; None while it is the current one.
         encoder: how a sealed era is read.
+        readout: what was found when it was last decided whether eras are read through readouts; the same in all.
         mapped: where it has no pair of its own.
         pending: rows of a sealed era that await re-encoding.
         into: the era that takes these rows when they are done,
@@ -40,9 +43,11 @@ class Era:
     opened_step: int
     partition: Partition
     captions: Vectors
+    shown: Vectors
     caption_rows: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
     sealed_step: int | None = None
     encoder: QueryEncoder | None = None
+    readout: Readout | None = None
     mapped: Mapped | None = None
     pending: deque[int] = field(default_factory=deque)
     into: Era | None = None
@@ -60,5 +65,6 @@ class Era:
             "reencoded": not self.pending,
             "absorbed": self.absorbed,
             "merge": self.merge and asdict(self.merge),
+            "readout": self.readout and asdict(self.readout),
             "mapped": self.mapped and asdict(self.mapped),
         }

@@ -1,17 +1,24 @@
-"""Keeps eras within bounds: so many of them, and so many pairs of encoders. Decides, and notes it on the eras."""
+"""What is decided of eras: their weights and readouts, how many there may be, and how many pairs. Notes it on them."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from torch import Tensor
+
+from streamlearn.encoders import Towers
 from streamlearn.era import Era
 from streamlearn.era_clips import EraClips
 from streamlearn.era_judges import knows
 from streamlearn.era_maps import MappedEncoder, choose, fitted
 from streamlearn.era_merge import Merge, Merger
+from streamlearn.era_readout import judged, turned
+from streamlearn.era_view import QueryEncoder
+from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
+from streamlearn.snapshots import Weights
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +39,22 @@ class EraBounds:
         """An era is gone, or its clips are others."""
         self._merger.forget(number)
 
+    def better(self, era: Era, snapshot: Weights, towers: Towers) -> Mapping[str, Tensor]:
+        """Which of a snapshot's weights an era is sealed with.
+
+        Returns:
+            The momentum pair's, or the encoders' where held-out clips say that it still lags behind them.
+        """
+        texts, films = self._clips.asked(era)
+        if films is None:
+            return snapshot.local
+        merit = []
+        for state in (snapshot.local, snapshot.online):
+            towers.load_state_dict(state)
+            merit.append(knows(QueryEncoder(towers), texts, films))
+        log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", era.task, *merit)
+        return snapshot.local if merit[0] >= merit[1] else snapshot.online
+
     def take_back(self, era: Era, eras: Sequence[Era]) -> None:
         """Have a sealed era go into an earlier one of its task, whose pair knows the task at least as well.
 
@@ -42,13 +65,37 @@ class EraBounds:
         texts, films = self._clips.asked(era) if earlier else ([], None)
         if films is None:
             return
-        assert era.encoder is not None
-        merit = {e.number: knows(e.encoder, texts, films) for e in earlier if e.encoder is not None}
+        merit = {e.number: knows(e.encoder.reader, texts, films) for e in (*earlier, era) if e.encoder is not None}
         best = max(earlier, key=lambda e: merit[e.number])
-        loss = knows(era.encoder, texts, films) - merit[best.number]
+        loss = merit[era.number] - merit[best.number]
         if loss <= 0:
             era.into, era.merge = best, Merge(best.number, era.number, "returns", loss, len(texts))
             log.info("era %d of %s goes back into era %d: %s", era.number, era.task, best.number, era.merge)
+
+    def read_out(self, eras: Sequence[Era]) -> None:
+        """Read all eras whose vectors are final through their readouts, if held-out clips are then found better.
+
+        Those that have no pair any more stay as they were when it went.
+
+        Args:
+            eras: all of them, the current one last.
+        """
+        sealed = [era for era in eras[:-1] if era.into is None]
+        plain: dict[int, tuple[QueryEncoder, Vectors]] = {}
+        read_out: dict[int, tuple[QueryEncoder, Vectors]] = {}
+        for era in sealed:
+            texts, clips = self._clips.pairs(era)
+            if texts and era.encoder is not None and era.mapped is None and not era.pending:
+                reader = era.encoder.reader
+                plain[era.number], read_out[era.number] = (reader, reader.texts(texts)), turned(reader, texts, clips)
+        said = {era.number: self._clips.said(era) for era in sealed}
+        readout = judged(sealed, said, plain, read_out, self._settings.familiarity_weight) if plain else None
+        log.info("eras %s through readouts: %s", sorted(plain), readout)
+        readings = read_out if readout is not None and readout.helps else plain
+        for era in sealed:
+            era.readout = readout
+            if era.number in readings:
+                era.encoder, era.captions = readings[era.number]
 
     def keep(self, eras: Sequence[Era]) -> None:
         """Drop pairs that are too many, and have two eras merged where there are too many or where two agree.
@@ -63,17 +110,17 @@ class EraBounds:
     def _map(self, sealed: Sequence[Era], needed: Collection[int]) -> None:
         most, by_number = self._settings.max_encoders, {era.number: era for era in sealed}
         while sum(era.mapped is None for era in sealed) > most:
-            # Without a caption of its own nothing says how another encoder is to be turned.
-            free = [e.number for e in sealed if not e.pending and e.number not in needed and len(e.caption_rows)]
+            free = [era.number for era in sealed if not era.pending and era.number not in needed]
             said = {era.number: self._clips.said(era) for era in sealed}
             choice = choose(sealed, said, free, most, self._settings.familiarity_weight)
             if choice is None:
                 return
             reader = by_number[choice.mapped.reader].encoder
             assert reader is not None
+            reader = reader.reader
             for number, of_texts in choice.maps.items():
                 era = by_number[number]
-                of_clips = fitted(*self._clips.seen(era, reader))
+                of_clips = fitted(*self._clips.seen(era, reader, sealed))
                 era.encoder, era.mapped = MappedEncoder(reader, of_texts, of_clips), choice.mapped
             log.info("era %d has no pair of its own any more: %s", choice.era, choice.mapped)
 

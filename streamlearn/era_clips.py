@@ -17,7 +17,7 @@ from streamlearn.frames import FrameStore
 from streamlearn.records import Frames, Vectors
 
 _ASKED, _FEWEST_ASKED = 100, 10  # held-out clips of an era that decide which pair it is sealed with
-_SEEN = 128  # clips that a map is found from
+_MAPPED, _SEEN = 256, 128  # captions and clips that another pair's map is found from
 _JUDGES, _CAPTIONS = 64, 64  # of an era, where merges are judged
 
 
@@ -71,25 +71,46 @@ class EraClips:
         learned = self.learned(era.partition.view().rows, _CAPTIONS)
         return Judges([clip.asked for clip in clips], self._vectors(era, clips), films, list(learned.values()))
 
+    def pairs(self, era: Era) -> tuple[list[str], Vectors]:
+        """What a sealed era knows itself by: m captions of clips that it has learned, and the clips, (m, d)."""
+        view = era.partition.view()
+        texts = self._texts(era.caption_rows[view.holds(era.caption_rows)])
+        return list(texts.values()), view.vectors(list(texts))
+
     def said(self, era: Era) -> Captions:
         """What says how another text encoder would read a sealed era, and what that would cost."""
-        texts = {row: clip.captions[0] for row, clip in self._catalog.clips(era.caption_rows.tolist()).items()}
-        kept = [i for i, row in enumerate(era.caption_rows.tolist()) if row in texts]  # others were deleted since
-        clips = self._catalog.heldout_of_era(era.number, _JUDGES)
+        some = slice(None, None, max(1, -(-len(era.caption_rows) // _MAPPED)))
+        texts, vectors = self._texts(rows := era.caption_rows[some]), era.captions[some]
+        clips, view = self._catalog.heldout_of_era(era.number, _JUDGES), era.partition.view()
         return Captions(
-            texts=[texts[row] for row in era.caption_rows[kept].tolist()],
-            vectors=era.captions[kept],
+            texts=list(texts.values()),
+            vectors=vectors[np.flatnonzero(np.isin(rows, list(texts)))],
             known=era.captions,
             questions=[clip.asked for clip in clips],
             clips=self._vectors(era, clips),
+            learned=view.vectors(rows[view.holds(rows)]),
         )
 
-    def seen(self, era: Era, other: QueryEncoder) -> tuple[Vectors, Vectors]:
-        """Some clips of an era as another pair sees them, and as the era has them; (n, d) each, n at most 128."""
+    def seen(self, era: Era, other: QueryEncoder, eras: Sequence[Era]) -> tuple[Vectors, Vectors]:
+        """Some clips as another pair sees them, and as an era does; (n, d) each, n at most 128.
+
+        They are the era's own, or, for those whose frames are gone, the newest of `eras`.
+        """
+        assert era.encoder is not None
         view = era.partition.view()
-        found = self.encode(view.rows[:: max(1, -(-len(view) // _SEEN))].tolist(), other)
-        vectors = np.array(list(found.values()), np.float32).reshape(len(found), view.dim)
-        return vectors, view.vectors(list(found))
+        rows = view.rows[:: max(1, -(-len(view) // _SEEN))].tolist()
+        found = self.encode(rows, other)
+        there, here = list(found.values()), [*view.vectors(list(found))]
+        if gone := len(rows) - len(found):
+            newest = np.concatenate([one.partition.view().rows for one in eras])[-gone:].tolist()
+            there += self.encode(newest, other).values()
+            here += self.encode(newest, era.encoder).values()
+        return _stacked(there, view.dim), _stacked(here, view.dim)
+
+    def _texts(self, rows: Rows) -> dict[int, str]:
+        """Of those that were not deleted since, in order."""
+        clips = self._catalog.clips(rows.tolist())
+        return {row: clips[row].captions[0] for row in rows.tolist() if row in clips}
 
     def _vectors(self, era: Era, clips: Sequence[ClipRow]) -> Vectors:
         """As the era has them, or will have them once it is encoded anew. Shape: n -> (n, d)."""
@@ -108,3 +129,7 @@ class EraClips:
         shape = next((one.shape for one in frames.values()), None)
         alike = [clip for clip in clips if clip.row in frames and frames[clip.row].shape == shape]
         return alike, np.stack([frames[clip.row] for clip in alike]) if alike else None
+
+
+def _stacked(vectors: Sequence[Vectors], dim: int) -> Vectors:
+    return np.array(vectors, np.float32).reshape(len(vectors), dim)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from streamlearn.era_view import QueryEncoder, familiarity
 from streamlearn.evaluate import ranks
@@ -45,6 +46,11 @@ def knows(encoder: QueryEncoder, texts: Sequence[str], films: Frames) -> float:
 
 
 def merit(blocks: Iterable[Vectors]) -> float:
-    """Mean reciprocal rank, of blocks of scores side by side: in all, (q, q) whose diagonal is right."""
+    """Mean reciprocal rank, of blocks of scores side by side: see `merits`."""
+    return float(merits(blocks).mean())
+
+
+def merits(blocks: Iterable[Vectors]) -> npt.NDArray[np.float64]:
+    """Reciprocal rank of each question, (q,), of blocks of scores side by side: (q, n), whose diagonal is right."""
     scores = np.concatenate(list(blocks), axis=1)
-    return float((1 / ranks(scores, np.arange(len(scores)))).mean())
+    return 1 / ranks(scores, np.arange(len(scores)))

@@ -20,6 +20,7 @@ from streamlearn.era_judges import block, merit
 from streamlearn.era_view import QueryEncoder
 from streamlearn.records import Frames, Vectors
 
+_STAND_IN = 256  # captions of other eras, where one has none
 _STAY = 1.0  # what staying as it is weighs in a direction; a caption or clip has weight 1
 
 
@@ -48,6 +49,7 @@ class Captions:
         known: that familiarity looks at, (k, d), by the same pair.
         questions: n captions of held-out clips.
         clips: those clips' vectors, (n, d).
+        learned: vectors of some learned clips, (l, d).
     """
 
     texts: Sequence[str]
@@ -55,6 +57,7 @@ class Captions:
     known: Vectors
     questions: Sequence[str]
     clips: Vectors
+    learned: Vectors
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,16 @@ class Sealed(Protocol):
 
 
 class MappedEncoder(QueryEncoder):
-    """An era's queries, as another era's pair says them and maps turn them.
+    """An era's queries, as a pair says them and maps turn them.
 
     Args:
-        reader: the other era's own encoder.
-        of_texts: (d, d), from its space into the era's, by captions.
-        of_clips: the same by clips: the two towers do not move alike.
+        reader: the pair: the era's own, or another era's.
+        of_texts: as `fitted` returns it, from the space of its text encoder to where the era's clips lie.
+        of_clips: likewise from the space of its video encoder, where the pair is another era's; the two towers do not
+            move alike. None: it is the era's own.
     """
 
-    def __init__(self, reader: QueryEncoder, of_texts: Vectors, of_clips: Vectors) -> None:
+    def __init__(self, reader: QueryEncoder, of_texts: Vectors, of_clips: Vectors | None = None) -> None:
         super().__init__(reader.towers)
         self._reader, self.of_texts, self.of_clips = reader, of_texts, of_clips
 
@@ -101,9 +105,14 @@ class MappedEncoder(QueryEncoder):
         return self._reader
 
     @property
+    def borrowed(self) -> bool:
+        """Whether another era's pair reads."""
+        return self.of_clips is not None
+
+    @property
     def nbytes(self) -> int:
-        """Memory of the maps; the weights are the other era's."""
-        return self.of_texts.nbytes + self.of_clips.nbytes
+        """Memory of the maps, and of the weights where they are the era's own."""
+        return self.of_texts.nbytes + (self._reader.nbytes if self.of_clips is None else self.of_clips.nbytes)
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Shape: n -> (n, d) unit rows."""
@@ -111,24 +120,33 @@ class MappedEncoder(QueryEncoder):
 
     def clips(self, frames: Frames) -> Vectors:
         """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows."""
-        return through(self._reader.clips(frames), self.of_clips)
+        return self.turned(self._reader.clips(frames))
+
+    def turned(self, vectors: Vectors) -> Vectors:
+        """What the reader says of clips, as the era would. Shape: (n, d) -> (n, d)."""
+        return vectors if self.of_clips is None else through(vectors, self.of_clips)
 
 
-def through(vectors: Vectors, matrix: Vectors) -> Vectors:
-    """Shape: (n, d), (d, d) -> (n, d) unit rows."""
-    out: Vectors = vectors @ matrix
+def through(vectors: Vectors, mapping: Vectors) -> Vectors:
+    """Shape: (n, d), (d + 1, d) as `fitted` returns it -> (n, d) unit rows."""
+    out: Vectors = vectors @ mapping[:-1] + mapping[-1]
     out /= np.linalg.norm(out, axis=1, keepdims=True)
     return out
 
 
 def fitted(source: Vectors, target: Vectors) -> Vectors:
-    """The linear map that fits best, by ridge regression towards the identity: with nothing to go by, it stays so.
+    """The affine map that fits best, by ridge regression towards the identity: with nothing to go by, it stays so.
 
-    Shape: (m, d), (m, d) the same things in two spaces -> (d, d), to be multiplied from the right.
+    Shape: (m, d), (m, d) the same things in two spaces -> (d + 1, d): a matrix, to be multiplied from the right, and
+    below it a row to be added.
     """
-    stay = _STAY * np.eye(source.shape[1], dtype=np.float32)
-    out: Vectors = np.linalg.solve(source.T @ source + stay, source.T @ target + stay).astype(np.float32)
-    return out
+    dim = source.shape[1]
+    if not len(source):
+        return np.eye(dim + 1, dim, dtype=np.float32)
+    middle, centre = source.mean(0), target.mean(0)
+    x, y, stay = source - middle, target - centre, _STAY * np.eye(dim, dtype=np.float32)
+    matrix = np.linalg.solve(x.T @ x + stay, x.T @ y + stay)
+    return np.concatenate([matrix, (centre - middle @ matrix)[None]]).astype(np.float32)
 
 
 def choose(
@@ -147,15 +165,19 @@ def choose(
     candidates = [era for era in own[:-1] if era.number in free]
     if len(own) <= most or not candidates:
         return None
-    newest = own[-1].encoder
-    assert newest is not None
+    assert own[-1].encoder is not None
+    newest = own[-1].encoder.reader  # before any map of its own era
     questions = [text for era in eras for text in said[era.number].questions]
+    learned = [text for era in eras for text in said[era.number].texts]
+    learned = learned[:: max(1, len(learned) // _STAND_IN)]
     maps, now, then = {}, {}, {}
     for era in eras:
         n, facts, encoder = era.number, said[era.number], era.encoder
         assert encoder is not None
-        empty = np.zeros_like(facts.vectors[:0])
-        maps[n] = fitted(newest.texts(facts.texts) if facts.texts else empty, facts.vectors)
+        texts, vectors = facts.texts, facts.vectors
+        if not texts and learned:  # its own were all held out, or are deleted: it can still be asked others'
+            texts, vectors = learned, encoder.texts(learned)
+        maps[n] = fitted(newest.texts(texts) if texts else vectors, vectors)
         if questions:
             now[n] = block(encoder.texts(questions), facts.clips, facts.known, familiarity_weight)
             asked = through(newest.texts(questions), maps[n])

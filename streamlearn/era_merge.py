@@ -12,10 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-import numpy as np
-
 from streamlearn.era_judges import Judges, block, merit
-from streamlearn.era_maps import Sealed, fitted
+from streamlearn.era_maps import Sealed, fitted, through
 from streamlearn.records import Vectors
 
 _FEWEST_JUDGES = 10  # of either era, for a boundary to be called superfluous
@@ -142,8 +140,4 @@ def mapped(old: Vectors, new: Vectors, others: Vectors) -> Vectors:
     Returns:
         (m, d) by the new one; the old where there is nothing to learn from.
     """
-    if not len(old):
-        return others
-    out: Vectors = others @ fitted(old, new)
-    out /= np.linalg.norm(out, axis=1, keepdims=True)
-    return out
+    return through(others, fitted(old, new)) if len(old) else others

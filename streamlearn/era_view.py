@@ -43,6 +43,11 @@ class QueryEncoder:
         return self
 
     @property
+    def borrowed(self) -> bool:
+        """Whether another era's pair reads: no, this is a pair of its own."""
+        return False
+
+    @property
     def nbytes(self) -> int:
         """Memory of the weights."""
         return sum(weight.nbytes for weight in self.towers.state_dict().values())
@@ -65,15 +70,20 @@ class QueryEncoder:
         out: Vectors = self.towers.encode_video(torch.from_numpy(frames).to(device)).float().cpu().numpy()
         return out
 
+    def turned(self, vectors: Vectors) -> Vectors:
+        """What the reader says of clips, as the era would: the same. Shape: (n, d) -> (n, d)."""
+        return vectors
+
 
 @dataclass(frozen=True)
 class EraView:
     """An era as readers see it.
 
     Attributes:
-        encoder: the pair that wrote the partition, or another's through a map; for the current era, as it was at
-            publication.
-        captions: (m, d) of some clips learned in the era, m at most 256. A query near them is in the era's words.
+        encoder: the pair that wrote the partition, or another's, mostly through a map; for the current era, as it was
+            at publication.
+        captions: (m, d) of some clips learned in the era, m at most 1,024, as the encoder reads them. A query near them
+            is in the era's words.
     """
 
     number: int

@@ -25,20 +25,20 @@ from streamlearn.catalog_rows import as_stored
 from streamlearn.era import Era
 from streamlearn.era_bounds import EraBounds
 from streamlearn.era_clips import EraClips
-from streamlearn.era_judges import knows
 from streamlearn.era_maps import Mapped, MappedEncoder
 from streamlearn.era_merge import Merge, mapped
+from streamlearn.era_readout import Readout, of_open, of_recent
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.frames import FrameStore
 from streamlearn.index import Partition
 from streamlearn.learner import Learner
 from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
-from streamlearn.snapshots import Snapshots, Weights, half
+from streamlearn.snapshots import Snapshots, half
 
 log = logging.getLogger(__name__)
 
-_CAPTIONS = 256  # that an era knows itself by
+_CAPTIONS = 1024  # that an era knows itself by
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
 
 
@@ -76,9 +76,15 @@ class Eras:
         """The era being written."""
         return self.eras[-1]
 
-    def note_captions(self, keys: Vectors) -> None:
-        """The text keys of a step, (n, d): the current era knows itself by its latest."""
-        self.current.captions = np.concatenate([self.current.captions, keys])[-_CAPTIONS:]
+    @property
+    def _readout(self) -> Readout | None:
+        return next((era.readout for era in self.eras if era.readout is not None), None)
+
+    def note_pairs(self, texts: Vectors, clips: Vectors) -> None:
+        """The keys of a step, (n, d) each: the current era knows itself by its latest."""
+        era = self.current
+        era.captions = np.concatenate([era.captions, texts])[-_CAPTIONS:]
+        era.shown = np.concatenate([era.shown, clips])[-_CAPTIONS:]
 
     def upsert(self, rows: Sequence[int], vectors: Vectors) -> None:
         """The step's keys become index entries of the current era. Shape: n catalog rows, (n, d)."""
@@ -111,12 +117,15 @@ class Eras:
             moved = np.asarray(rows, np.int64)
             following.partition.upsert(moved, era.partition.view().vectors(moved))
             era.partition.remove(moved)
-        era.sealed_step = snapshot.step
-        self._freeze(era, self._better(era, snapshot))
-        era.pending = deque(era.partition.view().rows.tolist())
         # The latest captions came with the clips that moved; without any, the new era would seem familiar to all.
         learned = sum(clip.split == "train" for clip in self._catalog.clips(rows).values())
-        following.captions = era.captions[len(era.captions) - min(learned, len(era.captions)) :]
+        cut = len(era.captions) - min(learned, len(era.captions))
+        following.captions, following.shown = era.captions[cut:], era.shown[cut:]
+        readout = of_recent(era.captions[:cut], era.shown[:cut], self._readout)
+        era.sealed_step, era.shown = snapshot.step, era.shown[:0]
+        better = self._bounds.better(era, snapshot, self._learner.served.frozen_copy())
+        self._freeze(era, better, readout)  # until its vectors are final
+        era.pending = deque(era.partition.view().rows.tolist())
         self._note_own_captions(era)
         self.eras.append(following)
         self.snapshots.clear()
@@ -129,18 +138,6 @@ class Eras:
         if learned := self._clips.learned(era.partition.view().rows, _CAPTIONS):
             era.caption_rows = np.fromiter(learned, np.int64, len(learned))
             era.captions = era.encoder.texts(list(learned.values()))
-
-    def _better(self, era: Era, snapshot: Weights) -> Mapping[str, Tensor]:
-        """The momentum pair, or the encoders where held-out clips say that it still lags behind them."""
-        texts, films = self._clips.asked(era)
-        if films is None:
-            return snapshot.local
-        towers, merit = self._learner.served.frozen_copy(), []
-        for state in (snapshot.local, snapshot.online):
-            towers.load_state_dict(state)
-            merit.append(knows(QueryEncoder(towers), texts, films))
-        log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", era.task, *merit)
-        return snapshot.local if merit[0] >= merit[1] else snapshot.online
 
     @property
     def stale(self) -> int:
@@ -204,8 +201,9 @@ class Eras:
             self._bounds.forget(target.number)
             assert era.merge is not None
             target.absorbed += [*era.absorbed, asdict(era.merge) | {"task": era.task}]
-            self._note_own_captions(target)
             log.info("era %d of %s is now part of era %d", era.number, era.task, target.number)
+        self._note_own_captions(target)
+        self._bounds.read_out(self.eras)
         self._bounds.keep(self.eras)
 
     def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
@@ -222,8 +220,10 @@ class Eras:
             partition = era.partition.view()
             if len(partition) == 0 and era is not self.current:
                 continue
-            encoder = era.encoder or QueryEncoder(self._learner.served.frozen_copy())
-            out.append(EraView(era.number, era.task, encoder, partition, era.captions))
+            encoder, captions = era.encoder, era.captions
+            if encoder is None:
+                encoder, captions = of_open(self._learner.served.frozen_copy(), captions, era.shown, self._readout)
+            out.append(EraView(era.number, era.task, encoder, partition, captions))
         return tuple(out)
 
     def state(self) -> list[dict[str, Any]]:
@@ -232,14 +232,17 @@ class Eras:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The captions that each era knows itself by, whose they are, and the maps through which eras are read."""
-        parts: dict[str, dict[str, Tensor]] = {"captions": {}, "caption_rows": {}, "text_maps": {}, "clip_maps": {}}
+        kinds = ("captions", "shown", "caption_rows", "text_maps", "clip_maps")
+        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for era in self.eras:
             name = f"{era.number:04d}"
             parts["captions"][name] = torch.from_numpy(era.captions)
+            parts["shown"][name] = torch.from_numpy(era.shown)
             parts["caption_rows"][name] = torch.from_numpy(era.caption_rows)
             if isinstance(era.encoder, MappedEncoder):
                 parts["text_maps"][name] = torch.from_numpy(era.encoder.of_texts)
-                parts["clip_maps"][name] = torch.from_numpy(era.encoder.of_clips)
+                if era.encoder.of_clips is not None:
+                    parts["clip_maps"][name] = torch.from_numpy(era.encoder.of_clips)
         return parts
 
     def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
@@ -262,10 +265,17 @@ class Eras:
             era.absorbed = [*facts.get("absorbed", ())]
             era.captions = tensors["captions"][f"{era.number:04d}"].numpy()
             era.sealed_step = facts["sealed_step"]
+            if "shown" in tensors:
+                era.shown = tensors["shown"][f"{era.number:04d}"].numpy()
+            elif era.sealed_step is None:  # format 2: they begin anew together
+                era.captions = era.shown
             if "caption_rows" in tensors:
                 era.caption_rows = tensors["caption_rows"][f"{era.number:04d}"].numpy()
+            if facts.get("readout"):
+                era.readout = Readout(**facts["readout"])
             if era.sealed_step is not None and not facts.get("mapped"):
-                self._freeze(era, tensors[f"eras/{era.number:04d}"])
+                readout = tensors.get("text_maps", {}).get(f"{era.number:04d}")
+                self._freeze(era, tensors[f"eras/{era.number:04d}"], None if readout is None else readout.numpy())
             rows, vectors, _ = self._catalog.era_vectors(era.number)
             if len(rows):
                 era.partition.replace_all(rows, vectors)
@@ -276,10 +286,10 @@ class Eras:
             if facts.get("mapped"):
                 era.mapped = Mapped(**facts["mapped"])
                 reader = next((other.encoder for other in self.eras if other.number == era.mapped.reader), None)
-                if reader is None or reader.reader is not reader:
+                if reader is None or reader.borrowed:
                     raise ValueError(f"era {era.number} is read by era {era.mapped.reader}, which has no pair")
                 maps = (tensors[kind][f"{era.number:04d}"].numpy() for kind in ("text_maps", "clip_maps"))
-                era.encoder = MappedEncoder(reader, *maps)
+                era.encoder = MappedEncoder(reader.reader, *maps)
             if facts.get("merge"):
                 era.merge = Merge(**facts["merge"])
                 era.into = next(other for other in self.eras if other.number == era.merge.keep)
@@ -290,9 +300,12 @@ class Eras:
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step
         hints = None if self._hints is None else self._hints / f"{number:04d}.safetensors"
-        return Era(number, task, opened, Partition(self._dim, hints=hints), np.zeros((0, self._dim), np.float32))
+        none = np.zeros((0, self._dim), np.float32)
+        return Era(number, task, opened, Partition(self._dim, hints=hints), none, none)
 
-    def _freeze(self, era: Era, state: Mapping[str, Tensor]) -> None:
+    def _freeze(self, era: Era, state: Mapping[str, Tensor], readout: Vectors | None) -> None:
         pair = self._learner.served.frozen_copy()
         pair.load_state_dict({name: tensor.to(self._learner.device) for name, tensor in state.items()})
         era.encoder = QueryEncoder(pair)
+        if readout is not None:
+            era.encoder = MappedEncoder(era.encoder, readout)

@@ -89,7 +89,8 @@ class Evaluator:
             return None
         questions = [clip.asked for clip in clips]
         now = snapshot.eras[-1]
-        video, text = self._videos(now.encoder, rows, now.partition.dim), now.encoder.texts(questions)
+        encoders = now.encoder.reader  # as they are, without what the index adds to them
+        video, text = self._videos(encoders, rows, now.partition.dim), encoders.texts(questions)
         own = np.arange(len(clips))
         found = {
             ("t2v", "served"): self._served_t2v(snapshot, questions, rows),
@@ -145,9 +146,9 @@ class Evaluator:
         first = next((i for i, era in enumerate(snapshot.eras) if era.task == task), 0)
         if pairs is None or first == 0 or len(rows) < 2 * pairs:
             return {}
-        before = snapshot.eras[first - 1].encoder
-        if before.reader is not before:
+        if snapshot.eras[first - 1].encoder.borrowed:
             return {}  # a later pair reads for it, which may have learned the task
+        before = snapshot.eras[first - 1].encoder.reader
         text, video, own = (
             before.texts(questions),
             self._videos(before, rows, snapshot.eras[-1].partition.dim),

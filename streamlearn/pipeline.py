@@ -144,7 +144,7 @@ class Pipeline:
         self.examiner.earn(spent)
         if stats is not None:
             vectors |= dict(zip(train, stats.keys_video, strict=True))
-            self.state.eras.note_captions(stats.keys_text)
+            self.state.eras.note_pairs(stats.keys_text, stats.keys_video)
 
         with self.metrics.stage_seconds.labels("index").time():
             changed = self.ledger.write(

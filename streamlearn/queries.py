@@ -15,7 +15,7 @@ from concurrent.futures import TimeoutError as NotInTime
 import numpy as np
 
 from streamlearn.catalog import Catalog
-from streamlearn.era_view import EraView
+from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.frames import FrameStore
 from streamlearn.records import Clip, Event, Frames, Position, Record, Vectors
@@ -62,8 +62,15 @@ class Queries:
             unit: Vectors = given / np.linalg.norm(given)
             return lambda era: unit
         frames = self._known(query.video_id) if query.video_id is not None else self._fetched(str(query.uri))
-        batch = np.stack([frames])
-        return lambda era: era.encoder.clips(batch)
+        batch, seen = np.stack([frames]), dict[QueryEncoder, Vectors]()
+
+        def video(era: EraView) -> Vectors:
+            reader = era.encoder.reader
+            if reader not in seen:  # one reads for many eras
+                seen[reader] = reader.clips(batch)
+            return era.encoder.turned(seen[reader])
+
+        return video
 
     def _known(self, video_id: str) -> Frames:
         clip = self._catalog.clip(video_id)

@@ -45,7 +45,7 @@ class SearchSettings(Section):
         128, ge=1, description="Clips between published snapshots; a silent source publishes at once."
     )
     familiarity_weight: float = Field(
-        1.0, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."
+        0.5, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."
     )
     max_eras: int = Field(
         16,

@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("index_compact", "era_view", "events"),
     ("index", "text_stack", "queries", "era_judges"),
     ("snapshots", "era_maps"),
+    ("era_readout",),
     ("era_merge",),
     ("era",),
     ("era_clips",),

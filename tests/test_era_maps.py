@@ -62,7 +62,7 @@ class One:
         learned = [str(1000 * self.number + i) for i in range(64)]
         asked = [str(1000 * self.number + 500 + i) for i in range(20)]
         vectors = self.encoder.texts(learned)
-        return Captions(learned, vectors, vectors, asked, self.encoder.texts(asked))
+        return Captions(learned, vectors, vectors, asked, self.encoder.texts(asked), vectors)
 
 
 def chosen(eras: Sequence[One], most: int, free: Sequence[int] | None = None) -> Any:
@@ -77,11 +77,11 @@ def test_the_pair_that_a_map_can_stand_for_goes() -> None:
     assert choice.mapped.loss == pytest.approx(0, abs=0.02)
     assert list(choice.maps) == [2]
     asked = ["17", "23"]
-    encoder = MappedEncoder(eras[2].encoder, choice.maps[2], np.eye(DIM, dtype=np.float32))
+    encoder = MappedEncoder(eras[2].encoder, choice.maps[2], np.eye(DIM + 1, DIM, dtype=np.float32))
     assert (encoder.texts(asked) * eras[1].encoder.texts(asked)).sum(1).min() > 0.97
     films = np.full((2, 1, 2, 2, 3), 17, np.uint8)
     np.testing.assert_allclose(encoder.clips(films), eras[2].encoder.clips(films), atol=1e-6)
-    assert encoder.nbytes == 2 * DIM * DIM * 4
+    assert encoder.nbytes == 2 * (DIM + 1) * DIM * 4
 
 
 def test_what_dropping_a_pair_costs_is_the_recall_that_is_lost_in_the_pool_of_all() -> None:
@@ -110,11 +110,12 @@ def test_no_pair_goes_below_the_cap_nor_one_that_is_still_needed_nor_the_newest(
     assert chosen(eras, 2) is None
     assert chosen(eras, 1, free=[2]) is None
     assert chosen(eras[:1], 1) is None
-    empty = Captions([], np.zeros((0, DIM), np.float32), np.zeros((0, DIM), np.float32), [], np.zeros((0, DIM)))
+    none = np.zeros((0, DIM), np.float32)
+    empty = Captions([], none, none, [], none, none)
     choice = choose(eras, {1: empty, 2: empty}, [1], 1, 1.0)
     assert choice is not None
     assert (choice.mapped.loss, choice.mapped.judges) == (0.0, 0)
-    np.testing.assert_array_equal(choice.maps[1], np.eye(DIM))
+    np.testing.assert_array_equal(choice.maps[1], np.eye(DIM + 1, DIM))
 
 
 def test_a_pair_goes_when_its_era_is_encoded_and_search_goes_on_through_the_map(tmp_path: Path) -> None:
@@ -225,5 +226,5 @@ def test_encoding_merged_eras_anew_needs_all_pairs() -> None:
 
 
 def test_a_map_through_which_nothing_is_known_stays_as_it_is() -> None:
-    np.testing.assert_array_equal(fitted(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)), np.eye(3))
+    np.testing.assert_array_equal(fitted(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)), np.eye(4, 3))
     np.testing.assert_allclose(through(np.array([[3.0, 4.0]]), np.eye(2)), [[0.6, 0.8]])

@@ -186,7 +186,7 @@ def test_the_next_merge_is_judged_by_clips_that_an_era_took_in_and_by_their_vect
         parts.finish_reencoding()
         parts.learn(8, "studio")
     parts.boundary("t6")
-    (merged,) = [era for era in parts.eras.eras if era.absorbed and era.into is None]
+    merged = next(era for era in parts.eras.eras if era.absorbed and era.into is None)
     asked = seen[-1][merged.number]
     stored = indexed(parts, merged.number)
     clips = [c for c in parts.catalog.clips(stored).values() if c.split == "heldout"]

@@ -174,7 +174,7 @@ def test_what_was_known_of_a_task_before_it_began_is_measured_with_the_pair_of_b
     assert later.forward
     before_t2 = parts.eras.eras[0]
     now = parts.eras.views()[-1].encoder
-    before_t2.encoder = MappedEncoder(now, np.eye(128, dtype=np.float32), np.eye(128, dtype=np.float32))
+    before_t2.encoder = MappedEncoder(now, np.eye(129, 128, dtype=np.float32), np.eye(129, 128, dtype=np.float32))
     through = judge.measure(parts.publish(), "t2", 45)
     assert through is not None
     assert through.forward == {}  # a pair that has learned the task since reads for it

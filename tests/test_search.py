@@ -184,7 +184,8 @@ def test_a_vector_asks_every_era_as_it_is(parts: Parts) -> None:
     query = np.asarray([hit.vector], np.float32)
     for other in answer.results:
         cosine = float(query[0] @ np.asarray(vectors[other.video_id]))
-        assert other.score == pytest.approx((cosine + eras[other.task].familiarity(query)[0]) / 2, abs=1e-4)
+        familiar, weight = eras[other.task].familiarity(query)[0], parts.settings.familiarity_weight
+        assert other.score == pytest.approx((cosine + weight * familiar) / (1 + weight), abs=1e-4)
 
 
 def test_a_vector_of_another_space_is_refused(parts: Parts) -> None:

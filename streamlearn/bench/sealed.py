@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, Ints
 from streamlearn.bench.gallery import KS, encode_clips, encode_texts, questions, summary, thinned
 from streamlearn.encoders import Towers
 from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose
+from streamlearn.era_readout import judged, turned
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import Ranks, hits_in_pool, ranks
 from streamlearn.index import Partition
@@ -27,7 +28,7 @@ from streamlearn.learner import Learner
 from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
 
-_CAPTIONS = 256  # that an era knows itself by, as in streamlearn/eras.py
+_CAPTIONS, _MAPPED = 1024, 256  # that an era knows itself by, and that it is mapped by, as in the daemon
 _FEWEST_JUDGES = 10  # likewise
 #: Encoders kept, as a share of the curve; "all" is one per era.
 KEPT = ("1", "2", "4", "all")
@@ -41,7 +42,8 @@ class SealedEra:
         rows: test clips that arrived in it.
         judges: held-out clips, none of them a test clip.
         chosen: "local" or "online", whichever pair ranks its judges better.
-        vectors, judges_vectors, pairs: by pair, of `rows` and `judges`, and the pair itself.
+        vectors, judges_vectors, shown, pairs: by pair, of `rows`, `judges` and the clips of `captions`, and the pair
+            itself.
         captions: of clips learned in it, spread evenly.
     """
 
@@ -51,6 +53,7 @@ class SealedEra:
     captions: list[str]
     vectors: dict[str, Vectors] = field(default_factory=dict)
     judges_vectors: dict[str, Vectors] = field(default_factory=dict)
+    shown: dict[str, Vectors] = field(default_factory=dict)
     pairs: dict[str, Towers] = field(default_factory=dict)
 
 
@@ -60,6 +63,7 @@ class _Reading:
 
     number: int
     encoder: QueryEncoder
+    said: Captions
     mapped: Mapped | None = None
 
 
@@ -106,6 +110,7 @@ class SealedEras:
             era.pairs[name] = pair
             era.vectors[name] = encode_clips(pair, self._corpus, rows)
             era.judges_vectors[name] = encode_clips(pair, self._corpus, judges)
+            era.shown[name] = encode_clips(pair, self._corpus, spread)
             scores = encode_texts(pair, questions(self._corpus, judges)) @ era.judges_vectors[name].T
             merit[name] = float((1 / ranks(scores, np.arange(len(judges)))).mean()) if len(judges) else 0.0
         if len(judges) >= _FEWEST_JUDGES:
@@ -118,24 +123,23 @@ class SealedEras:
         """Recall over the pooled test clips against the number of encoders kept.
 
         Returns:
-            By sealing rule ("judged": as the daemon does, "local": always the momentum pair) and number of encoders
+            By sealing rule ("judged": as the daemon does, "local": always the momentum pair, "plain": as the daemon but
+            without readouts) and number of encoders
             (of `KEPT`, where there are that many eras): "t2v", "v2t", "cosine" (t2v without familiarity) and, with
             all encoders, "thinned" (t2v, four tenths of the words missing) and what `_forgotten` returns.
         """
         eras = [era for era in self.eras if len(era.rows)]
         out: dict[str, Any] = {}
-        for rule in ("judged", "local"):
-            chosen = [era.chosen if rule == "judged" else "local" for era in eras]
-            said = [self._said(era, name) for era, name in zip(eras, chosen, strict=True)]
-            own = [QueryEncoder(era.pairs[name]) for era, name in zip(eras, chosen, strict=True)]
+        for rule in ("judged", "local", "plain"):
+            chosen = ["local" if rule == "local" else era.chosen for era in eras]
             out[rule] = {}
             for kept in KEPT:
                 count = len(eras) if kept == "all" else int(kept)
                 if count > len(eras):
                     continue
-                readings = self._readings(own, said, count)
+                readings = self._readings(eras, chosen, count, readouts=rule != "plain")
                 views = [
-                    self._view(i, reading.encoder, said[i].known, era.rows, era.vectors[name])
+                    self._view(i, reading.encoder, reading.said.known, era.rows, era.vectors[name])
                     for i, (reading, era, name) in enumerate(zip(readings, eras, chosen, strict=True))
                 ]
                 out[rule][kept] = self._asked(views, seed if kept == "all" else None)
@@ -169,20 +173,44 @@ class SealedEras:
         return EraView(number + 1, "", reader, partition.view(), known)
 
     def _said(self, era: SealedEra, name: str) -> Captions:
-        vectors = encode_texts(era.pairs[name], era.captions)
-        return Captions(era.captions, vectors, vectors, questions(self._corpus, era.judges), era.judges_vectors[name])
+        known = encode_texts(era.pairs[name], era.captions)
+        some = slice(None, None, _every(known))
+        asked = questions(self._corpus, era.judges)
+        return Captions(era.captions[some], known[some], known, asked, era.judges_vectors[name], era.shown[name][some])
 
-    def _readings(self, own: Sequence[QueryEncoder], said: Sequence[Captions], most: int) -> list[_Reading]:
+    def _readings(
+        self, eras: Sequence[SealedEra], chosen: Sequence[str], most: int, *, readouts: bool
+    ) -> list[_Reading]:
         """How each era is read at the end, were no more pairs kept than this."""
-        readings: list[_Reading] = []
-        for i, encoder in enumerate(own):
-            readings.append(_Reading(i, encoder))
-            known, free = dict(enumerate(said[: i + 1])), range(i + 1)
-            while (choice := choose(readings, known, free, most, self._settings.familiarity_weight)) is not None:
+        weight = self._settings.familiarity_weight
+        out: list[_Reading] = []
+        for i, (era, name) in enumerate(zip(eras, chosen, strict=True)):
+            out.append(_Reading(i, QueryEncoder(era.pairs[name]), self._said(era, name)))
+            if readouts:
+                self._read_out(out, eras, chosen)
+            said = {reading.number: reading.said for reading in out}
+            while (choice := choose(out, said, range(i + 1), most, weight)) is not None:
                 for number, matrix in choice.maps.items():
-                    readings[number].encoder = MappedEncoder(own[choice.mapped.reader], matrix, matrix)
-                    readings[number].mapped = choice.mapped
-        return readings
+                    out[number].encoder = MappedEncoder(out[choice.mapped.reader].encoder.reader, matrix, matrix)
+                    out[number].mapped = choice.mapped
+        return out
+
+    def _read_out(self, readings: Sequence[_Reading], eras: Sequence[SealedEra], chosen: Sequence[str]) -> None:
+        """As the daemon does when an era's vectors are final."""
+        plain: dict[int, tuple[QueryEncoder, Vectors]] = {}
+        read_out: dict[int, tuple[QueryEncoder, Vectors]] = {}
+        for reading, era, name in zip(readings, eras, chosen, strict=False):
+            if era.captions and reading.mapped is None:
+                pair = reading.encoder.reader
+                plain[reading.number] = pair, pair.texts(era.captions)
+                read_out[reading.number] = turned(pair, era.captions, era.shown[name])
+        said = {reading.number: reading.said for reading in readings}
+        readout = judged(readings, said, plain, read_out, self._settings.familiarity_weight)
+        decided = read_out if readout is not None and readout.helps else plain
+        for reading in readings:
+            if reading.number in decided:
+                reading.encoder, known = decided[reading.number]
+                reading.said = replace(reading.said, vectors=known[:: _every(known)], known=known)
 
     def _asked(self, views: Sequence[EraView], thin_seed: int | None) -> dict[str, Any]:
         rows = np.concatenate([view.partition.rows for view in views])  # (n,), the gallery and the questions
@@ -243,6 +271,10 @@ class SealedEras:
             cosine.append(scores)
             merged.append(share * scores + (1 - share) * view.familiarity(queries)[:, None])
         return np.concatenate(cosine, axis=1), np.concatenate(merged, axis=1)
+
+
+def _every(known: Vectors) -> int:
+    return max(1, -(-len(known) // _MAPPED))
 
 
 def _weights(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
