@@ -25,6 +25,7 @@ from streamlearn.settings import EvaluateSettings
 _RANK_LIMIT = 1000  # ranks of the served view beyond it count as one more than it
 _GALLERY = 1000  # captions that a clip is asked for in the served view
 _ENCODE_BATCH = 64
+_FORWARD_ANEW = 4  # times as many pairs, for the forward transfer to be measured anew
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Evaluator:
             task: its name.
             clips_seen: the time axis of the scores.
             forward_pairs: pairs that the forward transfer known so far rests on; it is measured anew where there are
-                twice as many now. None: not at all.
+                four times as many now. None: not at all.
 
         Returns:
             None where the task has fewer than `evaluate.min_pairs` held-out clips.
@@ -144,7 +145,7 @@ class Evaluator:
         self, snapshot: Snapshot, task: str, questions: list[str], rows: npt.NDArray[np.int64], pairs: int | None
     ) -> dict[tuple[str, int], float]:
         first = next((i for i, era in enumerate(snapshot.eras) if era.task == task), 0)
-        if pairs is None or first == 0 or len(rows) < 2 * pairs:
+        if pairs is None or first == 0 or len(rows) < _FORWARD_ANEW * pairs:
             return {}
         if snapshot.eras[first - 1].encoder.borrowed:
             return {}  # a later pair reads for it, which may have learned the task

@@ -16,6 +16,7 @@ from streamlearn.era_merge import Merge, Merger
 from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
 from streamlearn.records import Frames, Vectors
+from streamlearn.schemas import Query
 from streamlearn.settings import ModelSettings, SearchSettings
 from streamlearn.warmup import build_towers
 from tests.parts import Parts, indexed
@@ -209,6 +210,59 @@ def test_a_lower_cap_is_met_at_the_next_start(tmp_path: Path) -> None:
     assert [era.mapped is None for era in again.eras] == [False, False, True, True]
 
 
+def test_an_era_of_held_out_clips_alone_or_of_none_loses_its_pair_too(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), max_encoders=1)
+    held = parts.learn(8, split="heldout")
+    parts.boundary("t2")
+    parts.finish_reencoding()
+    before = parts.eras.views()[0].encoder
+    parts.learn(16, "night")
+    parts.boundary("t3")
+    parts.boundary("t4")  # nothing came of t3
+    parts.finish_reencoding()
+    parts.learn(16)
+    parts.boundary("t5")
+    parts.finish_reencoding()
+    assert [era.mapped is None for era in parts.eras.eras] == [False, False, False, True, True]
+    texts = [clip.asked for clip in parts.catalog.clips(held).values()]
+    after, straight = parts.eras.views()[0].encoder, parts.eras.views()[-2].encoder.reader
+    near = [(encoder.texts(texts) * before.texts(texts)).sum(1).mean() for encoder in (after, straight)]
+    assert near[0] > max(0.9, near[1])  # captions of other eras stand in for its own
+
+
+def test_where_an_eras_frames_are_gone_others_say_how_another_pair_sees_its_clips(tmp_path: Path) -> None:
+    parts = three_eras(tmp_path, max_encoders=2)
+    before = {view.number: view.encoder for view in parts.eras.views()}
+    films = {number: parts.stored(list(indexed(parts, number))) for number in (1, 2)}
+    parts.frames.delete([*indexed(parts, 1), *indexed(parts, 2)])
+    parts.boundary("t4")
+    parts.finish_reencoding()
+    (gone,) = [era.number for era in parts.eras.eras if era.mapped is not None]
+    after = {view.number: view.encoder for view in parts.eras.views()}
+    own = before[gone].clips(films[gone])
+    near, straight = ((encoder.clips(films[gone]) * own).sum(1) for encoder in (after[gone], after[3].reader))
+    assert near.mean() > straight.mean()
+
+
+def test_a_query_by_video_is_encoded_once_by_each_pair(tmp_path: Path) -> None:
+    parts = three_eras(tmp_path, max_encoders=1)
+    parts.boundary("t4")
+    parts.finish_reencoding()
+    parts.learn(8)
+    parts.publish()
+    views = parts.eras.views()
+    readers = {id(view.encoder.reader.towers): view.encoder.reader for view in views}
+    assert (len(views), len(readers)) == (4, 2)
+    asked: list[int] = []
+    for reader in readers.values():
+        encode = reader.towers.encode_video
+        reader.towers.encode_video = lambda frames, e=encode: asked.append(len(frames)) or e(frames)  # type: ignore[method-assign]
+    answer = parts.ask(Query(video_id="v0"), limit=50)
+    assert len(answer.results) == len(parts.rows)
+    assert answer.results[0].video_id == "v0"
+    assert asked == [1]  # the open era's is another copy at each publication
+
+
 def test_clips_that_are_gone_do_not_count_where_a_map_is_found(tmp_path: Path) -> None:
     parts = three_eras(tmp_path, max_encoders=2)
     rows = [row for row, clip in parts.catalog.clips(indexed(parts, 1)).items() if clip.split == "train"]
@@ -227,4 +281,4 @@ def test_encoding_merged_eras_anew_needs_all_pairs() -> None:
 
 def test_a_map_through_which_nothing_is_known_stays_as_it_is() -> None:
     np.testing.assert_array_equal(fitted(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)), np.eye(4, 3))
-    np.testing.assert_allclose(through(np.array([[3.0, 4.0]]), np.eye(2)), [[0.6, 0.8]])
+    np.testing.assert_allclose(through(np.array([[3.0, 4.0]]), np.eye(3, 2)), [[0.6, 0.8]])

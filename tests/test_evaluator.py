@@ -167,8 +167,8 @@ def test_what_was_known_of_a_task_before_it_began_is_measured_with_the_pair_of_b
     assert gauge(parts, "forward_transfer_ratio", direction="t2v", k="5", view="served") is None
     again = judge.measure(parts.publish(), "t2", 43)
     assert again is not None
-    assert again.forward == {}  # until there are twice as many pairs
-    parts.learn(9, "night", split="heldout")
+    assert again.forward == {}  # until there are four times as many pairs
+    parts.learn(27, "night", split="heldout")
     later = judge.measure(parts.publish(), "t2", 44)
     assert later is not None
     assert later.forward

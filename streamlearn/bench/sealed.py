@@ -228,7 +228,7 @@ class SealedEras:
         """What users lost since each era was sealed: percent of the best recall so far, mean over past domains.
 
         Vectors and encoders of a sealed era never change, so that what was found at an era's end is a corner of the
-        scores at the end of the stream.
+        scores at the end of the stream: but for readouts, which are those of the end throughout.
 
         Args:
             merged: (n, n) scores of all questions and clips, in the order of eras.
