@@ -40,6 +40,35 @@ def test_a_domain_that_returns_continues_its_task_also_after_a_restart(tmp_path:
 
 
 @pytest.mark.slow
+def test_a_task_that_turns_out_to_be_a_known_one_is_renamed_everywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = Stream()
+    clips = [*stream.clips("studio", 384), *stream.clips("reef", 384)]
+    # Between them something else, for too short a time to be a task: what begins then cannot be known at once.
+    clips += [*stream.clips("night", 32), *stream.clips("studio", 256)]
+    caplog.set_level("INFO")
+    with daemon(tmp_path, ListSource(clips), learner__batch_size=16, evaluate__interval_clips=10_000) as running:
+        settled(running)
+        tasks, eras = running.service.tasks(), [era.task for era in running.state.eras.eras]
+        held, gone = (running.state.catalog.heldout(name, 100) for name in ("t1", "t3"))
+        names = {
+            sample.labels["task"] for m in running.registry.collect() for sample in m.samples if "task" in sample.labels
+        }
+    assert "task t3 begins: drift" in caplog.text
+    assert "task t3 is now part of t1" in caplog.text
+    assert [task["name"] for task in tasks] == ["t1", "t2", "t1"]
+    assert eras == ["t1", "t2", "t1"]
+    assert {clip.video_id.split("-")[0] for clip in held} >= {"studio"}
+    assert max(clip.offset for clip in held) > 800  # of the second visit, too
+    assert gone == []
+    assert names == {"t1", "t2"}
+    with daemon(tmp_path, ListSource(clips), learner__batch_size=16, evaluate__interval_clips=10_000) as running:
+        settled(running)
+        assert [task["name"] for task in running.service.tasks()] == ["t1", "t2", "t1"]
+
+
+@pytest.mark.slow
 def test_a_task_that_shares_the_last_free_name_is_not_recognised_later_with_all_who_have_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
