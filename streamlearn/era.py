@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamlearn.catalog import Rows
-from streamlearn.era_maps import Mapped
+from streamlearn.era_maps import Mapped, MappedEncoder, through
 from streamlearn.era_merge import Merge
 from streamlearn.era_readout import Readout
 from streamlearn.era_view import QueryEncoder
@@ -24,7 +24,8 @@ class Era:
     Attributes:
         number, task, opened_step: what it is called, and when it began.
         partition: its clips' vectors.
-        captions: that it knows itself by, as its encoder reads them, of the current one as its text tower does; (m, d).
+        captions: that it knows itself by, as its own text tower says them, without a readout; (m, d). Of an era without
+            a pair, as its encoder reads them.
         shown: of the current era, the clips that came with these captions; (m, d).
         caption_rows: of a sealed era, the clips whose captions these are; (m,), or (0,) where it is not known.
         sealed_step: the step of its snapshot; None while it is the current one.
@@ -54,6 +55,13 @@ class Era:
     merge: Merge | None = None
     absorbed: list[dict[str, Any]] = field(default_factory=list)
     reencoded: dict[int, Vectors] = field(default_factory=dict)
+
+    @property
+    def known(self) -> Vectors:
+        """The captions as its encoder reads them, (m, d)."""
+        if isinstance(self.encoder, MappedEncoder) and not self.encoder.borrowed:
+            return through(self.captions, self.encoder.of_texts)
+        return self.captions
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of it."""

@@ -39,7 +39,7 @@ class EraBounds:
         """An era is gone, or its clips are others."""
         self._merger.forget(number)
 
-    def better(self, era: Era, snapshot: Weights, towers: Towers) -> Mapping[str, Tensor]:
+    def better(self, era: Era, snapshot: Weights, served: Towers) -> Mapping[str, Tensor]:
         """Which of a snapshot's weights an era is sealed with.
 
         Returns:
@@ -48,7 +48,7 @@ class EraBounds:
         texts, films = self._clips.asked(era)
         if films is None:
             return snapshot.local
-        merit = []
+        towers, merit = served.frozen_copy(), []
         for state in (snapshot.local, snapshot.online):
             towers.load_state_dict(state)
             merit.append(knows(QueryEncoder(towers), texts, films))
@@ -81,21 +81,23 @@ class EraBounds:
             eras: all of them, the current one last.
         """
         sealed = [era for era in eras[:-1] if era.into is None]
+        final = [era for era in sealed if era.encoder is not None and era.mapped is None and not era.pending]
         plain: dict[int, tuple[QueryEncoder, Vectors]] = {}
         read_out: dict[int, tuple[QueryEncoder, Vectors]] = {}
-        for era in sealed:
-            texts, clips = self._clips.pairs(era)
-            if texts and era.encoder is not None and era.mapped is None and not era.pending:
-                reader = era.encoder.reader
-                plain[era.number], read_out[era.number] = (reader, reader.texts(texts)), turned(reader, texts, clips)
+        for era in final:
+            assert era.encoder is not None
+            captions, clips = self._clips.pairs(era)
+            plain[era.number] = era.encoder.reader, era.captions
+            if len(captions):  # all may be deleted
+                read_out[era.number] = turned(era.encoder.reader, captions, clips)
         said = {era.number: self._clips.said(era) for era in sealed}
-        readout = judged(sealed, said, plain, read_out, self._settings.familiarity_weight) if plain else None
-        log.info("eras %s through readouts: %s", sorted(plain), readout)
-        readings = read_out if readout is not None and readout.helps else plain
+        readout = judged(sealed, said, plain, plain | read_out, self._settings.familiarity_weight) if plain else None
+        log.info("eras %s through readouts: %s", sorted(read_out), readout)
+        readings = plain | read_out if readout is not None and readout.helps else plain
         for era in sealed:
             era.readout = readout
-            if era.number in readings:
-                era.encoder, era.captions = readings[era.number]
+        for era in final:
+            era.encoder = readings[era.number][0]
 
     def keep(self, eras: Sequence[Era]) -> None:
         """Drop pairs that are too many, and have two eras merged where there are too many or where two agree.
@@ -121,6 +123,7 @@ class EraBounds:
             for number, of_texts in choice.maps.items():
                 era = by_number[number]
                 of_clips = fitted(*self._clips.seen(era, reader, sealed))
+                era.captions = era.known
                 era.encoder, era.mapped = MappedEncoder(reader, of_texts, of_clips), choice.mapped
             log.info("era %d has no pair of its own any more: %s", choice.era, choice.mapped)
 

@@ -71,21 +71,27 @@ class EraClips:
         learned = self.learned(era.partition.view().rows, _CAPTIONS)
         return Judges([clip.asked for clip in clips], self._vectors(era, clips), films, list(learned.values()))
 
-    def pairs(self, era: Era) -> tuple[list[str], Vectors]:
-        """What a sealed era knows itself by: m captions of clips that it has learned, and the clips, (m, d)."""
+    def pairs(self, era: Era) -> tuple[Vectors, Vectors]:
+        """Captions that a sealed era knows itself by, as its pair says them, and their clips, (m, d) each.
+
+        Without those that were deleted, or moved on.
+        """
         view = era.partition.view()
-        texts = self._texts(era.caption_rows[view.holds(era.caption_rows)])
-        return list(texts.values()), view.vectors(list(texts))
+        there = np.flatnonzero(view.holds(era.caption_rows))
+        return era.captions[there], view.vectors(era.caption_rows[there])
 
     def said(self, era: Era) -> Captions:
         """What says how another text encoder would read a sealed era, and what that would cost."""
         some = slice(None, None, max(1, -(-len(era.caption_rows) // _MAPPED)))
-        texts, vectors = self._texts(rows := era.caption_rows[some]), era.captions[some]
-        clips, view = self._catalog.heldout_of_era(era.number, _JUDGES), era.partition.view()
+        texts, known = self._texts(rows := era.caption_rows[some]), era.known
+        view = era.partition.view()
+        clips = self._catalog.heldout_of_era(era.number, _JUDGES)
+        there = view.holds([clip.row for clip in clips])
+        clips = [clip for clip, holds in zip(clips, there, strict=True) if holds]
         return Captions(
             texts=list(texts.values()),
-            vectors=vectors[np.flatnonzero(np.isin(rows, list(texts)))],
-            known=era.captions,
+            vectors=known[some][np.flatnonzero(np.isin(rows, list(texts)))],
+            known=known,
             questions=[clip.asked for clip in clips],
             clips=self._vectors(era, clips),
             learned=view.vectors(rows[view.holds(rows)]),

@@ -134,6 +134,12 @@ def through(vectors: Vectors, mapping: Vectors) -> Vectors:
     return out
 
 
+def affine(mapping: Vectors) -> Vectors:
+    """A map as `through` takes it, of one that may be a matrix alone. Shape: (d, d) or (d + 1, d) -> (d + 1, d)."""
+    dim = mapping.shape[1]
+    return mapping if len(mapping) > dim else np.concatenate([mapping, np.zeros((1, dim), mapping.dtype)])
+
+
 def fitted(source: Vectors, target: Vectors) -> Vectors:
     """The affine map that fits best, by ridge regression towards the identity: with nothing to go by, it stays so.
 

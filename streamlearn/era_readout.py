@@ -22,7 +22,7 @@ from streamlearn.evaluate import ranks
 from streamlearn.records import Vectors
 
 _FEWEST_JUDGES = 10
-_FEWEST_PAIRS, _NEWEST = 64, 0.25  # of an open era; and how many of these judge
+_FEWEST_PAIRS, _NEWEST = 64, 0.25  # of an open era that is the first; and how many of these judge
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,16 @@ class Readout:
         return self.gain >= 0
 
 
-def turned(plain: QueryEncoder, texts: Sequence[str], clips: Vectors) -> tuple[MappedEncoder, Vectors]:
+def turned(plain: QueryEncoder, captions: Vectors, clips: Vectors) -> tuple[QueryEncoder, Vectors]:
     """An era as it is read through its readout, and these captions so.
 
     Args:
         plain: the era's pair.
-        texts: m captions of clips that the era has learned.
+        captions: of clips that the era has learned, as the pair says them, (m, d).
         clips: the vectors of these clips, (m, d).
     """
-    known = plain.texts(texts)
-    readout = fitted(known, clips)
-    return MappedEncoder(plain, readout), through(known, readout)
+    readout = fitted(captions, clips)
+    return MappedEncoder(plain, readout), through(captions, readout)
 
 
 def judged(
@@ -90,31 +89,31 @@ def judged(
     return Readout(float(found[1] - found[0]), len(questions))
 
 
-def of_open(towers: Towers, texts: Vectors, clips: Vectors, others: Readout | None) -> tuple[QueryEncoder, Vectors]:
+def of_open(towers: Towers, texts: Vectors, clips: Vectors, use: bool | None) -> tuple[QueryEncoder, Vectors]:
     """How an era that is still open is read, and its latest captions so.
 
     Args:
         towers: today's, of their own.
         texts: see `of_recent`.
         clips: likewise.
-        others: likewise.
+        use: likewise.
     """
-    plain, readout = QueryEncoder(towers), of_recent(texts, clips, others)
+    plain, readout = QueryEncoder(towers), of_recent(texts, clips, use)
     return (plain, texts) if readout is None else (MappedEncoder(plain, readout), through(texts, readout))
 
 
-def of_recent(texts: Vectors, clips: Vectors, others: Readout | None) -> Vectors | None:
+def of_recent(texts: Vectors, clips: Vectors, use: bool | None) -> Vectors | None:
     """The readout of an era that is still open, from its latest pairs; None where it is read without.
 
     Args:
         texts: captions as the text tower saw them when they were learned, (m, d), in the order of their arrival.
         clips: their clips, (m, d).
-        others: what was found of the sealed eras. None: the older pairs' readout is tried on the newest.
+        use: whether to have one, as sealed eras do or do not. None: the older pairs' is tried on the newest.
     """
+    if use is not None:
+        return fitted(texts, clips) if use and len(texts) else None
     if len(texts) < _FEWEST_PAIRS:
         return None
-    if others is not None:
-        return fitted(texts, clips) if others.helps else None
     older = len(texts) - int(len(texts) * _NEWEST)
     asked, films, own = texts[older:], clips[older:], np.arange(len(texts) - older)
     tried = through(asked, fitted(texts[:older], clips[:older]))

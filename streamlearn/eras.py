@@ -25,7 +25,7 @@ from streamlearn.catalog_rows import as_stored
 from streamlearn.era import Era
 from streamlearn.era_bounds import EraBounds
 from streamlearn.era_clips import EraClips
-from streamlearn.era_maps import Mapped, MappedEncoder
+from streamlearn.era_maps import Mapped, MappedEncoder, affine
 from streamlearn.era_merge import Merge, mapped
 from streamlearn.era_readout import Readout, of_open, of_recent
 from streamlearn.era_view import EraView, QueryEncoder
@@ -77,8 +77,10 @@ class Eras:
         return self.eras[-1]
 
     @property
-    def _readout(self) -> Readout | None:
-        return next((era.readout for era in self.eras if era.readout is not None), None)
+    def _through_readouts(self) -> bool | None:
+        """Whether sealed eras whose vectors are final are read through readouts; None where there are none."""
+        final = [era.readout for era in self.eras[:-1] if era.into is None and not era.pending]
+        return (final[-1] is not None and final[-1].helps) if final else None
 
     def note_pairs(self, texts: Vectors, clips: Vectors) -> None:
         """The keys of a step, (n, d) each: the current era knows itself by its latest."""
@@ -120,10 +122,11 @@ class Eras:
         # The latest captions came with the clips that moved; without any, the new era would seem familiar to all.
         learned = sum(clip.split == "train" for clip in self._catalog.clips(rows).values())
         cut = len(era.captions) - min(learned, len(era.captions))
-        following.captions, following.shown = era.captions[cut:], era.shown[cut:]
-        readout = of_recent(era.captions[:cut], era.shown[:cut], self._readout)
+        following.captions, following.shown = era.captions[cut:].copy(), era.shown[cut:].copy()
+        era.captions = era.captions[:cut]
+        readout = of_recent(era.captions, era.shown[:cut], self._through_readouts)
         era.sealed_step, era.shown = snapshot.step, era.shown[:0]
-        better = self._bounds.better(era, snapshot, self._learner.served.frozen_copy())
+        better = self._bounds.better(era, snapshot, self._learner.served)
         self._freeze(era, better, readout)  # until its vectors are final
         era.pending = deque(era.partition.view().rows.tolist())
         self._note_own_captions(era)
@@ -133,11 +136,11 @@ class Eras:
         self._bounds.keep(self.eras)
 
     def _note_own_captions(self, era: Era) -> None:
-        """Of clips learned in a sealed era, as it is read."""
+        """Of clips learned in a sealed era."""
         assert era.encoder is not None
         if learned := self._clips.learned(era.partition.view().rows, _CAPTIONS):
             era.caption_rows = np.fromiter(learned, np.int64, len(learned))
-            era.captions = era.encoder.texts(list(learned.values()))
+            era.captions = era.encoder.reader.texts(list(learned.values()))
 
     @property
     def stale(self) -> int:
@@ -220,9 +223,11 @@ class Eras:
             partition = era.partition.view()
             if len(partition) == 0 and era is not self.current:
                 continue
-            encoder, captions = era.encoder, era.captions
+            encoder, captions = era.encoder, era.known
             if encoder is None:
-                encoder, captions = of_open(self._learner.served.frozen_copy(), captions, era.shown, self._readout)
+                # One pair for all eras knows its own words alone: then there is none.
+                use = self._through_readouts if self._settings.mode == "eras" else False
+                encoder, captions = of_open(self._learner.served.frozen_copy(), captions, era.shown, use)
             out.append(EraView(era.number, era.task, encoder, partition, captions))
         return tuple(out)
 
@@ -289,7 +294,7 @@ class Eras:
                 if reader is None or reader.borrowed:
                     raise ValueError(f"era {era.number} is read by era {era.mapped.reader}, which has no pair")
                 maps = (tensors[kind][f"{era.number:04d}"].numpy() for kind in ("text_maps", "clip_maps"))
-                era.encoder = MappedEncoder(reader.reader, *maps)
+                era.encoder = MappedEncoder(reader.reader, *map(affine, maps))
             if facts.get("merge"):
                 era.merge = Merge(**facts["merge"])
                 era.into = next(other for other in self.eras if other.number == era.merge.keep)

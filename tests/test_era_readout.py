@@ -10,7 +10,6 @@ import pytest
 
 from streamlearn.era_maps import Captions, MappedEncoder, fitted, through
 from streamlearn.era_readout import Readout, judged, of_open, of_recent, turned
-from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
 from streamlearn.records import Vectors
 from streamlearn.settings import ModelSettings
@@ -39,7 +38,7 @@ def decided(eras: Sequence[One], *, misled: bool = False) -> Readout | None:
             asked, learned = era.encoder.texts(one.questions), learned[::-1]
         said[era.number] = Captions(one.texts, one.vectors, one.known, one.questions, asked, learned)
         plain[era.number] = era.encoder, one.known
-        read_out[era.number] = turned(era.encoder, one.texts, learned)
+        read_out[era.number] = turned(era.encoder, one.known, learned)
     return judged(eras, said, plain, read_out, 0.5)
 
 
@@ -87,13 +86,15 @@ def test_an_open_era_is_read_by_its_latest_pairs_where_the_newest_of_them_agree(
 def test_an_open_era_is_read_as_the_sealed_ones_are() -> None:
     texts = meaning([str(i) for i in range(100)])
     clips = texts @ rotation(3)
-    assert of_recent(texts, clips, _HARMS) is None
-    assert of_recent(texts, texts, _HELPS) is not None
-    encoder, captions = of_open(QueryEncoder(Turned(1).towers).towers, texts, clips, _HELPS)
+    assert of_recent(texts, clips, False) is None
+    assert of_recent(texts, texts, True) is not None
+    assert of_recent(texts[:1], clips[:1], True) is not None  # or its few clips would be pushed out of all results
+    assert of_recent(texts[:0], clips[:0], True) is None
+    encoder, captions = of_open(Turned(1).towers, texts, clips, True)
     assert isinstance(encoder, MappedEncoder)
     assert not encoder.borrowed
     np.testing.assert_allclose(captions, clips, atol=0.2)
-    encoder, captions = of_open(Turned(1).towers, texts, clips, _HARMS)
+    encoder, captions = of_open(Turned(1).towers, texts, clips, False)
     assert encoder.reader is encoder
     np.testing.assert_array_equal(captions, texts)
 
@@ -164,6 +165,87 @@ def test_until_an_era_is_encoded_anew_it_is_read_as_it_was_when_it_was_open(
     assert readers(parts.eras)[:4] == [True] * 4
 
 
+def test_deleted_clips_leave_captions_and_their_clips_side_by_side(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlearn.era_bounds.judged", lambda *_: _HELPS)
+    first = parts.eras.eras[0]
+    for name in ("t5", "t6"):
+        gone = [row for row in first.caption_rows.tolist() if row in parts.catalog.clips(first.caption_rows)][:20]
+        for clip in parts.catalog.clips(gone).values():
+            parts.catalog.delete(clip.video_id)
+        parts.eras.remove(gone)
+        parts.boundary(name)
+        parts.finish_reencoding()
+        parts.learn(16)
+        said = parts.eras._clips.said(first)
+        assert first.encoder is not None
+        np.testing.assert_allclose(said.vectors, first.encoder.texts(said.texts), atol=1e-5)
+        assert len(first.caption_rows) == len(first.captions) == 96
+    assert len(said.texts) == 56
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    for old, new in zip(parts.eras.views(), again.views(), strict=True):
+        np.testing.assert_array_equal(old.captions, new.captions)
+
+
+def test_an_era_whose_learned_clips_are_all_deleted_is_read_by_its_pair_alone(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlearn.era_bounds.judged", lambda *_: _HELPS)
+    parts.eras._bounds.read_out(parts.eras.eras)
+    first = parts.eras.eras[0]
+    rows = first.caption_rows.tolist()
+    for clip in parts.catalog.clips(rows).values():
+        parts.catalog.delete(clip.video_id)
+    parts.eras.remove(rows)
+    parts.eras._bounds.read_out(parts.eras.eras)
+    assert readers(parts.eras) == [False, True, True, True]
+
+
+def test_one_pair_for_all_eras_has_no_readout(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamlearn.era_bounds.judged", lambda *_: _HELPS)
+    parts.eras._bounds.read_out(parts.eras.eras)
+    monkeypatch.setattr(parts.settings, "mode", "single")
+    assert not readers(parts.eras)[-1]
+
+
+def test_where_sealed_eras_cannot_be_judged_the_open_one_has_no_readout_either(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0))
+    for name in ("t2", "t3"):
+        for _ in range(9):
+            parts.learn(8)
+        parts.learn(4, split="heldout")
+        parts.boundary(name)
+        parts.finish_reencoding()
+    for _ in range(9):
+        parts.learn(8)
+    assert readers(parts.eras) == [False] * 3
+
+
+def test_an_era_whose_clips_have_all_moved_on_shares_nothing_with_the_next(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    parts.learn(8)
+    parts.boundary("t2", since_step=0)
+    first, second = parts.eras.eras
+    assert (len(first.captions), len(second.captions)) == (0, 8)
+    assert not np.shares_memory(first.captions, second.captions)
+
+
+def test_a_map_of_the_first_kind_is_still_read(parts: Parts) -> None:
+    parts.eras._bounds._settings = parts.settings.model_copy(update={"max_encoders": 1})
+    parts.eras._bounds.keep(parts.eras.eras)
+    tensors = tensors_of(parts)
+    for kind in ("text_maps", "clip_maps"):  # format 2: a matrix alone
+        borrowed = {number: tensors[kind][number][:128] for number in tensors["clip_maps"]}
+        tensors[kind] = {**tensors[kind], **borrowed}
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors)
+    assert [view.encoder.borrowed for view in again.views()] == [True, True, False, False]
+    for view in again.views():
+        assert view.encoder.texts(["a red ball"]).shape == (1, 128)
+
+
 def test_a_state_from_before_there_were_readouts_goes_on(parts: Parts) -> None:
     old = {kind: part for kind, part in tensors_of(parts).items() if kind not in ("shown", "text_maps")}
     state = [{key: value for key, value in facts.items() if key != "readout"} for facts in parts.eras.state()]
@@ -173,6 +255,7 @@ def test_a_state_from_before_there_were_readouts_goes_on(parts: Parts) -> None:
     assert len(again.views()[-1].captions) == 0  # with whose clips is not known
     parts.eras = again
     parts.learn(8)
+    assert readers(again) == [False] * 4
     parts.boundary("t5")
     parts.finish_reencoding()
     (readout,) = {era.readout for era in again.eras[:-1]}

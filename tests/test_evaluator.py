@@ -191,7 +191,7 @@ def test_the_pool_view_is_recall_among_so_many_clips_drawn_from_all(parts: Parts
         pools = [rng.permutation(41)[:19] for _ in served]  # places of the others, as they rank without the answer
         drawn.append([(1 + (pool < rank - 1).sum()) <= 5 for pool, rank in zip(pools, served, strict=True)])
     assert one.hits["t2v", "pool", 5].mean() == pytest.approx(np.mean(drawn), abs=0.02)
-    assert one.hits["t2v", "pool", 5].mean() >= one.hits["t2v", "served", 5].mean()
+    assert one.hits["t2v", "pool", 5].mean() >= one.hits["t2v", "served", 5].mean() - 1e-9
     small = Judge(parts, pool_clips=43).measure(snapshot, "t1", 42)  # the index is not that large yet
     assert small is not None
     assert {view for _, view, _ in small.hits} == {"served", "learner"}

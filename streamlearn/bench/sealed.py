@@ -202,8 +202,9 @@ class SealedEras:
         for reading, era, name in zip(readings, eras, chosen, strict=False):
             if era.captions and reading.mapped is None:
                 pair = reading.encoder.reader
-                plain[reading.number] = pair, pair.texts(era.captions)
-                read_out[reading.number] = turned(pair, era.captions, era.shown[name])
+                known = pair.texts(era.captions)
+                plain[reading.number] = pair, known
+                read_out[reading.number] = turned(pair, known, era.shown[name])
         said = {reading.number: reading.said for reading in readings}
         readout = judged(readings, said, plain, read_out, self._settings.familiarity_weight)
         decided = read_out if readout is not None and readout.helps else plain
