@@ -253,7 +253,7 @@ def test_trial_repeats_to_the_last_bit_and_measures_every_copy(rendered: Path) -
     assert [b["clips"] for b in result["boundaries"]] == [64, 128, 192, 256]
     assert len(result["sealed_with"]) == 5
     assert set(result["served"]["judged"]) == {"1", "2", "4", "all"}
-    lost = result["served"]["judged"]["all"]
+    lost = result["served"]["plain"]["all"]
     assert 0 <= lost["forgetting_pool"]["5"] < lost["forgetting"]["5"] < 100  # the pool's growth counts as loss
     assert result["revisits"] == []
     local = result["copies"]["local"]
@@ -271,7 +271,7 @@ def test_clips_that_come_back_are_asked_for_as_each_era_would_encode_them(render
     (visit,) = result["revisits"]
     assert (visit["domain"], visit["clips"]) == ("studio", 16)
     assert len(result["sealed_with"]) == 4
-    pool = result["served"]["judged"]["all"]["t2v"]
+    pool = result["served"]["plain"]["all"]["t2v"]
     assert visit["anew"]["all"] == pool
     first, *_, last = trial.eras.eras
     plain = trial.eras.ranks_with(last.rows, 3)  # they are there already

@@ -280,6 +280,7 @@ def report(lines: Sequence[Line], against: str = "bmu-local") -> str:
         parts += ["### Copies", copies_table(methods)]
         parts += ["### Eras: R@1 / R@5 over the pool against the number of era encoders kept", curve_table(methods)]
         parts += ["### The same, eras always sealed with the momentum pair", curve_table(methods, "local")]
+        parts += ["### The same, eras read without readouts", curve_table(methods, "plain")]
         parts += ["### Forgetting: what users lost, and what the learner lost, %", forgetting_table(methods)]
         if returns := revisits_table(methods):
             parts += ["### Domains that come back: R@1 / R@5 over the pool", returns]

@@ -146,7 +146,7 @@ class SealedEras:
         return out
 
     def ranks_with(self, moved: Ints, target: int) -> dict[int, int]:
-        """The rank of each clip for its caption, by row, had some clips been encoded by another era's pair.
+        """The rank of each clip for its caption, by row, had some clips been encoded by another era's pair; no readouts.
 
         Args:
             moved: rows of test clips.
