@@ -146,7 +146,9 @@ class SealedEras:
         return out
 
     def ranks_with(self, moved: Ints, target: int) -> dict[int, int]:
-        """The rank of each clip for its caption, by row, had some clips been encoded by another era's pair; no readouts.
+        """The rank of each clip for its caption, by row, had some clips been encoded by another era's pair.
+
+        Without readouts.
 
         Args:
             moved: rows of test clips.
