@@ -73,7 +73,7 @@ class EraBounds:
             log.info("era %d of %s goes back into era %d: %s", era.number, era.task, best.number, era.merge)
 
     def read_out(self, eras: Sequence[Era]) -> None:
-        """Read all eras whose vectors are final through their readouts, if held-out clips are then found better.
+        """Read all eras whose vectors are final through their readouts, unless held-out clips are then found worse.
 
         Those that have no pair any more stay as they were when it went.
 
