@@ -26,7 +26,7 @@ class Era:
         partition: its clips' vectors.
         captions: that it knows itself by, as its own text tower says them, without a readout; (m, d). Of an era without
             a pair, as its encoder reads them.
-        shown: of the current era, the clips that came with these captions; (m, d).
+        caption_clips: of the current era, the clips that came with these captions; (m, d).
         caption_rows: of a sealed era, the clips whose captions these are; (m,), or (0,) where it is not known.
         sealed_step: the step of its snapshot; None while it is the current one.
         encoder: how a sealed era is read.
@@ -44,7 +44,7 @@ class Era:
     opened_step: int
     partition: Partition
     captions: Vectors
-    shown: Vectors
+    caption_clips: Vectors
     caption_rows: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
     sealed_step: int | None = None
     encoder: QueryEncoder | None = None

@@ -14,7 +14,7 @@ from streamlearn.era_clips import EraClips
 from streamlearn.era_judges import knows
 from streamlearn.era_maps import MappedEncoder, choose, fitted
 from streamlearn.era_merge import Merge, Merger
-from streamlearn.era_readout import judged, turned
+from streamlearn.era_readout import judged, through_readout
 from streamlearn.era_view import QueryEncoder
 from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
@@ -89,7 +89,7 @@ class EraBounds:
             captions, clips = self._clips.pairs(era)
             plain[era.number] = era.encoder.reader, era.captions
             if len(captions):  # all may be deleted
-                read_out[era.number] = turned(era.encoder.reader, captions, clips)
+                read_out[era.number] = through_readout(era.encoder.reader, captions, clips)
         said = {era.number: self._clips.said(era) for era in sealed}
         readout = judged(sealed, said, plain, plain | read_out, self._settings.familiarity_weight) if plain else None
         log.info("eras %s through readouts: %s", sorted(read_out), readout)

@@ -120,9 +120,9 @@ class MappedEncoder(QueryEncoder):
 
     def clips(self, frames: Frames) -> Vectors:
         """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows."""
-        return self.turned(self._reader.clips(frames))
+        return self.from_reader(self._reader.clips(frames))
 
-    def turned(self, vectors: Vectors) -> Vectors:
+    def from_reader(self, vectors: Vectors) -> Vectors:
         """What the reader says of clips, as the era would. Shape: (n, d) -> (n, d)."""
         return vectors if self.of_clips is None else through(vectors, self.of_clips)
 

@@ -44,7 +44,7 @@ class Readout:
         return self.gain >= 0
 
 
-def turned(plain: QueryEncoder, captions: Vectors, clips: Vectors) -> tuple[QueryEncoder, Vectors]:
+def through_readout(plain: QueryEncoder, captions: Vectors, clips: Vectors) -> tuple[QueryEncoder, Vectors]:
     """An era as it is read through its readout, and these captions so.
 
     Args:
@@ -89,20 +89,20 @@ def judged(
     return Readout(float(found[1] - found[0]), len(questions))
 
 
-def of_open(towers: Towers, texts: Vectors, clips: Vectors, use: bool | None) -> tuple[QueryEncoder, Vectors]:
+def read_open(towers: Towers, texts: Vectors, clips: Vectors, use: bool | None) -> tuple[QueryEncoder, Vectors]:
     """How an era that is still open is read, and its latest captions so.
 
     Args:
         towers: today's, of their own.
-        texts: see `of_recent`.
+        texts: see `recent_readout`.
         clips: likewise.
         use: likewise.
     """
-    plain, readout = QueryEncoder(towers), of_recent(texts, clips, use)
+    plain, readout = QueryEncoder(towers), recent_readout(texts, clips, use)
     return (plain, texts) if readout is None else (MappedEncoder(plain, readout), through(texts, readout))
 
 
-def of_recent(texts: Vectors, clips: Vectors, use: bool | None) -> Vectors | None:
+def recent_readout(texts: Vectors, clips: Vectors, use: bool | None) -> Vectors | None:
     """The readout of an era that is still open, from its latest pairs; None where it is read without.
 
     Args:

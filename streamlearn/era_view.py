@@ -70,7 +70,7 @@ class QueryEncoder:
         out: Vectors = self.towers.encode_video(torch.from_numpy(frames).to(device)).float().cpu().numpy()
         return out
 
-    def turned(self, vectors: Vectors) -> Vectors:
+    def from_reader(self, vectors: Vectors) -> Vectors:
         """What the reader says of clips, as the era would: the same. Shape: (n, d) -> (n, d)."""
         return vectors
 

@@ -27,7 +27,7 @@ from streamlearn.era_bounds import EraBounds
 from streamlearn.era_clips import EraClips
 from streamlearn.era_maps import Mapped, MappedEncoder, affine
 from streamlearn.era_merge import Merge, mapped
-from streamlearn.era_readout import Readout, of_open, of_recent
+from streamlearn.era_readout import Readout, read_open, recent_readout
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.frames import FrameStore
 from streamlearn.index import Partition
@@ -86,7 +86,7 @@ class Eras:
         """The keys of a step, (n, d) each: the current era knows itself by its latest."""
         era = self.current
         era.captions = np.concatenate([era.captions, texts])[-_CAPTIONS:]
-        era.shown = np.concatenate([era.shown, clips])[-_CAPTIONS:]
+        era.caption_clips = np.concatenate([era.caption_clips, clips])[-_CAPTIONS:]
 
     def upsert(self, rows: Sequence[int], vectors: Vectors) -> None:
         """The step's keys become index entries of the current era. Shape: n catalog rows, (n, d)."""
@@ -122,10 +122,10 @@ class Eras:
         # The latest captions came with the clips that moved; without any, the new era would seem familiar to all.
         learned = sum(clip.split == "train" for clip in self._catalog.clips(rows).values())
         cut = len(era.captions) - min(learned, len(era.captions))
-        following.captions, following.shown = era.captions[cut:].copy(), era.shown[cut:].copy()
+        following.captions, following.caption_clips = era.captions[cut:].copy(), era.caption_clips[cut:].copy()
         era.captions = era.captions[:cut]
-        readout = of_recent(era.captions, era.shown[:cut], self._through_readouts)
-        era.sealed_step, era.shown = snapshot.step, era.shown[:0]
+        readout = recent_readout(era.captions, era.caption_clips[:cut], self._through_readouts)
+        era.sealed_step, era.caption_clips = snapshot.step, era.caption_clips[:0]
         better = self._bounds.better(era, snapshot, self._learner.served)
         self._freeze(era, better, readout)  # until its vectors are final
         era.pending = deque(era.partition.view().rows.tolist())
@@ -227,7 +227,7 @@ class Eras:
             if encoder is None:
                 # One pair for all eras knows its own words alone: then there is none.
                 use = self._through_readouts if self._settings.mode == "eras" else False
-                encoder, captions = of_open(self._learner.served.frozen_copy(), captions, era.shown, use)
+                encoder, captions = read_open(self._learner.served.frozen_copy(), captions, era.caption_clips, use)
             out.append(EraView(era.number, era.task, encoder, partition, captions))
         return tuple(out)
 
@@ -237,12 +237,12 @@ class Eras:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The captions that each era knows itself by, whose they are, and the maps through which eras are read."""
-        kinds = ("captions", "shown", "caption_rows", "text_maps", "clip_maps")
+        kinds = ("captions", "caption_clips", "caption_rows", "text_maps", "clip_maps")
         parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for era in self.eras:
             name = f"{era.number:04d}"
             parts["captions"][name] = torch.from_numpy(era.captions)
-            parts["shown"][name] = torch.from_numpy(era.shown)
+            parts["caption_clips"][name] = torch.from_numpy(era.caption_clips)
             parts["caption_rows"][name] = torch.from_numpy(era.caption_rows)
             if isinstance(era.encoder, MappedEncoder):
                 parts["text_maps"][name] = torch.from_numpy(era.encoder.of_texts)
@@ -270,10 +270,10 @@ class Eras:
             era.absorbed = [*facts.get("absorbed", ())]
             era.captions = tensors["captions"][f"{era.number:04d}"].numpy()
             era.sealed_step = facts["sealed_step"]
-            if "shown" in tensors:
-                era.shown = tensors["shown"][f"{era.number:04d}"].numpy()
+            if "caption_clips" in tensors:
+                era.caption_clips = tensors["caption_clips"][f"{era.number:04d}"].numpy()
             elif era.sealed_step is None:  # format 2: they begin anew together
-                era.captions = era.shown
+                era.captions = era.caption_clips
             if "caption_rows" in tensors:
                 era.caption_rows = tensors["caption_rows"][f"{era.number:04d}"].numpy()
             if facts.get("readout"):

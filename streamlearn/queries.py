@@ -68,7 +68,7 @@ class Queries:
             reader = era.encoder.reader
             if reader not in seen:  # one reads for many eras
                 seen[reader] = reader.clips(batch)
-            return era.encoder.turned(seen[reader])
+            return era.encoder.from_reader(seen[reader])
 
         return video
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from streamlearn.era_maps import Captions, MappedEncoder, fitted, through
-from streamlearn.era_readout import Readout, judged, of_open, of_recent, turned
+from streamlearn.era_readout import Readout, judged, read_open, recent_readout, through_readout
 from streamlearn.eras import Eras
 from streamlearn.records import Vectors
 from streamlearn.settings import ModelSettings
@@ -38,7 +38,7 @@ def decided(eras: Sequence[One], *, misled: bool = False) -> Readout | None:
             asked, learned = era.encoder.texts(one.questions), learned[::-1]
         said[era.number] = Captions(one.texts, one.vectors, one.known, one.questions, asked, learned)
         plain[era.number] = era.encoder, one.known
-        read_out[era.number] = turned(era.encoder, one.known, learned)
+        read_out[era.number] = through_readout(era.encoder, one.known, learned)
     return judged(eras, said, plain, read_out, 0.5)
 
 
@@ -76,25 +76,25 @@ def test_an_open_era_is_read_by_its_latest_pairs_where_the_newest_of_them_agree(
     era = One(1, Turned(1))
     texts = [str(i) for i in range(200)]
     asked, clips = era.encoder.texts(texts), clips_of(era, texts)
-    found = of_recent(asked, clips, None)
+    found = recent_readout(asked, clips, None)
     assert found is not None
     np.testing.assert_array_equal(found, fitted(asked, clips))
-    assert of_recent(asked[:63], clips[:63], None) is None  # too few
-    assert of_recent(asked, asked, None) is None  # it is as good without
+    assert recent_readout(asked[:63], clips[:63], None) is None  # too few
+    assert recent_readout(asked, asked, None) is None  # it is as good without
 
 
 def test_an_open_era_is_read_as_the_sealed_ones_are() -> None:
     texts = meaning([str(i) for i in range(100)])
     clips = texts @ rotation(3)
-    assert of_recent(texts, clips, False) is None
-    assert of_recent(texts, texts, True) is not None
-    assert of_recent(texts[:1], clips[:1], True) is not None  # or its few clips would be pushed out of all results
-    assert of_recent(texts[:0], clips[:0], True) is None
-    encoder, captions = of_open(Turned(1).towers, texts, clips, True)
+    assert recent_readout(texts, clips, False) is None
+    assert recent_readout(texts, texts, True) is not None
+    assert recent_readout(texts[:1], clips[:1], True) is not None  # or its few clips would be pushed out of all results
+    assert recent_readout(texts[:0], clips[:0], True) is None
+    encoder, captions = read_open(Turned(1).towers, texts, clips, True)
     assert isinstance(encoder, MappedEncoder)
     assert not encoder.borrowed
     np.testing.assert_allclose(captions, clips, atol=0.2)
-    encoder, captions = of_open(Turned(1).towers, texts, clips, False)
+    encoder, captions = read_open(Turned(1).towers, texts, clips, False)
     assert encoder.reader is encoder
     np.testing.assert_array_equal(captions, texts)
 
@@ -118,6 +118,12 @@ def readers(eras: Eras) -> list[bool]:
     return [isinstance(view.encoder, MappedEncoder) and not view.encoder.borrowed for view in eras.views()]
 
 
+def use_readouts(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, whatever held-out clips say."""
+    monkeypatch.setattr("streamlearn.era_bounds.judged", lambda *_: _HELPS)
+    parts.eras._bounds.read_out(parts.eras.eras)
+
+
 def test_all_eras_are_read_alike_and_the_decision_is_noted(parts: Parts) -> None:
     (readout,) = {era.readout for era in parts.eras.eras[:-1]}
     assert readout is not None
@@ -138,8 +144,7 @@ def test_what_is_decided_is_what_finds_held_out_clips(parts: Parts, monkeypatch:
 
 
 def test_a_restart_reads_the_same_through_the_same_readouts(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamlearn.era_bounds.judged", lambda *_: _HELPS)
-    parts.eras._bounds.read_out(parts.eras.eras)
+    use_readouts(parts, monkeypatch)
     again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
     again.restore(parts.eras.state(), tensors_of(parts))
     assert again.state() == parts.eras.state()
@@ -153,8 +158,7 @@ def test_a_restart_reads_the_same_through_the_same_readouts(parts: Parts, monkey
 def test_until_an_era_is_encoded_anew_it_is_read_as_it_was_when_it_was_open(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamlearn.era_bounds.judged", lambda *_: _HELPS)
-    parts.eras._bounds.read_out(parts.eras.eras)
+    use_readouts(parts, monkeypatch)
     was = parts.eras.views()[-1].encoder
     parts.boundary("t5")
     ended = parts.eras.views()[3]
@@ -192,8 +196,7 @@ def test_deleted_clips_leave_captions_and_their_clips_side_by_side(
 def test_an_era_whose_learned_clips_are_all_deleted_is_read_by_its_pair_alone(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamlearn.era_bounds.judged", lambda *_: _HELPS)
-    parts.eras._bounds.read_out(parts.eras.eras)
+    use_readouts(parts, monkeypatch)
     first = parts.eras.eras[0]
     rows = first.caption_rows.tolist()
     for clip in parts.catalog.clips(rows).values():
@@ -204,8 +207,7 @@ def test_an_era_whose_learned_clips_are_all_deleted_is_read_by_its_pair_alone(
 
 
 def test_one_pair_for_all_eras_has_no_readout(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamlearn.era_bounds.judged", lambda *_: _HELPS)
-    parts.eras._bounds.read_out(parts.eras.eras)
+    use_readouts(parts, monkeypatch)
     monkeypatch.setattr(parts.settings, "mode", "single")
     assert not readers(parts.eras)[-1]
 
@@ -247,7 +249,7 @@ def test_a_map_of_the_first_kind_is_still_read(parts: Parts) -> None:
 
 
 def test_a_state_from_before_there_were_readouts_goes_on(parts: Parts) -> None:
-    old = {kind: part for kind, part in tensors_of(parts).items() if kind not in ("shown", "text_maps")}
+    old = {kind: part for kind, part in tensors_of(parts).items() if kind not in ("caption_clips", "text_maps")}
     state = [{key: value for key, value in facts.items() if key != "readout"} for facts in parts.eras.state()]
     again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
     again.restore(state, old)
@@ -265,7 +267,7 @@ def test_a_state_from_before_there_were_readouts_goes_on(parts: Parts) -> None:
 def test_the_learners_own_recall_is_that_of_its_encoders_alone(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Judge(parts)
     before = judge.measure(parts.publish(), "t4", 100)
-    monkeypatch.setattr("streamlearn.era_readout.of_recent", lambda *_: np.full((129, 128), 0.1, np.float32))
+    monkeypatch.setattr("streamlearn.era_readout.recent_readout", lambda *_: np.full((129, 128), 0.1, np.float32))
     after = judge.measure(parts.publish(), "t4", 100)
     assert readers(parts.eras)[-1]
     assert before is not None

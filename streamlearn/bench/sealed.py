@@ -20,7 +20,7 @@ from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, Ints
 from streamlearn.bench.gallery import KS, encode_clips, encode_texts, questions, summary, thinned
 from streamlearn.encoders import Towers
 from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose
-from streamlearn.era_readout import judged, turned
+from streamlearn.era_readout import judged, through_readout
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import Ranks, hits_in_pool, ranks
 from streamlearn.index import Partition
@@ -42,8 +42,8 @@ class SealedEra:
         rows: test clips that arrived in it.
         judges: held-out clips, none of them a test clip.
         chosen: "local" or "online", whichever pair ranks its judges better.
-        vectors, judges_vectors, shown, pairs: by pair, of `rows`, `judges` and the clips of `captions`, and the pair
-            itself.
+        vectors, judges_vectors, caption_clips, pairs: by pair, of `rows`, `judges` and the clips of `captions`, and
+            the pair itself.
         captions: of clips learned in it, spread evenly.
     """
 
@@ -53,7 +53,7 @@ class SealedEra:
     captions: list[str]
     vectors: dict[str, Vectors] = field(default_factory=dict)
     judges_vectors: dict[str, Vectors] = field(default_factory=dict)
-    shown: dict[str, Vectors] = field(default_factory=dict)
+    caption_clips: dict[str, Vectors] = field(default_factory=dict)
     pairs: dict[str, Towers] = field(default_factory=dict)
 
 
@@ -110,7 +110,7 @@ class SealedEras:
             era.pairs[name] = pair
             era.vectors[name] = encode_clips(pair, self._corpus, rows)
             era.judges_vectors[name] = encode_clips(pair, self._corpus, judges)
-            era.shown[name] = encode_clips(pair, self._corpus, spread)
+            era.caption_clips[name] = encode_clips(pair, self._corpus, spread)
             scores = encode_texts(pair, questions(self._corpus, judges)) @ era.judges_vectors[name].T
             merit[name] = float((1 / ranks(scores, np.arange(len(judges)))).mean()) if len(judges) else 0.0
         if len(judges) >= _FEWEST_JUDGES:
@@ -178,7 +178,9 @@ class SealedEras:
         known = encode_texts(era.pairs[name], era.captions)
         some = slice(None, None, _every(known))
         asked = questions(self._corpus, era.judges)
-        return Captions(era.captions[some], known[some], known, asked, era.judges_vectors[name], era.shown[name][some])
+        return Captions(
+            era.captions[some], known[some], known, asked, era.judges_vectors[name], era.caption_clips[name][some]
+        )
 
     def _readings(
         self, eras: Sequence[SealedEra], chosen: Sequence[str], most: int, *, readouts: bool
@@ -206,7 +208,7 @@ class SealedEras:
                 pair = reading.encoder.reader
                 known = pair.texts(era.captions)
                 plain[reading.number] = pair, known
-                read_out[reading.number] = turned(pair, known, era.shown[name])
+                read_out[reading.number] = through_readout(pair, known, era.caption_clips[name])
         said = {reading.number: reading.said for reading in readings}
         readout = judged(readings, said, plain, read_out, self._settings.familiarity_weight)
         decided = read_out if readout is not None and readout.helps else plain
