@@ -1,9 +1,9 @@
 """What evaluation costs while clips arrive: its time beside the learner's, by budget.
 
-    python benchmarks/evaluation.py [--clips-per-domain 600] [--budgets 0.05 1.0]
+    python benchmarks/evaluation.py [--clips-per-domain 600] [--rounds 1] [--budgets 0.05 1.0]
 
-Five rendered domains, one after the other, through the whole daemon. The time is read when the last clip has been
-learned: what is evaluated afterwards, when the source is silent, costs nobody anything.
+Five rendered domains, one after the other and all of it so many rounds, through the whole daemon. The time is read
+when the last clip has been learned: what is evaluated afterwards, when the source is silent, costs nobody anything.
 """
 
 from __future__ import annotations
@@ -55,13 +55,14 @@ def run(folder: Path, state: Path, clips: int, budget: float) -> dict[str, float
         "share": evaluate_s / learn_s,
         "tasks_asked": tasks,
         "s_a_task": evaluate_s / max(1, tasks),
-        "pairs": float(sum(task["held_out"] for task in last)),
+        "pairs": float(sum({task["name"]: task["held_out"] for task in last}.values())),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips-per-domain", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 1.0])
     arguments = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -69,9 +70,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "clips"
         folder.mkdir()
-        write_stream(folder, domains=DOMAINS, clips_per_domain=arguments.clips_per_domain, seed=0, size_px=64)
+        domains = DOMAINS * arguments.rounds
+        write_stream(folder, domains=domains, clips_per_domain=arguments.clips_per_domain, seed=0, size_px=64)
         for budget in arguments.budgets:
-            found = run(folder, Path(work) / f"{budget}", arguments.clips_per_domain * len(DOMAINS), budget)
+            found = run(folder, Path(work) / f"{budget}", arguments.clips_per_domain * len(domains), budget)
             print(f"budget {budget}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
 
 

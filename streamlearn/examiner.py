@@ -1,10 +1,11 @@
 """When which task is evaluated: a slice at a time, beside the learner, within a share of the learner's time.
 
 The time of evaluations is bought with the learner's: each second that it works earns `evaluate.budget_ratio` seconds,
-and no task is begun on credit but one that ends. So the share is kept to within the cost of one task, where tasks do
-not end more often than the budget can pay. Every other turn belongs to the
-current task, the rest to the past one that has waited longest: the more tasks, the less often an old one is asked,
-at the same cost. While the source is silent nobody waits for the time, and every task is asked.
+and a task is asked when there is what the last one cost, and as much again put by for the end of the current task,
+since forgetting is measured from there. Where tasks end more often than the budget can pay, every other end is not
+asked, so that past tasks have their turns. Those go to the current task and to the past one that has waited longest,
+one each: the more tasks, the less often an old one is asked, at the same cost. While the source is silent nobody waits
+for the time, and every task is asked.
 
 Tasks are asked in a thread of this class, on a published snapshot. All methods belong to the pipeline's thread.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,6 +41,7 @@ class _Turn:
     measured: Measured | None
     seconds: float
     charged: bool
+    at_end: bool
 
 
 class Examiner:
@@ -64,6 +66,8 @@ class Examiner:
         self._evaluator, self.scoreboard, self._metrics = evaluator, scoreboard, metrics
         self._ratio, self._clock = budget_ratio, clock
         self._credit_s = 0.0
+        self._task_s = 0.0  # what a task costs, as far as is known
+        self._last_was_end = False
         self._hurry = threading.Event()  # set: end after the task that is being asked, unless the budget has more
         self._asked_at: dict[str, int] = {}  # clips seen at a task's last turn
         self._current_had_turn = False
@@ -78,8 +82,12 @@ class Examiner:
 
     @property
     def affordable(self) -> bool:
-        """Whether the budget has time for another task."""
-        return self._credit_s > 0
+        """Whether the budget has time for another task, beside the end of the current one."""
+        return self._spare_s > self._task_s
+
+    @property
+    def _spare_s(self) -> float:
+        return self._credit_s - (0.0 if self._last_was_end else self._task_s)
 
     def begin(
         self,
@@ -88,7 +96,6 @@ class Examiner:
         clips_seen: int,
         *,
         leisurely: bool = False,
-        on_credit: bool = False,
     ) -> None:
         """Ask some tasks, if the budget has time for one. Returns at once.
 
@@ -99,14 +106,22 @@ class Examiner:
             tasks: their names.
             clips_seen: the time of it.
             leisurely: ask all; nobody waits for the time.
-            on_credit: ask one in any case; others wait until it is paid for.
         """
-        if self._running is not None or not tasks or not (self.affordable or leisurely or on_credit):
+        if self._running is not None or not tasks or not (self.affordable or leisurely):
             return
         (self._hurry.clear if leisurely else self._hurry.set)()
         order = self._order(tasks, snapshot.eras[-1].task)
         pairs = {task: self.scoreboard.book.forward_pairs(task) for task in order}
-        self._running = self._thread.submit(self._ask, snapshot, order, clips_seen, pairs, self._credit_s)
+        self._running = self._thread.submit(self._ask, snapshot, order, clips_seen, pairs, self._spare_s)
+
+    def begin_end(self, snapshot: Snapshot, task: str, clips_seen: int) -> None:
+        """Ask a task that ends, where the budget can pay for it. Returns at once; nothing may be being asked.
+
+        Its forward transfer waits for another turn.
+        """
+        if self._credit_s >= (2 * self._task_s if self._last_was_end else 0.0):  # a past task's turn comes between
+            self._hurry.set()
+            self._running = self._thread.submit(self._ask, snapshot, [task], clips_seen, {}, 0.0, at_end=True)
 
     def collect(self, wait_s: float | None = 0.0) -> tuple[bool, list[Measured]]:
         """Write down what was asked, once it is done.
@@ -126,6 +141,8 @@ class Examiner:
         self._running = None
         turns = running.result()
         self._credit_s -= _charged_s(turns)
+        self._task_s = max(turn.seconds for turn in turns)
+        self._last_was_end = turns[-1].at_end
         self._last_s = self._clock()
         found = [turn.measured for turn in turns if turn.measured is not None]
         for turn in turns:
@@ -151,16 +168,23 @@ class Examiner:
         return [*past[:1], current, *past[1:]] if self._current_had_turn else [current, *past]
 
     def _ask(
-        self, snapshot: Snapshot, order: Sequence[str], clips_seen: int, pairs: dict[str, int], credit_s: float
+        self,
+        snapshot: Snapshot,
+        order: Sequence[str],
+        clips_seen: int,
+        pairs: Mapping[str, int],
+        spare_s: float,
+        *,
+        at_end: bool = False,
     ) -> list[_Turn]:
         turns: list[_Turn] = []
         for task in order:
             start = self._clock()
-            measured = self._evaluator.measure(snapshot, task, clips_seen, forward_pairs=pairs[task])
-            turns.append(_Turn(task, measured, self._clock() - start, charged=self._hurry.is_set()))
+            measured = self._evaluator.measure(snapshot, task, clips_seen, forward_pairs=pairs.get(task))
+            turns.append(_Turn(task, measured, self._clock() - start, self._hurry.is_set(), at_end))
             # Only this thread writes these two while tasks are being asked.
             self._asked_at[task], self._current_had_turn = clips_seen, task == snapshot.eras[-1].task
-            if self._hurry.is_set() and _charged_s(turns) >= credit_s:
+            if self._hurry.is_set() and _charged_s(turns) + turns[-1].seconds >= spare_s:
                 break
         return turns
 

@@ -208,11 +208,11 @@ class Pipeline:
         self.collect(None)
 
     def _evaluate_at_end(self) -> None:
-        """What the current task knows as it ends, whatever it costs: forgetting is measured from there."""
+        """What the current task knows as it ends: forgetting is measured from there."""
         self.finish_evaluation()
         if (task := self.state.tasks.current) is not None:
             self.ledger.settle()
-            self.examiner.begin(self.state.publish(), [task.name], self.state.clips, on_credit=True)
+            self.examiner.begin_end(self.state.publish(), task.name, self.state.clips)
             self.finish_evaluation()
 
     def checkpoint(self) -> None:
