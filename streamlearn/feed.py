@@ -1,7 +1,7 @@
 """From a source to batches of events, in order, with bounded memory.
 
-Owns the one thread that talks to the source. Records are decoded ahead by the loader; their order is the source's,
-whatever finishes first. When the learner is behind, the source is paused, not buffered.
+Owns the one thread that talks to the source. The loader decodes ahead; the order stays the source's. When the learner
+is behind, the source is paused, not buffered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.lag import Lag
 from streamlearn.metrics import Metrics
-from streamlearn.records import Clip, Event, Offsets, Partition, Record, Rejected, explicit_task
+from streamlearn.records import Clip, Event, Offsets, Partition, Record, Rejected, named_tasks
 from streamlearn.source import EndOfStream, Source
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Feed:
         max_wait_s: a batch that is not full is handed over after the source was silent for this long.
         max_age_s: or when its first event has waited for this long.
         metrics: poll and decode times, lag, connection.
+        begins: whether a task begins with the first clip that names it so; that clip is then the first of a batch.
         reopen: makes another source of the same stream, not yet started, for `rewind`; None: it cannot be read again.
     """
 
@@ -59,9 +60,11 @@ class Feed:
         max_wait_s: float,
         max_age_s: float,
         metrics: Metrics,
+        begins: Callable[[str], bool],
         reopen: Callable[[], Source] | None = None,
     ) -> None:
         self._source, self._loader, self._metrics, self._reopen = source, loader, metrics, reopen
+        self._begins = begins
         self._prepared: Source | None = None  # for `rewind`
         self._batch_size, self._max_wait_s, self._max_age_s = batch_size, max_wait_s, max_age_s
         self._capacity = 4 * batch_size
@@ -126,8 +129,10 @@ class Feed:
                 self._woken.clear()
                 return []
             event = self._pop(_TICK_S)
-            if self._partial and time.monotonic() - self._partial_since >= self._max_age_s:
-                batch = self._hand_over()  # clips that trickle in are not kept waiting for a full batch
+            task = event.task if isinstance(event, Clip) else None
+            opens = task is not None and task not in named_tasks(self._partial) and self._begins(task)
+            if self._partial and (opens or time.monotonic() - self._partial_since >= self._max_age_s):
+                batch = self._hand_over()
                 if event is not None:
                     self._keep(event)
                 return batch
@@ -140,11 +145,6 @@ class Feed:
                     return self._hand_over() or (None if self._over() else [])
                 continue
             silent_since = time.monotonic()
-            task = explicit_task(self._partial)
-            if isinstance(event, Clip) and task is not None and event.task != task[0]:
-                batch = self._hand_over()  # an operator's boundary lies between two clips, never within a batch
-                self._keep(event)
-                return batch
             self._keep(event)
             if self._full_batch():
                 return self._hand_over()

@@ -192,6 +192,22 @@ def test_an_operators_task_begins_with_the_clip_that_names_it(tmp_path: Path, st
     assert {h["task"] for h in hit} == {"street"}
 
 
+def test_tasks_that_come_mixed_are_learned_side_by_side_and_keep_their_names(tmp_path: Path, stream: Stream) -> None:
+    pairs = [("studio", "lab"), ("night", "street")] * 16
+    records = [record for domain, task in pairs for record in stream.clips(domain, 2, task=task)]
+    records += stream.clips("studio", 16, task="lab")
+    with daemon(tmp_path, ListSource(records)) as running:
+        settled(running)
+        tasks = running.service.tasks()
+        assert running.state.catalog.counts_by_task() == {"lab": 48, "street": 32}
+        steps = running.learner.steps
+    # Each begins with the first clip that names it; that of a batch that names it alone, later.
+    assert [(t["name"], t["cause"], t["started_clips"]) for t in tasks] == [
+        ("lab", "start", 0), ("street", "operator", 2), ("lab", "operator", 66),
+    ]  # fmt: skip
+    assert steps <= 2 + 80 / 8
+
+
 def test_a_task_is_measured_as_it_ends_however_seldom_evaluations_are(tmp_path: Path, stream: Stream) -> None:
     records = stream.clips("studio", 40, task="lab") + stream.clips("night", 8, task="street")
     never = {"evaluate__interval_clips": 10**9, "evaluate__heldout_ratio": 0.3, "evaluate__min_pairs": 1}

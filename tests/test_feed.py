@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import ClassVar
@@ -86,6 +86,10 @@ class Watched(ListSource):
             raise self.refusal
 
 
+def never(name: str) -> bool:
+    return False
+
+
 @contextmanager
 def feeding(
     source: ListSource,
@@ -94,6 +98,7 @@ def feeding(
     max_wait_s: float = WAIT_S,
     max_age_s: float = WAIT_S,
     offsets: Offsets | None = None,
+    begins: Callable[[str], bool] = never,
 ) -> Iterator[Feed]:
     feed = Feed(
         source,
@@ -102,6 +107,7 @@ def feeding(
         max_wait_s=max_wait_s,
         max_age_s=max_age_s,
         metrics=Metrics.create(CollectorRegistry()),
+        begins=begins,
     )
     try:
         feed.start(offsets or {})
@@ -187,13 +193,17 @@ def test_a_flood_of_rejected_records_is_handed_over_without_waiting_for_clips() 
         assert [len(feed.next() or ()) for _ in range(2)] == [512, 512]
 
 
-def test_an_operators_task_never_begins_within_a_batch() -> None:
-    decoder = FakeDecoder()
-    with feeding(ListSource(records(9)), decoder) as feed:
-        decoder.wait_for(9)
-        for i, task in enumerate([None, None, "a", "a", "b", "b", "b", "b", None]):
+def test_a_new_task_never_begins_within_a_batch() -> None:
+    decoder, known = FakeDecoder(), {"a"}
+    with feeding(ListSource(records(12)), decoder, begins=lambda name: name not in known) as feed:
+        decoder.wait_for(12)
+        for i, task in enumerate([None, None, "b", "b", "a", None, "c", "c", "b", "c", "a", "a"]):
             decoder.finish(i, task=task)
-        assert [offsets_of(feed.next()) for _ in range(4)] == [[0, 1], [2, 3], [4, 5, 6, 7], [8]]
+        assert offsets_of(feed.next()) == [0, 1]
+        assert offsets_of(feed.next()) == [2, 3, 4, 5]  # tasks that are known come mixed
+        known.add("b")
+        assert offsets_of(feed.next()) == [6, 7, 8, 9]
+        assert offsets_of(feed.next()) == [10, 11]
         assert feed.next() is None
 
 
@@ -232,6 +242,7 @@ def test_lost_records_are_counted_once_and_go_on_after_a_rewind() -> None:
         max_wait_s=WAIT_S,
         max_age_s=WAIT_S,
         metrics=Metrics.create(registry),
+        begins=never,
         reopen=lambda: Losing(records(4)),
     )
     name, labels = "streamlearn_lost_records_total", {"topic": "list", "partition": "0"}
@@ -257,6 +268,7 @@ def test_a_source_that_cannot_be_made_anew_leaves_the_one_there_is() -> None:
         max_wait_s=WAIT_S,
         max_age_s=WAIT_S,
         metrics=Metrics.create(CollectorRegistry()),
+        begins=never,
         reopen=broken,
     )
     try:
@@ -279,7 +291,13 @@ def test_a_source_that_is_away_is_told_and_comes_back() -> None:
     metrics: list[float | None] = []
     registry = CollectorRegistry()
     feed = Feed(
-        source, FakeDecoder(now=True), batch_size=2, max_wait_s=0.1, max_age_s=WAIT_S, metrics=Metrics.create(registry)
+        source,
+        FakeDecoder(now=True),
+        batch_size=2,
+        max_wait_s=0.1,
+        max_age_s=WAIT_S,
+        metrics=Metrics.create(registry),
+        begins=never,
     )
     try:
         feed.start({})
@@ -398,6 +416,7 @@ def test_closing_ends_a_reader_that_waits(submitted: int) -> None:
         max_wait_s=WAIT_S,
         max_age_s=WAIT_S,
         metrics=Metrics.create(CollectorRegistry()),
+        begins=never,
     )
     feed.start({})
     decoder.wait_for(submitted)
