@@ -27,6 +27,7 @@ from tests.kafka_source import NewTopic, members, options, send, until
 pytestmark = pytest.mark.slow
 
 PARTITIONS, EACH, BATCH = 4, 40, 8
+NEVER = 0
 WAIT_S = 100.0
 
 
@@ -38,7 +39,7 @@ def film() -> str:
 
 
 class Held:
-    """A daemon whose learner stops when it has learned of each partition, until it is let go on.
+    """A daemon whose learner stops when it has learned of so many partitions, until it is let go on.
 
     Attributes:
         learned: the ids it has learned, each as often as it did.
@@ -46,7 +47,7 @@ class Held:
         go_on: to be set.
     """
 
-    def __init__(self, folder: Path, settings: KafkaSettings, *, stops: bool = True) -> None:
+    def __init__(self, folder: Path, settings: KafkaSettings, *, partitions: int = PARTITIONS) -> None:
         self.learned: list[str] = []
         self.reached, self.go_on = threading.Event(), threading.Event()
         self.source = KafkaSource(settings)
@@ -68,14 +69,14 @@ class Held:
             ),
             self.source,
         )
-        self._stops = stops
+        self._partitions = partitions
         self._process = self.daemon.pipeline.process
         self.daemon.pipeline.process = self.process  # type: ignore[method-assign]
 
     def process(self, batch: Sequence[Event]) -> None:
         self._process(batch)
         self.learned += [event.video_id for event in batch if isinstance(event, Clip)]
-        if self._stops and len({name[0] for name in self.learned}) == PARTITIONS:
+        if len({name[0] for name in self.learned}) == self._partitions:
             self.reached.set()
             assert self.go_on.wait(WAIT_S)
 
@@ -94,8 +95,8 @@ class Held:
 def running(*daemons: Held) -> Iterator[None]:
     with ExitStack() as stack:
         for held in daemons:
-            stack.callback(held.go_on.set)
             stack.enter_context(held.daemon)
+            stack.callback(held.go_on.set)
         yield
 
 
@@ -142,7 +143,7 @@ def test_a_daemon_that_joins_under_load_learns_no_clip_that_another_one_has(
     one = Held(tmp_path / "one", options(kafka, topic, **PATIENT, **first))
     with running(one):
         assert one.reached.wait(WAIT_S)
-        two = Held(tmp_path / "two", options(kafka, topic, **PATIENT, **second), stops=False)
+        two = Held(tmp_path / "two", options(kafka, topic, **PATIENT, **second), partitions=NEVER)
         with running(two):
             until(lambda: len(one.of) < PARTITIONS)  # some are being taken from it, while it is learning
             one.go_on.set()
@@ -155,6 +156,25 @@ def test_a_daemon_that_joins_under_load_learns_no_clip_that_another_one_has(
     assert of(moved) & set(two.learned)
 
 
+@pytest.mark.parametrize("how", [pytest.param(COOPERATIVE, id="cooperative"), pytest.param(EAGER, id="eager")])
+def test_partitions_that_come_back_go_on_where_the_other_daemon_ended(
+    kafka: KafkaBroker, new_topic: NewTopic, tmp_path: Path, film: str, how: dict[str, Any]
+) -> None:
+    topic = new_topic(partitions=PARTITIONS)
+    ids = fill(kafka, topic, film)
+    one = Held(tmp_path / "one", options(kafka, topic, **PATIENT, **how))
+    with running(one):
+        assert one.reached.wait(WAIT_S)
+        two = Held(tmp_path / "two", options(kafka, topic, **PATIENT, **how), partitions=2)
+        with running(two):
+            until(lambda: len(one.of) < PARTITIONS)
+            one.go_on.set()
+            assert two.reached.wait(WAIT_S)
+        until(lambda: set(one.learned) | set(two.learned) == ids)
+        until(lambda: one.idle)
+    assert Counter(one.learned + two.learned) == Counter(ids)
+
+
 def test_a_learner_that_stalls_keeps_its_place_and_lets_its_partitions_go(
     kafka: KafkaBroker, new_topic: NewTopic, tmp_path: Path, film: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,10 +185,10 @@ def test_a_learner_that_stalls_keeps_its_place_and_lets_its_partitions_go(
         assert one.reached.wait(WAIT_S)
         place = set(members(kafka, f"{topic}-group"))
         learned = set(one.learned)
-        two = Held(tmp_path / "two", options(kafka, topic, **PATIENT, **COOPERATIVE), stops=False)
+        two = Held(tmp_path / "two", options(kafka, topic, **PATIENT, **COOPERATIVE), partitions=NEVER)
         with running(two):
             until(lambda: len(two.of) == 2)
-            three = Held(tmp_path / "three", options(kafka, topic, **PATIENT, **COOPERATIVE), stops=False)
+            three = Held(tmp_path / "three", options(kafka, topic, **PATIENT, **COOPERATIVE), partitions=NEVER)
             with running(three):  # which takes another one away, from a member that has not yet answered for the first
                 until(lambda: sorted(map(len, (one.of, two.of, three.of))) == [1, 1, 2])
                 until(lambda: of(two.of | three.of) <= set(two.learned + three.learned))
@@ -201,7 +221,7 @@ def test_where_no_checkpoint_can_be_made_the_next_owner_begins_at_the_last_one(
     with running(one):
         assert one.reached.wait(WAIT_S)
         learned = set(one.learned)
-        two = Held(tmp_path / "two", options(kafka, topic, **PATIENT, **COOPERATIVE), stops=False)
+        two = Held(tmp_path / "two", options(kafka, topic, **PATIENT, **COOPERATIVE), partitions=NEVER)
         with running(two):
             until(lambda: one.daemon.feed.wants_checkpoint)
             one.go_on.set()
