@@ -71,13 +71,9 @@ class Pipeline:
         self.room = Room(settings.state_dir, settings.checkpoint.min_free_bytes)
         self._stopping = threading.Event()
         self.mailbox = Mailbox(feed.wake)
+        record = DriftLog(settings.state_dir) if settings.drift.log else None
         self.watch = Watch(
-            boundaries,
-            state.judge,
-            settle=ledger.settle,
-            log=DriftLog(settings.state_dir) if settings.drift.log else None,
-            metrics=metrics,
-            detector=settings.drift.detector,
+            boundaries, state.judge, settle=ledger.settle, log=record, metrics=metrics, detector=settings.drift.detector
         )
         self._outdated = False  # what was evaluated last is no longer what is served
         self._unwritten = False  # scores are in no checkpoint yet
@@ -88,6 +84,8 @@ class Pipeline:
         try:
             while not self._stopping.is_set():
                 self.mailbox.work()
+                if self.feed.wants_checkpoint:
+                    self.save()
                 start = time.perf_counter()
                 try:
                     batch = self.feed.next()
@@ -101,15 +99,14 @@ class Pipeline:
                     progress.state = "learning"
                     self.metrics.stage_seconds.labels("wait").observe(time.perf_counter() - start)
                     self.process(batch)
-                elif self.mailbox.posted:
+                elif self.mailbox.posted or self.feed.wants_checkpoint:
                     continue  # somebody waits for an answer; what was put off can wait
                 elif self.settle():
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
                         self.mailbox.wait()
             self.finish_evaluation()
-            if self.state.due("checkpoint", 1) or self._unwritten:
-                self.checkpoint()
+            self.save()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
             log.exception(
                 "learning has stopped; searches are still answered. Restart to go on from the last checkpoint"
@@ -148,9 +145,7 @@ class Pipeline:
 
         with self.metrics.stage_seconds.labels("index").time():
             tasks = {i: task_names.task_of(self.state.tasks, clip) for i, clip in clips.items()}
-            changed = self.ledger.write(
-                batch, splits, vectors, tasks=tasks, step=self.learner.steps
-            )  # fmt: skip
+            changed = self.ledger.write(batch, splits, vectors, tasks=tasks, step=self.learner.steps)
             self.state.advance(batch, len(clips))
             if changed or self.state.due("publish", self.settings.search.publish_interval_clips):
                 self.state.publish()  # at once: a replaced clip is not in the snapshot before
@@ -216,12 +211,18 @@ class Pipeline:
             self.examiner.begin_end(self.state.publish(), task.name, self.state.clips)
             self.finish_evaluation()
 
+    def save(self) -> None:
+        """Checkpoint what is new, and tell the source."""
+        if self.state.due("checkpoint", 1) or self._unwritten:
+            self.checkpoint()
+        else:
+            self.feed.commit(self.state.offsets)
+
     def checkpoint(self) -> None:
         """Make everything so far durable; the source is told afterwards.
 
-        While dead letters cannot be delivered, or the disk takes no more, this waits: the source is paused instead of
-        memory filled, and searches are answered. Told to stop, it gives up after one more try; the next run reads on
-        from the checkpoint before.
+        While dead letters cannot be delivered, or the disk takes no more, this waits: the source is paused, and
+        searches are answered. Told to stop, it gives up after one more try; the next run reads on from the one before.
         """
         progress, delay_s = self.state.progress, 1.0
         with self.metrics.stage_seconds.labels("checkpoint").time():

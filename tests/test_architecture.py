@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "connectors.kafka_handover",
         "connectors.kafka_records",
         "connectors.synthetic",
+        "backlog",
         "lag",
     ),
     # parts made of parts

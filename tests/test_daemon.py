@@ -22,6 +22,7 @@ from streamlearn.records import Partition, Position, Record, Rejected
 from streamlearn.settings import load
 from streamlearn.testing import ListSource
 from tests.daemon import ask, until
+from tests.revoking import RevokingSource
 
 
 class Stream:
@@ -364,6 +365,29 @@ def test_a_checkpoint_that_the_disk_does_not_take_is_made_up_for(
         assert running.service.status()["state"] != "stopped"
     with daemon(tmp_path, ListSource()) as again:
         assert len(everything(again)) == 24
+
+
+def test_partitions_that_go_to_another_reader_go_with_a_checkpoint_of_all_that_was_learned(
+    tmp_path: Path, stream: Stream
+) -> None:
+    clips = Partition("clips", "0")
+    source = RevokingSource(stream.clips("studio", 12), ends=False)
+    with daemon(tmp_path, source, learner__max_wait_s=1000, learner__max_batch_age_s=1000) as running:
+        until(lambda: running.state.clips == 8, "a batch is learned, and four clips are not")
+        source.revoke(clips)
+        assert source.was_committed.wait(60)
+        assert source.given_back == {clips: 8}
+        assert source.commits == [{clips: 8}]
+        generation = running.state.generations.current()
+        assert generation is not None
+        # Nothing new: no other checkpoint is needed for the next one.
+        source.was_committed.clear()
+        source.revoke(clips)
+        assert source.was_committed.wait(60)
+        assert source.commits == [{clips: 8}] * 2
+        assert running.state.generations.current() == generation
+    with daemon(tmp_path, ListSource()) as again:
+        assert len(everything(again)) == 8
 
 
 class LostSource(ListSource):
