@@ -61,8 +61,10 @@ class State(Cut):
     def advance(self, batch: Sequence[Event], clips: int) -> None:
         """A batch was learned and written: move the offsets past it."""
         for event in batch:
-            topic, partition, offset = event.position
-            self.offsets[Partition(topic, partition)] = offset + 1
+            topic, name, offset = event.position
+            partition = Partition(topic, name)
+            self.began.setdefault(partition, offset)
+            self.offsets[partition] = offset + 1
         self._events += len(batch)
         self.clips += clips
         since, before = self._rate
@@ -214,6 +216,8 @@ class State(Cut):
         self.metrics.generations_rejected_total.inc(self.generations.rejected)
         number = 0 if generation is None else generation.number
         if generation is not None:
+            if self.generations.rejected:
+                generation = replace(generation, offsets=rollback.read_on(self.generations, generation))
             self.check(generation)
         if number not in (0, self.generations.current()):
             self.generations.publish(number)
