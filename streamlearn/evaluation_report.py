@@ -12,8 +12,9 @@ import numpy as np
 
 from streamlearn.catalog import Catalog
 from streamlearn.catalog_rows import Score, TaskRanks
-from streamlearn.evaluate import ScoreBook, median_rank
+from streamlearn.evaluate import median_rank
 from streamlearn.schemas import thumbnail_url
+from streamlearn.score_book import ScoreBook
 from streamlearn.tasks import Task
 
 _WORST = 12

@@ -21,7 +21,6 @@ from streamlearn.catalog_rows import TaskRanks
 from streamlearn.checkpoint import Generation, Generations
 from streamlearn.eras import Eras
 from streamlearn.errors import StateError
-from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluation_report import report
 from streamlearn.evaluator import Evaluator, Measured
 from streamlearn.frames import FrameStore
@@ -30,6 +29,7 @@ from streamlearn.index import configure_faiss
 from streamlearn.learner import Learner
 from streamlearn.metrics import Metrics
 from streamlearn.rollback import rewind
+from streamlearn.score_book import ScoreBook
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher, Snapshot
 from streamlearn.settings import Settings

@@ -11,9 +11,10 @@ from prometheus_client import Gauge
 
 from streamlearn.catalog import Catalog, Score
 from streamlearn.catalog_rows import TaskRanks
-from streamlearn.evaluate import ScoreBook, Series, bootstrap_intervals, median_rank
+from streamlearn.evaluate import bootstrap_intervals, median_rank
 from streamlearn.evaluator import Measured
 from streamlearn.metrics import Metrics
+from streamlearn.score_book import ScoreBook, Series
 
 
 class Scoreboard:

@@ -1,4 +1,4 @@
-"""Where one task ends and the next begins, the log of them, and which clips are held out.
+"""Where one task ends and the next begins, and the log of them.
 
 It knows nothing of learners and indexes: it says that a boundary lies here, the pipeline acts on it. The names of
 tasks are labels of metrics, so their number is bounded.
@@ -6,7 +6,6 @@ tasks are labels of metrics, so their number is bounded.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -16,32 +15,6 @@ from streamlearn.errors import StateError, TaskError
 from streamlearn.records import Position, Vectors
 
 Cause = Literal["start", "drift", "operator"]
-Split = Literal["train", "heldout"]
-
-
-def is_heldout(video_id: str, ratio: float) -> bool:
-    """Whether a clip is held out, by its id alone: the same on every machine and after every restart.
-
-    A larger ratio holds out more clips and all of those that a smaller one does.
-
-    >>> [i for i in range(60) if is_heldout(f"clip-{i}", 0.05)]
-    [44, 48, 54]
-    """
-    # A JSON string may hold half a surrogate pair; it is an id like any other.
-    digest = hashlib.blake2b(video_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < int(ratio * 2**64)
-
-
-def split_of(split: str, video_id: str, ratio: float) -> Split:
-    """What a clip is for: as its message says, or by `is_heldout` where that says "auto".
-
-    Raises:
-        ValueError: `split` is none of "auto", "train" and "heldout".
-    """
-    if split not in ("auto", "train", "heldout"):
-        raise ValueError(f'split = {split!r}: must be "auto", "train" or "heldout"')
-    held_out = is_heldout(video_id, ratio) if split == "auto" else split == "heldout"
-    return "heldout" if held_out else "train"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,15 @@ from prometheus_client import CollectorRegistry
 from streamlearn.app import Daemon
 from streamlearn.era_maps import MappedEncoder
 from streamlearn.era_view import QueryEncoder
-from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator, Measured
+from streamlearn.heldout import is_heldout
 from streamlearn.learner import Learner
 from streamlearn.metrics import Metrics
 from streamlearn.records import Frames, Position, Record, StepStats
+from streamlearn.score_book import ScoreBook
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Snapshot
 from streamlearn.settings import EvaluateSettings, ModelSettings, load
-from streamlearn.tasks import is_heldout
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
 from tests.parts import BLANK, Parts

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from streamlearn.detector import UNMEASURED, Measured, NoDetector
 from streamlearn.drift import MeanShift
 from streamlearn.errors import StateError, TaskError
+from streamlearn.heldout import is_heldout, split_of
 from streamlearn.records import Position
-from streamlearn.tasks import Boundaries, Boundary, Cause, Task, TaskLog, is_heldout, split_of
+from streamlearn.tasks import Boundaries, Boundary, Cause, Task, TaskLog
 
 repeatable = settings(derandomize=True, deadline=None, database=None)
 HERE = Position("clips", "0", 7)
