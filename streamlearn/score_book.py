@@ -26,13 +26,15 @@ class Series(NamedTuple):
 class _Course:
     """What the definitions need of a series' history.
 
-    `learned` and `lowest` are None until the task is closed; `lowest` runs from `learned` on.
+    `learned` and `lowest` are None until the task is closed; `lowest` runs from `learned` on. `anew`: the next value
+    is the first of another course.
     """
 
     now: float
     best: float
     learned: float | None = None
     lowest: float | None = None
+    anew: bool = False
 
 
 class ScoreBook:
@@ -74,6 +76,8 @@ class ScoreBook:
             raise ValueError(f"recall of {task!r} is {value}, not in 0..1")
         series = Series(task, direction, k, view)
         course = self._courses.setdefault(series, _Course(now=value, best=value))
+        if course.anew:
+            course = self._courses[series] = _Course(now=value, best=value)
         course.now, course.best = value, max(course.best, value)
         if task in self._past:
             _freeze(course)
@@ -93,13 +97,34 @@ class ScoreBook:
             course.learned = course.lowest = None
 
     def rename(self, old: str, new: str) -> None:
-        """A task has another name; where that has values of its own, they stay, and the old one's are dropped."""
-        for series in [series for series in self._courses if series.task == old]:
-            course = self._courses.pop(series)
-            self._courses.setdefault(series._replace(task=new), course)
+        """A task has another name, that no task had."""
+
+        def named(series: Series) -> Series:
+            return series._replace(task=new) if series.task == old else series
+
+        self._courses = {named(series): course for series, course in self._courses.items()}
+        self._forward = {named(series): value for series, value in self._forward.items()}
         if old in self._past:
             self._past.discard(old)
             self._past.add(new)
+
+    def merge(self, old: str, into: str) -> None:
+        """A task is part of another, which is asked other questions from now on.
+
+        No value from before may be compared with those to come: everything begins anew with the next one, which is
+        the best so far and, of a past task, the value when learned. What was measured last stands until then. Forward
+        transfer is to be measured anew, with the questions of both.
+        """
+        self.drop_task(old)
+        for course in self._of(into):
+            course.anew = True
+        self._forward = {series: value for series, value in self._forward.items() if series.task != into}
+
+    def drop_task(self, task: str) -> None:
+        """There is no such task, and never was: its clips are those of another that goes on, its best with it."""
+        self._courses = {series: course for series, course in self._courses.items() if series.task != task}
+        self._forward = {series: value for series, value in self._forward.items() if series.task != task}
+        self._past.discard(task)
 
     def now(self, task: str, direction: str, k: int, view: str) -> float | None:
         """The last recorded value; None where there is none."""

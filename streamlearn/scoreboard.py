@@ -58,7 +58,7 @@ class Scoreboard:
             self._metrics.eval_pairs.remove(task)
 
     def restart(self) -> None:
-        """Book and catalog are those of another time: gauges of tasks that never happened go."""
+        """Book and catalog are others than before, after a rollback or another name: gauges of tasks that were go."""
         m = self._metrics
         for gauge in (
             m.eval_pairs, m.median_rank, m.recall_ratio, m.forgetting_ratio, m.backward_transfer_ratio,

@@ -69,6 +69,13 @@ def test_a_book_from_before_forward_transfer_opens() -> None:
 ratios = st.floats(0, 1)
 
 
+def restored(book: ScoreBook) -> ScoreBook:
+    """Through a checkpoint."""
+    again = ScoreBook()
+    again.load_state_dict(json.loads(json.dumps(book.state_dict())))
+    return again
+
+
 @repeatable
 @given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(ratios, min_size=n, max_size=n), min_size=n, max_size=n)))
 def test_the_book_equals_the_definitions_on_the_whole_matrix(matrix: list[list[float]]) -> None:
@@ -175,3 +182,78 @@ def test_a_damaged_book_is_refused_and_changes_nothing() -> None:
         with pytest.raises(StateError, match="score book"):
             book.load_state_dict(damaged)
     assert book.now("t1", *SERIES) == 0.8
+
+
+def test_a_renamed_task_counts_once_in_forward_transfer() -> None:
+    book = ScoreBook()
+    book.record("t5", *SERIES, 0.8)
+    book.record_forward("t5", *SERIES, 0.5, 20)
+    book.record_forward("t9", *SERIES, -0.1, 20)
+    book.rename("t5", "night")
+    assert book.forward_pairs("t5") == 0
+    assert book.forward_pairs("night") == 20
+    book.record_forward("night", *SERIES, 0.5, 80)  # asked anew under its new name
+    assert book.forward_transfer(*SERIES) == pytest.approx(0.2)
+
+
+def test_a_rename_keeps_all_that_was_known_and_the_order_of_the_series() -> None:
+    book = book_of([[0.8, 0.0], [0.5, 0.7]])
+    book.rename("t1", "night")
+    assert [cell.task for cell in book.cells()] == ["night", "t2"]
+    assert book.now("t1", *SERIES) is None
+    assert book.forgetting("night", *SERIES) == pytest.approx(0.375)
+    assert book.backward_transfer(*SERIES) == pytest.approx(-0.3)
+
+
+def test_a_task_that_took_another_in_is_measured_against_nothing_from_before() -> None:
+    """The easy t2 becomes part of t1: of the questions of both together nothing was ever forgotten."""
+    book = book_of([[0.9, 0.0, 0.0], [0.8, 0.3, 0.0], [0.8, 0.3, 0.5]])
+    book.record_forward("t1", *SERIES, 0.2, 20)
+    book.record_forward("t2", *SERIES, 0.4, 20)
+    book.merge("t2", "t1")
+    assert [cell.task for cell in book.cells()] == ["t1", "t3"]
+    assert book.now("t1", *SERIES) == 0.8  # what was measured last stands until the next time
+    assert book.forward_transfer(*SERIES) is None  # to be asked anew, with the questions of both
+    assert book.forward_pairs("t1") == 0
+    book = restored(book)
+    book.record("t1", *SERIES, 0.55)
+    assert book.forgetting("t1", *SERIES) == 0
+    assert book.backward_transfer(*SERIES) == 0
+    assert book.anytime_minimum(*SERIES) == pytest.approx(0.55)
+    book.record("t1", *SERIES, 0.44)
+    assert book.forgetting("t1", *SERIES) == pytest.approx(0.2)
+    assert book.backward_transfer(*SERIES) == pytest.approx(-0.11)
+
+
+def test_a_task_that_took_another_in_and_ends_unmeasured_is_learned_with_its_first_value_afterwards() -> None:
+    book = book_of([[0.9, 0.0], [0.8, 0.3]])
+    book.merge("t1", "t2")
+    book.close_task("t2")
+    book.record("t2", *SERIES, 0.6)
+    assert book.backward_transfer(*SERIES) == 0
+    assert book.now("t1", *SERIES) is None
+    assert len(book.cells()) == 1
+
+
+def test_a_task_known_late_leaves_the_one_that_it_is_as_if_it_had_been_known_at_once() -> None:
+    at_once, late = book_of([[0.8, 0.0], [0.5, 0.7]]), book_of([[0.8, 0.0], [0.5, 0.7]])
+    at_once.record_forward("t2", *SERIES, 0.1, 20)
+    late.record_forward("t2", *SERIES, 0.1, 20)
+    for book in (at_once, late):
+        book.close_task("t2")
+    late.record("t3", *SERIES, 0.2)
+    late.record_forward("t3", *SERIES, 0.9, 20)
+    late.drop_task("t3")
+    for book in (at_once, late):
+        book.open_task("t1")
+        book.record("t1", *SERIES, 0.6)
+    assert late.state_dict() == at_once.state_dict()
+    assert late.forgetting("t1", *SERIES) == pytest.approx(0.25)  # its best stays
+
+
+def test_a_book_from_before_merges_began_anew_opens() -> None:
+    book = ScoreBook()
+    course = {"now": 0.5, "best": 0.8, "learned": None, "lowest": None}
+    book.load_state_dict({"past": [], "series": [["t1", *SERIES, course]]})
+    book.record("t1", *SERIES, 0.4)
+    assert book.forgetting("t1", *SERIES) == pytest.approx(0.5)
