@@ -118,8 +118,23 @@ def bootstrap_intervals(values: npt.NDArray[np.floating[Any]]) -> tuple[Floats, 
         returns: lower and upper bounds, (m,) each.
     """
     queries = len(values)
-    drawn = np.random.default_rng(0).integers(0, queries, (_RESAMPLES, queries))
+    drawn = _resamples(queries)
     drawn += queries * np.arange(_RESAMPLES)[:, None]
     times = np.bincount(drawn.ravel(), minlength=_RESAMPLES * queries).reshape(_RESAMPLES, queries)
     low, high = np.percentile(times @ values / queries, [2.5, 97.5], axis=0)
     return low, high
+
+
+def median_rank_interval(ranks: Ranks) -> tuple[float, float]:
+    """The 95 % percentile interval of the median rank, of the same resamples as `bootstrap_intervals`.
+
+    Shape:
+        ranks: (q,), q at least 1.
+        returns: lower and upper bound.
+    """
+    low, high = np.percentile(np.median(ranks[_resamples(len(ranks))], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resamples(queries: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, queries, (_RESAMPLES, queries))

@@ -131,6 +131,15 @@ class ScoreBook:
         course = self._courses.get(Series(task, direction, k, view))
         return None if course is None else course.now
 
+    def best(self, task: str, direction: str, k: int, view: str) -> float | None:
+        """The best recorded value so far; None where there is none."""
+        course = self._courses.get(Series(task, direction, k, view))
+        return None if course is None else course.best
+
+    def is_past(self, task: str) -> bool:
+        """Whether the task was closed and not opened again: transfer and the any-time minimum are of such."""
+        return task in self._past
+
     def forgetting(self, task: str, direction: str, k: int, view: str) -> float | None:
         """Share of the best recall so far that is lost now: (best so far - now) / best so far, in 0..1.
 
@@ -159,6 +168,10 @@ class ScoreBook:
     def forward_pairs(self, task: str) -> int:
         """Held-out pairs behind the task's forward transfer; 0 where none was recorded."""
         return max((pairs for series, (_, pairs) in self._forward.items() if series.task == task), default=0)
+
+    def all_forward_pairs(self, direction: str, k: int, view: str) -> int:
+        """Held-out pairs behind `forward_transfer`, of all its tasks."""
+        return sum(pairs for series, (_, pairs) in self._forward.items() if series[1:] == (direction, k, view))
 
     def forward_transfer(self, direction: str, k: int, view: str) -> float | None:
         """Mean over tasks but the first of the recall before the task began - that of chance; None without one.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlearn.evaluate import bootstrap_intervals, hits_in_pool, median_rank, ranks, recall_at
+from streamlearn.evaluate import bootstrap_intervals, hits_in_pool, median_rank, median_rank_interval, ranks, recall_at
 
 repeatable = settings(derandomize=True, deadline=None, database=None)
 
@@ -100,6 +100,20 @@ def test_intervals_are_those_of_the_binomial_that_resampling_hits_is() -> None:
     again = bootstrap_intervals(hits)
     assert np.array_equal(again[0], low)
     assert np.array_equal(again[1], high)
+
+
+def test_the_interval_of_a_median_rank_holds_it_and_narrows_with_more_questions() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (rng.integers(1, 100, n) for n in (20, 2000))
+    # Of an odd number of questions every median is a rank; the binomial says which: here the 3rd and the 9th of 11.
+    assert median_rank_interval(np.arange(1, 12)) == pytest.approx((3, 9), abs=1)
+    widths = []
+    for found in (few, many):
+        low, high = median_rank_interval(found)
+        assert low <= median_rank(found) <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 4
+    assert median_rank_interval(np.full(7, 3)) == (3, 3)
 
 
 def test_an_interval_of_equal_outcomes_has_no_width() -> None:
