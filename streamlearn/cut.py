@@ -20,13 +20,13 @@ from streamlearn.checkpoint import Generation, Generations
 from streamlearn.detector import Detector
 from streamlearn.eras import Eras
 from streamlearn.errors import StateError
-from streamlearn.evaluate import ScoreBook
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.lineage import Reading
 from streamlearn.metrics import Metrics
 from streamlearn.records import Partition
+from streamlearn.score_book import ScoreBook
 from streamlearn.tasks import TaskLog
 
 log = logging.getLogger(__name__)
