@@ -165,7 +165,7 @@ class Pipeline:
         if self._outdated and not slices[-1] and self.collect():
             self.evaluate(leisurely=True)
             self._outdated = False
-        settled = self.collect(_IDLE_WAIT_S) and not slices[-1]
+        settled = self.collect(_IDLE_WAIT_S) and not slices[-1] and not self._outdated
         if self.state.due("checkpoint", 1) or (settled and self._unwritten):
             self.checkpoint()
         return settled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from streamlearn.app import Daemon
 from streamlearn.era_maps import MappedEncoder
 from streamlearn.era_view import QueryEncoder
 from streamlearn.evaluator import Evaluator, Measured
+from streamlearn.examiner import Examiner
 from streamlearn.heldout import is_heldout
 from streamlearn.learner import Learner
 from streamlearn.metrics import Metrics
@@ -30,7 +32,7 @@ from streamlearn.settings import EvaluateSettings, ModelSettings, load
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
 from tests.parts import BLANK, Parts
-from tests.test_daemon import Stream, settled
+from tests.test_daemon import Stream, daemon, settled
 
 KS = (1, 5, 10)
 
@@ -389,3 +391,30 @@ def test_a_larger_ratio_after_a_restart_asks_nothing_that_was_learned(tmp_path: 
         learned = set(seen)
     with watched(tmp_path, records + records, **{"evaluate.heldout_ratio": 0.5}) as (running, seen):
         assert not heldout_ids(running) & (learned | set(seen))
+
+
+@pytest.mark.slow
+def test_a_stream_that_ends_while_a_task_is_being_asked_is_finished_once_all_are_asked_of_what_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_for = threading.Event()  # the answer of then, by the loop, which has nothing else to do
+    measure, collect = Evaluator.measure, Examiner.collect
+
+    def slow(self: Evaluator, *args: Any, **kwargs: Any) -> Measured | None:
+        assert waited_for.wait(60)
+        return measure(self, *args, **kwargs)
+
+    def collecting(self: Examiner, wait_s: float | None = 0.0) -> tuple[bool, list[Measured]]:
+        if not wait_s:
+            return collect(self, wait_s)
+        waited_for.set()
+        return collect(self, None)  # a slow machine does not decide this
+
+    monkeypatch.setattr(Evaluator, "measure", slow)
+    monkeypatch.setattr(Examiner, "collect", collecting)
+    changes = {"evaluate__heldout_ratio": 0.3, "evaluate__interval_clips": 16, "evaluate__min_pairs": 1}
+    with daemon(tmp_path, ListSource(Stream().clips("studio", 48, task="lab")), **changes) as running:
+        settled(running)
+        seen = [score.clips_seen for score in running.state.catalog.scores("lab")]
+    assert min(seen) < 48  # it was being asked as the stream ended
+    assert seen[-1] == 48
