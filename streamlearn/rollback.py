@@ -119,7 +119,7 @@ def read_on(generations: Generations, generation: Generation) -> Offsets:
     for number in generations.numbers():
         with suppress(StateError, LookupError, TypeError, ValueError):  # damaged
             met = beginnings(generations.manifest(number)["state"]) | met
-    return met | generation.offsets
+    return {**met, **generation.offsets}
 
 
 def beginnings(facts: Mapping[str, Any]) -> dict[Partition, int]:
