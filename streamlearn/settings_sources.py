@@ -75,8 +75,9 @@ class KafkaSettings(Section):
     )
     oauth_token_url: str | None = Field(
         None,
-        pattern=r"^https?://",
-        description="SASL OAUTHBEARER: an OIDC token endpoint to get tokens from (client credentials; extra `oauth`).",
+        pattern=r"^https?://[^@]+$",
+        description="SASL OAUTHBEARER: an OIDC token endpoint to get tokens from (client credentials; extra `oauth`)."
+        " Without credentials.",
     )
     oauth_client_id: str | None = Field(None, description="For `oauth_token_url`.")
     oauth_client_secret_file: Path | None = Field(None, description="For `oauth_token_url`.")
@@ -120,12 +121,12 @@ class KafkaSettings(Section):
         clips = {*self.topics, *(name.rpartition(":")[0] for name in self.partitions)}
         if self.dead_letter_topic in clips:
             raise ValueError(
-                f"dead_letter_topic {self.dead_letter_topic!r} is among the topics or partitions: dead letters would be"
-                " read again"
+                f"dead_letter_topic = {self.dead_letter_topic!r} is among topics or partitions, so that dead letters"
+                " would be read again: name another one"
             )
         if self.events_topic is not None and self.events_topic in (*clips, self.dead_letter_topic):
             raise ValueError(
-                f"events_topic {self.events_topic!r} is a topic of clips or dead letters: name another one"
+                f"events_topic = {self.events_topic!r} is among topics, or dead_letter_topic: name another one"
             )
         if self.oauth_token_url is not None:
             if self.oauth_token_file is not None:
@@ -137,8 +138,13 @@ class KafkaSettings(Section):
         return self
 
     @field_serializer("client")
-    def _masked(self, client: dict[str, Any]) -> dict[str, Any]:
+    def _masked(self, client: dict[str, Any]) -> Any:
         return masked(client)
+
+    @field_serializer("client_secret_files")
+    def _paths(self, files: dict[str, Path]) -> dict[str, str]:
+        # What is no absolute path may be the secret itself, in the wrong place.
+        return {name: str(path) if path.is_absolute() else "***" for name, path in files.items()}
 
 
 class MediaSettings(Section):
@@ -180,5 +186,8 @@ class MediaSettings(Section):
     @model_validator(mode="after")
     def _storable(self) -> MediaSettings:
         if self.frames * self.size_px > 65_500:
-            raise ValueError("frames x size_px may not exceed 65500, the height of a JPEG that holds a clip's frames")
+            raise ValueError(
+                f"frames = {self.frames} x size_px = {self.size_px} may not exceed 65500, the height of a JPEG that"
+                " holds a clip's frames: lower one"
+            )
         return self
