@@ -276,19 +276,20 @@ def resets(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> di
     stream, chance, cuts = Stream(broker, work), random.Random(arguments.seed), 0
     with proxied(broker) as proxy:
         settings = stream.settings(**{"kafka.bootstrap_servers": [proxy.address]})
-        with DaemonProcess(work, settings) as daemon, stream.flowing(per_s=10):
-            wait(daemon, lambda s: s["searchable"], "it learns")
-            with Asking(daemon) as asking:
-                end = time.monotonic() + arguments.seconds
-                while time.monotonic() < end:
-                    time.sleep(chance.uniform(0.2, 5.0))  # the instant is the experiment
-                    proxy.cut()
-                    cuts += 1
-            moving = daemon.status()
-            assert moving is not None
-            assert moving["searchable"] > 0.5 * len(stream.good), "it fell behind: the resets stopped it"
-        with Asking(daemon) as after:
-            counts = stream.assert_ledger(daemon)
+        with DaemonProcess(work, settings) as daemon:
+            with stream.flowing(per_s=10):
+                wait(daemon, lambda s: s["searchable"], "it learns")
+                with Asking(daemon) as asking:
+                    end = time.monotonic() + arguments.seconds
+                    while time.monotonic() < end:
+                        time.sleep(chance.uniform(0.2, 5.0))  # the instant is the experiment
+                        proxy.cut()
+                        cuts += 1
+                moving = daemon.status()
+                assert moving is not None
+                assert moving["searchable"] > 0.5 * len(stream.good), "it fell behind: the resets stopped it"
+            with Asking(daemon) as after:
+                counts = stream.assert_ledger(daemon)
         assert asking.failed + after.failed == 0
     return {
         "resets": cuts, "connections": proxy.connections, "searches": asking.answered + after.answered,

@@ -10,6 +10,44 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from streamlearn.settings_base import Section, masked
 
+_OURS = "cannot be chosen"
+_OBJECT = f"{_OURS}: it is no value but an object of Python"
+
+#: What `kafka.client` may not hold: the setting to use instead, or why there is none.
+_NOT_PASSED_THROUGH = {
+    **{
+        name: f"has a setting of its own, kafka.{name}"
+        for name in (
+            "bootstrap_servers",
+            "group_id",
+            "group_instance_id",
+            "auto_offset_reset",
+            "session_timeout_ms",
+            "request_timeout_ms",
+            "max_poll_records",
+        )
+    },
+    **dict.fromkeys(
+        ("enable_auto_commit", "auto_commit_interval_ms", "default_offset_commit_callback"),
+        f"{_OURS}: an offset is committed when a checkpoint holds its clip, or a crash would lose clips",
+    ),
+    **dict.fromkeys(
+        ("acks", "enable_idempotence"),
+        f"{_OURS}: a message counts as sent when all in-sync replicas have it, once and in order",
+    ),
+    **dict.fromkeys(("transactional_id", "transaction_timeout_ms"), f"{_OURS}: nothing is sent in transactions"),
+    **dict.fromkeys(
+        ("key_deserializer", "value_deserializer", "key_serializer", "value_serializer"),
+        f"{_OURS}: keys and values are bytes; for schemas see kafka.schema_registry_url",
+    ),
+    "partitioner": f"{_OURS}: it is Kafka's own, so that a clip's messages stay in one partition",
+    "partition_assignment_strategy": f"{_OURS}: it is cooperative-sticky, the only one that stops no other partition",
+    "allow_auto_create_topics": f"{_OURS}: a misspelt topic must be an error, not an empty topic",
+    "consumer_timeout_ms": f"{_OURS}: it would end the stream",
+    "sasl_oauth_token_provider": "has settings of its own: kafka.oauth_token_file, or kafka.oauth_token_url",
+    **dict.fromkeys(("kafka_client", "metric_reporters", "selector", "ssl_context"), _OBJECT),
+}
+
 
 class FolderSettings(Section):
     """The folder source."""
@@ -41,7 +79,9 @@ class KafkaSettings(Section):
         None, description="Static membership: a name that survives a restart of this process."
     )
     auto_offset_reset: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where to begin when neither checkpoint nor broker knows."
+        "earliest",
+        description="Where a group that has never read begins. latest: at the end of the partitions that there are"
+        " then; what comes later is read from its beginning.",
     )
     on_truncated: Literal["earliest", "error"] = Field(
         "earliest",
@@ -65,7 +105,9 @@ class KafkaSettings(Section):
     )
     request_timeout_ms: int = Field(30_000, ge=1_000, description="Longest wait for a broker's answer.")
     client: dict[str, Any] = Field(
-        {}, description="Passed through to the client (kafka-python names): security_protocol, sasl_mechanism ..."
+        {},
+        description="Passed through to the client (kafka-python names): security_protocol, sasl_mechanism, sizes,"
+        " timeouts ... What promises rest on (acks, enable_auto_commit ...), and what has a setting here, is refused.",
     )
     client_secret_files: dict[str, Path] = Field(
         {}, description="As `client`, each value read from a file: sasl_plain_password ..."
@@ -104,6 +146,16 @@ class KafkaSettings(Section):
         except re.error as error:
             raise ValueError(f"no regular expression: {error}") from error
         return pattern
+
+    @field_validator("client", "client_secret_files")
+    @classmethod
+    def _passed_through(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if wrong := [f"{name} {_NOT_PASSED_THROUGH[name]}" for name in options if name in _NOT_PASSED_THROUGH]:
+            raise ValueError("; ".join(wrong))
+        for name in ("proxy_url", "socks5_proxy"):
+            if isinstance(url := options.get(name), str) and "://" not in url:
+                raise ValueError(f"{name}: write scheme://host:port, with user:password@ before the host where needed")
+        return options
 
     @field_validator("partitions")
     @classmethod
