@@ -39,6 +39,20 @@ def test_a_broker_throttled_to_50_kb_a_second_costs_time_and_nothing_else(
         source.close()
 
 
+def test_what_cannot_come_within_a_requests_timeout_is_asked_for_in_small_pieces(
+    own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic()
+    sent = [b"%d" % n + bytes(10_000) for n in range(30)]
+    send(own_kafka, topic, sent)
+    with proxied(own_kafka) as proxy:
+        proxy.bytes_per_s = 50_000
+        # One fetch would bring all 300 kB, in 6 s; a request may take 2, and is then made anew: for ever.
+        source = open_source(options(own_kafka, topic, bootstrap_servers=[proxy.address], request_timeout_ms=2_000))
+        assert values(collect(source, len(sent))) == sent
+        source.close()
+
+
 def test_connections_that_are_reset_again_and_again_lose_and_double_nothing(
     own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
 ) -> None:
