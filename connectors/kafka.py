@@ -6,7 +6,7 @@ What the caller decides (positions, pauses, commits) is left for the reader's th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -122,6 +122,18 @@ class KafkaSource:
         """Let the broker know, soon; of partitions that went to another member it will hear from that one."""
         if self._reader is not None:
             self._reader.commit(offsets)
+            self._handover.saved(offsets)
+
+    def revoked(self) -> Collection[Partition]:
+        """Partitions that a rebalance takes away; it waits for `give_back` and a commit, but not for long.
+
+        A source of which this was never asked lets them go at once.
+        """
+        return self._handover.revoked()
+
+    def give_back(self, held: Mapping[Partition, int | None]) -> Collection[Partition]:
+        """What was delivered from these offsets on is not used, of the partitions returned."""
+        return self._handover.give_back(held)
 
     def lag(self) -> Mapping[Partition, int]:
         """Records not yet delivered, of the partitions this member has."""

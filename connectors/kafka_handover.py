@@ -44,6 +44,10 @@ class Handover:
         self.resumed = bool(offsets)  # rather than begun
         self._next = dict(offsets)  # to hand over next; kept when a partition goes
         self._owned: set[Partition] = set()
+        self._revoked: set[Partition] = set()  # of which the caller may still hold records
+        self._unsaved: set[Partition] = set()  # of which it holds none any more, but has made no checkpoint since
+        self._checkpoint: dict[Partition, int] = {}
+        self._attended = False
         self._paused = False
         self._trouble: SourceError | None = None
         self._failure: SourceError | None = None
@@ -102,14 +106,60 @@ class Handover:
         """The partition is ours now: where to go on, None for wherever the source begins."""
         with self._condition:
             self._owned.add(partition)
+            self._revoked.discard(partition)  # what the caller holds of it is its to finish
             return self._next.get(partition)
 
-    def revoke(self, partitions: Iterable[Partition] | None = None) -> None:
-        """These partitions (all of them for None) go; what was not handed over is for their next owner to read."""
+    def revoke(self, partitions: Iterable[Partition] | None = None) -> set[Partition]:
+        """These partitions (all of them for None) go; what was not handed over is for their next owner to read.
+
+        Returns those that were ours.
+        """
         with self._condition:
             gone = self._owned.intersection(self._owned if partitions is None else partitions)
             self._owned -= gone
             self._forget(gone)
+            return gone
+
+    def ask_back(self, partitions: Iterable[Partition]) -> None:
+        """Let `revoked` name these, which have gone; in vain where nobody has ever asked for it."""
+        with self._condition:
+            if self._attended:
+                self._revoked.update(partitions)
+
+    def revoked(self) -> frozenset[Partition]:
+        """Partitions that have gone, and of which the caller has not yet given back what it holds."""
+        with self._condition:
+            self._attended = True
+            return frozenset(self._revoked)
+
+    def give_back(self, held: Mapping[Partition, int | None]) -> set[Partition]:
+        """The caller will not use what it was handed over from these offsets on; None: it holds nothing.
+
+        Returns the partitions of which that is so. Others have come back meanwhile, and are read on behind what it
+        holds, which it must use.
+        """
+        with self._condition:
+            taken = self._revoked.intersection(held)
+            self._next.update({p: offset for p in taken if (offset := held[p]) is not None})
+            self._revoked -= taken
+            self._unsaved |= taken
+            return taken
+
+    def saved(self, offsets: Offsets) -> None:
+        """A checkpoint up to `offsets` is durable, with all that was used of what was given back before."""
+        with self._condition:
+            self._checkpoint.update(offsets)
+            self._unsaved.clear()
+
+    def finished(self, partitions: Iterable[Partition]) -> bool:
+        """Whether nothing is held of these partitions, and everything used is in a checkpoint."""
+        with self._condition:
+            return (self._revoked | self._unsaved).isdisjoint(partitions)
+
+    def checkpoint(self, partitions: Iterable[Partition]) -> Offsets:
+        """How far the newest checkpoint has them; what it has never heard of is not named."""
+        with self._condition:
+            return {p: self._checkpoint[p] for p in partitions if p in self._checkpoint}
 
     def move(self, partition: Partition, offset: int) -> None:
         """Go on from `offset`, backwards too, when the log itself has changed or another member has read on."""

@@ -7,16 +7,20 @@ tell of a partition that comes back how far another member has finished it meanw
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.net.wakeup_notifier import WakeupNotifier
+from kafka.structs import OffsetAndMetadata
 
 from streamlearn.connectors.kafka_beginnings import begin_at_beginning, begin_at_line
-from streamlearn.connectors.kafka_client import KafkaOptions
+from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.errors import SourceLostError
 from streamlearn.records import Partition
@@ -30,6 +34,8 @@ ASTRAY = (
     kafka_errors.LogTruncationError,
 )
 _LOOKUP_MS = 200
+_TICK_S = 0.02
+_COMMIT_S = 5.0
 
 
 class Positions:
@@ -49,9 +55,9 @@ class Positions:
         self._committed: dict[TopicPartition, int] = {}  # at the broker, while the partition was ours
         self._finished: dict[TopicPartition, int] = {}  # by another member, while the partition was its
 
-    def listener(self, consumer: KafkaConsumer) -> ConsumerRebalanceListener:
-        """What to subscribe with."""
-        return _Listener(self, self._handover, consumer)
+    def listener(self, consumer: KafkaConsumer, closing: threading.Event) -> ConsumerRebalanceListener:
+        """What to subscribe with; once `closing` is set, nothing is waited for."""
+        return _Listener(self, self._handover, consumer, closing)
 
     def place(self, consumer: KafkaConsumer) -> None:
         """Let new partitions be read, from after what another member's checkpoints hold if that is further.
@@ -77,6 +83,10 @@ class Positions:
             else:
                 self._committed.setdefault(tp, -1)
             self.unplaced.discard(tp)
+
+    def handed_over(self, tp: TopicPartition, committed: int) -> None:
+        """The partition goes with this offset at the broker: what is committed beyond is another member's."""
+        self._committed[tp] = committed
 
     def takes_back(self, tp: TopicPartition, offset: int) -> bool:
         """Whether to commit `offset` would take back what another member has finished and we need not read."""
@@ -166,12 +176,18 @@ class Positions:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Called on the client's I/O thread, inside a rebalance: it must not block; seek and pause are local."""
+    """Called on the client's I/O thread, inside a rebalance: it must not block; seek and pause are local.
 
-    def __init__(self, positions: Positions, handover: Handover, consumer: KafkaConsumer) -> None:
+    The client awaits a revocation, and sends heartbeats meanwhile; only then does it let the partitions go.
+    """
+
+    def __init__(
+        self, positions: Positions, handover: Handover, consumer: KafkaConsumer, closing: threading.Event
+    ) -> None:
         self._positions = positions
         self._handover = handover
         self._consumer = consumer
+        self._closing = closing
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         for tp in assigned:
@@ -181,12 +197,65 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer.pause(tp)
             self._positions.unplaced.add(tp)
 
-    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        self._positions.unplaced.difference_update(revoked)
-        self._handover.revoke(map(partition_of, revoked))
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Let the caller finish what it has begun, for a while, and tell the next owner by a commit."""
+        gone = self._let_go(revoked)
+        self._handover.ask_back(gone)
+        wait_s = self._patience_s()
+        if not await self._until(lambda: self._handover.finished(gone) or self._closing.is_set(), wait_s):
+            log.warning(
+                "no checkpoint within %.1f s of a rebalance: what was learned since the last one of %s is learned"
+                " again by the next owner",
+                wait_s,
+                ", ".join(sorted(f"{p.topic}/{p.partition}" for p in gone)),
+            )
+        await self._commit(gone, min(_COMMIT_S, wait_s / 2))
 
     def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
-        self.on_partitions_revoked(lost)
+        self._let_go(lost)  # they are another's already: nothing to wait for, nothing that may be committed
+
+    def _let_go(self, partitions: Iterable[TopicPartition]) -> set[Partition]:
+        self._positions.unplaced.difference_update(partitions)
+        return self._handover.revoke(map(partition_of, partitions))
+
+    def _patience_s(self) -> float:
+        """Well below what the group gives a member that joins, and our own watchdog a consumer that gets nothing."""
+        config = self._consumer.config
+        names = ("session_timeout_ms", "max_poll_interval_ms", "request_timeout_ms")
+        return float(min(config[name] for name in names)) / 2000
+
+    async def _commit(self, gone: Iterable[Partition], timeout_s: float) -> None:
+        """What the newest checkpoint has of them, whether it was waited for or not: they are ours until we return."""
+        offsets = {
+            tp: OffsetAndMetadata(offset, "", -1)
+            for p, offset in self._handover.checkpoint(gone).items()
+            if not self._positions.takes_back(tp := topic_partition(p), offset)
+        }
+        if not offsets:
+            return
+        try:
+            future = self._consumer.commit_async(offsets, callback=log_failed_commit)
+            await self._until(lambda: future.is_done, timeout_s)
+        except CLIENT_ERRORS as error:
+            log_failed_commit(offsets, error)
+            return
+        if future.succeeded():
+            for tp, committed in offsets.items():
+                self._positions.handed_over(tp, committed.offset)
+
+    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether it comes to be true in time."""
+        end = time.monotonic() + timeout_s
+        tick = WakeupNotifier(self._consumer._net)  # there is no public way to wait on the client's loop
+        while not (true := condition()) and time.monotonic() < end:
+            await tick(_TICK_S)
+        return true
+
+
+def log_failed_commit(offsets: Mapping[TopicPartition, OffsetAndMetadata], outcome: object) -> None:
+    """A callback for the client's commits."""
+    if isinstance(outcome, Exception):
+        log.warning("the broker did not take our offsets (the next checkpoint's will follow): %s", outcome)
 
 
 def partition_of(tp: TopicPartition) -> Partition:

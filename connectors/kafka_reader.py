@@ -18,7 +18,13 @@ from kafka.structs import OffsetAndMetadata
 
 from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions, as_source_error
 from streamlearn.connectors.kafka_handover import Handover
-from streamlearn.connectors.kafka_positions import ASTRAY, Positions, partition_of, topic_partition
+from streamlearn.connectors.kafka_positions import (
+    ASTRAY,
+    Positions,
+    log_failed_commit,
+    partition_of,
+    topic_partition,
+)
 from streamlearn.connectors.kafka_records import records_of
 from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.errors import SourceLostError
@@ -126,7 +132,7 @@ class Reader:
         self._progress.clear()
         probed: tuple[float, Collection[TopicPartition]] = (0.0, ())
         try:
-            listener = self._positions.listener(consumer)
+            listener = self._positions.listener(consumer, self._closing)
             self._subscription.begin(consumer, listener)
             while not self._closing.is_set():
                 self._commit(consumer)
@@ -182,12 +188,12 @@ class Reader:
         if not offsets:
             return
         if not wait:
-            consumer.commit_async(offsets, callback=_log_failed_commit)
+            consumer.commit_async(offsets, callback=log_failed_commit)
             return
         try:
             consumer.commit(offsets, timeout_ms=_CLOSE_MS)
         except CLIENT_ERRORS as error:
-            _log_failed_commit(offsets, error)
+            log_failed_commit(offsets, error)
 
     def _probe(self, consumer: KafkaConsumer, assigned: Collection[TopicPartition]) -> None:
         """See how far the logs go: that is the lag, a sign of life, and what the watchdog judges by."""
@@ -255,8 +261,3 @@ def _finish_joining(consumer: KafkaConsumer) -> None:
     """
     if consumer.group_metadata().state is MemberState.REBALANCING:
         consumer._coordinator.request_rejoin()
-
-
-def _log_failed_commit(offsets: Mapping[TopicPartition, OffsetAndMetadata], outcome: object) -> None:
-    if isinstance(outcome, Exception):
-        log.warning("the broker did not take our offsets (the next checkpoint's will follow): %s", outcome)

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
-from streamlearn import __version__, allocator
+from streamlearn import __version__, allocator, task_names
 from streamlearn.api import create_app
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
@@ -118,6 +118,7 @@ class Daemon:
             max_wait_s=settings.learner.max_wait_s,
             max_age_s=settings.learner.max_batch_age_s,
             metrics=self.metrics,
+            begins=lambda name: task_names.begins(self.state.tasks, name),
             reopen=reopen,
         )
         opened.callback(self.feed.close)

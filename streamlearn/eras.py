@@ -157,16 +157,17 @@ class Eras:
 
     def reencode(self) -> int:
         """Re-encode some clips, of sealed eras first, else the oldest vectors of the current one; returns how many."""
+        left = most = self._settings.reencode_batch_clips
         # One that goes into another waits until that is finished: a restart begins the other anew with all of its rows.
-        if (era := next((e for e in self._closing() if e.into is None or not e.into.pending), None)) is None:
-            return self._refresh()
-        encoder = self._written_by(era).encoder
-        assert encoder is not None
-        batch = [era.pending.popleft() for _ in range(min(self._settings.reencode_batch_clips, len(era.pending)))]
-        era.reencoded.update(self._clips.encode(batch, encoder))
-        if not era.pending:
-            self._swap_in(era)
-        return max(1, len(batch))  # a merge that encodes nothing changes what is to be served, too
+        while left > 0 and (era := next((e for e in self._closing() if e.into is None or not e.into.pending), None)):
+            encoder = self._written_by(era).encoder
+            assert encoder is not None
+            batch = [era.pending.popleft() for _ in range(min(left, len(era.pending)))]
+            era.reencoded.update(self._clips.encode(batch, encoder))
+            if not era.pending:
+                self._swap_in(era)
+            left -= max(1, len(batch))  # a merge that encodes nothing changes what is to be served, too
+        return most - left or self._refresh()
 
     def _written_by(self, era: Era) -> Era:
         """Whose pair its vectors will be of: a merged era's too are its own, as they say more (docs/log.md)."""

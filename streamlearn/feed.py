@@ -1,7 +1,7 @@
 """From a source to batches of events, in order, with bounded memory.
 
-Owns the one thread that talks to the source. Records are decoded ahead by the loader; their order is the source's,
-whatever finishes first. When the learner is behind, the source is paused, not buffered.
+Owns the one thread that talks to the source. The loader decodes ahead; the order stays the source's. When the learner
+is behind, the source is paused, not buffered.
 """
 
 from __future__ import annotations
@@ -9,22 +9,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Protocol
 
+from streamlearn.backlog import Backlog
 from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.lag import Lag
 from streamlearn.metrics import Metrics
-from streamlearn.records import Clip, Event, Offsets, Partition, Record, Rejected, explicit_task
-from streamlearn.source import EndOfStream, Source
+from streamlearn.records import Event, Offsets, Partition, Record
+from streamlearn.source import EndOfStream, Revocable, Source
 
 log = logging.getLogger(__name__)
 
-_MAX_BYTES = 256 * 2**20  # of records in flight
-_MAX_EVENTS = 512  # of a batch: tombstones and rejected records fill none, and must not pile up
-_MAX_REJECTED_BYTES = 32 * 2**20  # of a batch, for they are kept whole
 _TICK_S = 0.2
 _LAG_INTERVAL_S = 2.0
 
@@ -47,6 +44,7 @@ class Feed:
         max_wait_s: a batch that is not full is handed over after the source was silent for this long.
         max_age_s: or when its first event has waited for this long.
         metrics: poll and decode times, lag, connection.
+        begins: whether a task begins with the first clip that names it so; that clip is then the first of a batch.
         reopen: makes another source of the same stream, not yet started, for `rewind`; None: it cannot be read again.
     """
 
@@ -59,22 +57,22 @@ class Feed:
         max_wait_s: float,
         max_age_s: float,
         metrics: Metrics,
+        begins: Callable[[str], bool],
         reopen: Callable[[], Source] | None = None,
     ) -> None:
         self._source, self._loader, self._metrics, self._reopen = source, loader, metrics, reopen
+        self._begins = begins
         self._prepared: Source | None = None  # for `rewind`
-        self._batch_size, self._max_wait_s, self._max_age_s = batch_size, max_wait_s, max_age_s
-        self._capacity = 4 * batch_size
-        self._flight: deque[tuple[int, Future[Event]]] = deque()  # (bytes, event), in the source's order
-        self._bytes = self._rejected_bytes = 0  # in flight; in the batch being gathered
+        self._max_wait_s, self._max_age_s = max_wait_s, max_age_s
+        self._backlog = Backlog(batch_size)
+        self._batch_since = 0.0
         self._changed, self._closing = threading.Condition(), threading.Event()
         self._ended = False
         self._failure: BaseException | None = None
         self._commit: Offsets | None = None
         self._lag = Lag(metrics)
-        self._partial: list[Event] = []
-        self._partial_since = 0.0
         self._interrupted, self._woken = threading.Event(), threading.Event()
+        self._wants_checkpoint = False
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.error: str | None = None  # why the source is away
 
@@ -104,9 +102,9 @@ class Feed:
         self._stop_reading()
         self._source.close()
         with self._changed:
-            self._flight.clear()
-            self._bytes, self._ended, self._failure, self._commit = 0, False, None, None
-        self._partial, self._rejected_bytes, self.error, self._lag = [], 0, None, Lag(self._metrics)
+            self._backlog.clear()
+            self._ended, self._failure, self._commit, self._wants_checkpoint = False, None, None, False
+        self.error, self._lag = None, Lag(self._metrics)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._source, self._prepared = source, None
@@ -125,36 +123,40 @@ class Feed:
             if self._woken.is_set():
                 self._woken.clear()
                 return []
-            event = self._pop(_TICK_S)
-            if self._partial and time.monotonic() - self._partial_since >= self._max_age_s:
-                batch = self._hand_over()  # clips that trickle in are not kept waiting for a full batch
-                if event is not None:
-                    self._keep(event)
-                return batch
-            if event is None:
-                if self._failure is not None:
-                    if self._partial:
-                        return self._hand_over()
-                    raise self._failure
-                if self._over() or time.monotonic() - silent_since >= self._max_wait_s:
-                    return self._hand_over() or (None if self._over() else [])
-                continue
-            silent_since = time.monotonic()
-            task = explicit_task(self._partial)
-            if isinstance(event, Clip) and task is not None and event.task != task[0]:
-                batch = self._hand_over()  # an operator's boundary lies between two clips, never within a batch
+            self._await_event(_TICK_S)
+            with self._changed:  # what is to be given back is either in flight or in the batch, never between
+                event = self._backlog.land()
+                waited = time.monotonic() - self._batch_since >= self._max_age_s  # clips that trickle in
+                if self._backlog.batch and (waited or self._backlog.opens(event, self._begins)):
+                    batch = self._backlog.hand_over()
+                    if event is not None:
+                        self._keep(event)
+                    return batch
+                if event is None:
+                    if self._failure is not None:
+                        if self._backlog.batch:
+                            return self._backlog.hand_over()
+                        raise self._failure
+                    if self._over() or time.monotonic() - silent_since >= self._max_wait_s:
+                        return self._backlog.hand_over() or (None if self._over() else [])
+                    continue
+                silent_since = time.monotonic()
                 self._keep(event)
-                return batch
-            self._keep(event)
-            if self._full_batch():
-                return self._hand_over()
+                if self._backlog.batch_full:
+                    return self._backlog.hand_over()
         return []
 
     def commit(self, offsets: Offsets) -> None:
         """Tell the source, from its own thread, that a checkpoint is durable."""
         with self._changed:
             self._commit = dict(offsets)
+            self._wants_checkpoint = False
             self._changed.notify_all()
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the source waits for a checkpoint, of everything handed over so far: partitions go elsewhere."""
+        return self._wants_checkpoint
 
     @property
     def detail(self) -> str | None:
@@ -192,41 +194,26 @@ class Feed:
             self._thread.join()
 
     def _keep(self, event: Event) -> None:
-        if not self._partial:
-            self._partial_since = time.monotonic()
-        self._partial.append(event)
-        if isinstance(event, Rejected):
-            self._rejected_bytes += len(event.record.value or b"")
-
-    def _full_batch(self) -> bool:
-        roomy = len(self._partial) < _MAX_EVENTS and self._rejected_bytes < _MAX_REJECTED_BYTES
-        return not roomy or sum(isinstance(event, Clip) for event in self._partial) == self._batch_size
-
-    def _hand_over(self) -> list[Event]:
-        batch, self._partial, self._rejected_bytes = self._partial, [], 0
-        return batch
+        if not self._backlog.batch:
+            self._batch_since = time.monotonic()
+        self._backlog.keep(event)
+        self._changed.notify_all()  # there is room behind it
 
     def _over(self) -> bool:
         with self._changed:
-            return self._ended and not self._flight
+            return self._ended and not self._backlog.flight
 
-    def _pop(self, timeout_s: float) -> Event | None:
+    def _await_event(self, timeout_s: float) -> None:
         with self._changed:
-            if not self._flight and not self._ended:
+            if not self._backlog.flight and not self._ended:
                 self._changed.wait(timeout_s)
-            if not self._flight:
-                return None
-            size, future = self._flight[0]
-        while not future.done():  # being decoded is not silence; a stuck decoder is ended by its own timeout
-            if self._interrupted.is_set():
-                return None
-            wait([future], timeout_s)
-        event = future.result()
-        with self._changed:
-            self._flight.popleft()
-            self._bytes -= size
-            self._changed.notify_all()
-        return event
+        # Being decoded is not silence; a stuck decoder is ended by its own timeout.
+        while not (self._interrupted.is_set() or self._woken.is_set()):
+            with self._changed:
+                first = next(iter(self._backlog.flight), None)
+            if first is None or first.event.done():
+                return
+            wait([first.event], timeout_s)
 
     def _run(self) -> None:
         try:
@@ -240,12 +227,10 @@ class Feed:
 
     def _read(self) -> None:
         paused, lag_at, delay_s = False, 0.0, 1.0
-        ahead: deque[Record] = deque()  # of one poll, beyond what may be in flight: frames are larger than records
         while not self._closing.is_set():
             self._commit_pending()
-            while ahead and not self._full():
-                self._submit(ahead.popleft())
-            full = bool(ahead) or self._full()
+            self._give_back()
+            full = self._decode_ahead()
             try:
                 if full != paused:
                     (self._source.pause if full else self._source.resume)()
@@ -256,7 +241,7 @@ class Feed:
                 start = time.perf_counter()
                 records = self._source.poll(0.0 if paused else _TICK_S)
             except (EndOfStream, SourceLostError) as end:
-                if ahead:  # it is said again
+                if self._backlog.ahead:  # it is said again
                     self._await_change()
                     continue
                 if isinstance(end, SourceLostError):
@@ -275,7 +260,7 @@ class Feed:
                 delay_s = 1.0
             if records:
                 self._metrics.stage_seconds.labels("poll").observe(time.perf_counter() - start)
-            ahead.extend(records)
+            self._backlog.ahead.extend(records)
             if paused and not records:
                 self._await_change()  # the reader ends it as soon as there is room
 
@@ -283,20 +268,34 @@ class Feed:
         with self._changed:
             self._changed.wait(_TICK_S)
 
+    def _decode_ahead(self) -> bool:
+        """Whether there is more to decode than there is room for."""
+        while True:
+            with self._changed:
+                if self._backlog.full or not self._backlog.ahead:
+                    return self._backlog.full or bool(self._backlog.ahead)
+                record = self._backlog.ahead.popleft()
+            self._submit(record)
+
     def _submit(self, record: Record) -> None:
-        size = len(record.value or b"")
         start = time.perf_counter()
         future = self._loader.submit(record)
         decode = self._metrics.stage_seconds.labels("decode")
         future.add_done_callback(lambda _: decode.observe(time.perf_counter() - start))
         with self._changed:
-            self._flight.append((size, future))
-            self._bytes += size
+            self._backlog.launch(record, future)
             self._changed.notify_all()
 
-    def _full(self) -> bool:
+    def _give_back(self) -> None:
+        """Drop what is not handed over of partitions that go to another reader, and want a checkpoint of the rest."""
+        source = self._source
+        if not isinstance(source, Revocable) or not (revoked := source.revoked()):
+            return
         with self._changed:
-            return len(self._flight) >= self._capacity or self._bytes >= _MAX_BYTES
+            self._backlog.drop(source.give_back(self._backlog.held(revoked)))
+            self._commit = None  # of a checkpoint before this: something may have been handed over since
+            self._wants_checkpoint = True
+        self.wake()
 
     def _commit_pending(self) -> None:
         with self._changed:

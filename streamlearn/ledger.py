@@ -99,7 +99,7 @@ class Ledger:
         splits: Mapping[int, str],
         vectors: Mapping[int, Vectors],
         *,
-        task: str,
+        tasks: Mapping[int, str],
         step: int,
     ) -> bool:
         """Apply a batch; readers of the catalog see it whole.
@@ -108,7 +108,7 @@ class Ledger:
             events: in the stream's order.
             splits: of each clip, by its place in `events`.
             vectors: likewise, (d,).
-            task: the current one.
+            tasks: likewise, what it belongs to.
             step: the learner's, after the batch.
 
         Returns:
@@ -121,10 +121,10 @@ class Ledger:
             for i, event in enumerate(events):
                 if isinstance(event, Clip):
                     if event.video_id in pending:
-                        changed |= self._put(events, pending, splits, vectors, task, step)
+                        changed |= self._put(events, pending, splits, vectors, tasks, step)
                     pending[event.video_id] = i
                     continue
-                changed |= self._put(events, pending, splits, vectors, task, step)
+                changed |= self._put(events, pending, splits, vectors, tasks, step)
                 if isinstance(event, Rejected):
                     self._dead_letters.write(event)
                     self._count("dead_lettered")
@@ -135,7 +135,7 @@ class Ledger:
                     self._frames.delete([row])
                     self._count("deleted")
                     changed = True
-            changed |= self._put(events, pending, splits, vectors, task, step)
+            changed |= self._put(events, pending, splits, vectors, tasks, step)
         return changed
 
     def _put(
@@ -144,7 +144,7 @@ class Ledger:
         pending: dict[str, int],
         splits: Mapping[int, str],
         vectors: Mapping[int, Vectors],
-        task: str,
+        tasks: Mapping[int, str],
         step: int,
     ) -> bool:
         if not pending:
@@ -153,7 +153,7 @@ class Ledger:
         pending.clear()
         clips = [clip for i in places if isinstance(clip := events[i], Clip)]
         rows, replaced = self._catalog.put(
-            [_row(clip, splits[i], task, step) for i, clip in zip(places, clips, strict=True)]
+            [_row(clip, splits[i], tasks[i], step) for i, clip in zip(places, clips, strict=True)]
         )  # fmt: skip
         self._writes += [
             self._writer.submit(self._frames.put, row, clip.kept) for row, clip in zip(rows, clips, strict=True)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 from safetensors import SafetensorError
 
-from streamlearn import allocator
+from streamlearn import allocator, task_names
 from streamlearn.drift_log import DriftLog
-from streamlearn.errors import SourceError, SourceLostError, TaskError
+from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
@@ -71,13 +71,9 @@ class Pipeline:
         self.room = Room(settings.state_dir, settings.checkpoint.min_free_bytes)
         self._stopping = threading.Event()
         self.mailbox = Mailbox(feed.wake)
+        record = DriftLog(settings.state_dir) if settings.drift.log else None
         self.watch = Watch(
-            boundaries,
-            state.judge,
-            settle=ledger.settle,
-            log=DriftLog(settings.state_dir) if settings.drift.log else None,
-            metrics=metrics,
-            detector=settings.drift.detector,
+            boundaries, state.judge, settle=ledger.settle, log=record, metrics=metrics, detector=settings.drift.detector
         )
         self._outdated = False  # what was evaluated last is no longer what is served
         self._unwritten = False  # scores are in no checkpoint yet
@@ -88,6 +84,8 @@ class Pipeline:
         try:
             while not self._stopping.is_set():
                 self.mailbox.work()
+                if self.feed.wants_checkpoint:
+                    self.save()
                 start = time.perf_counter()
                 try:
                     batch = self.feed.next()
@@ -101,15 +99,14 @@ class Pipeline:
                     progress.state = "learning"
                     self.metrics.stage_seconds.labels("wait").observe(time.perf_counter() - start)
                     self.process(batch)
-                elif self.mailbox.posted:
+                elif self.mailbox.posted or self.feed.wants_checkpoint:
                     continue  # somebody waits for an answer; what was put off can wait
                 elif self.settle():
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
                         self.mailbox.wait()
             self.finish_evaluation()
-            if self.state.due("checkpoint", 1) or self._unwritten:
-                self.checkpoint()
+            self.save()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
             log.exception(
                 "learning has stopped; searches are still answered. Restart to go on from the last checkpoint"
@@ -128,9 +125,9 @@ class Pipeline:
     def process(self, batch: Sequence[Event]) -> None:
         """One batch, from evaluation to checkpoint."""
         clips = {i: event for i, event in enumerate(batch) if isinstance(event, Clip)}
-        explicit = self._operators_task(clips)
+        named = task_names.usable(self.state.tasks, batch)
         self.examiner.hurry()
-        self._begin_task(explicit, batch)
+        self._begin_task(named, batch)
         idle = self.collect() and self.examiner.affordable
         if idle and self.state.due("evaluate", self.settings.evaluate.interval_clips):
             self.evaluate()  # first test, then learn
@@ -147,14 +144,13 @@ class Pipeline:
             self.state.eras.note_pairs(stats.keys_text, stats.keys_video)
 
         with self.metrics.stage_seconds.labels("index").time():
-            changed = self.ledger.write(
-                batch, splits, vectors, task=self.state.task, step=self.learner.steps
-            )  # fmt: skip
+            tasks = {i: task_names.task_of(self.state.tasks, clip) for i, clip in clips.items()}
+            changed = self.ledger.write(batch, splits, vectors, tasks=tasks, step=self.learner.steps)
             self.state.advance(batch, len(clips))
             if changed or self.state.due("publish", self.settings.search.publish_interval_clips):
                 self.state.publish()  # at once: a replaced clip is not in the snapshot before
             if stats is not None:
-                self._look_for_boundary(stats, explicit)
+                self._look_for_boundary(stats, named)
             self.state.eras.snapshots.remember()
             self.state.eras.reencode()
         if self.state.due("checkpoint", self.settings.checkpoint.interval_clips) or self.ledger.full:
@@ -215,12 +211,18 @@ class Pipeline:
             self.examiner.begin_end(self.state.publish(), task.name, self.state.clips)
             self.finish_evaluation()
 
+    def save(self) -> None:
+        """Checkpoint what is new, and tell the source."""
+        if self.state.due("checkpoint", 1) or self._unwritten:
+            self.checkpoint()
+        else:
+            self.feed.commit(self.state.offsets)
+
     def checkpoint(self) -> None:
         """Make everything so far durable; the source is told afterwards.
 
-        While dead letters cannot be delivered, or the disk takes no more, this waits: the source is paused instead of
-        memory filled, and searches are answered. Told to stop, it gives up after one more try; the next run reads on
-        from the checkpoint before.
+        While dead letters cannot be delivered, or the disk takes no more, this waits: the source is paused, and
+        searches are answered. Told to stop, it gives up after one more try; the next run reads on from the one before.
         """
         progress, delay_s = self.state.progress, 1.0
         with self.metrics.stage_seconds.labels("checkpoint").time():
@@ -273,26 +275,17 @@ class Pipeline:
         keys = self.learner.encode_video(np.stack([clips[i].frames for i in places]))
         return dict(zip(places, keys, strict=True))
 
-    def _operators_task(self, clips: dict[int, Clip]) -> str | None:
-        """The task that the batch's clips name, where it can be used: the feed cuts batches where it changes."""
-        name = next((clip.task for clip in clips.values()), None)
-        if name is None:
-            return None
-        try:
-            return self.state.tasks.check(name)
-        except TaskError as error:
-            log.warning("the clips' task is not used: %s", error)
-            return None
-
-    def _begin_task(self, explicit: str | None, batch: Sequence[Event]) -> None:
+    def _begin_task(self, named: Sequence[str], batch: Sequence[Event]) -> None:
         """Before the batch is learned: the first task of all, or an operator's boundary."""
+        explicit = task_names.announced(self.state.tasks, named)
         current = self.state.tasks.current
         boundary = self.boundaries.announced(explicit, current=current.name if current else None)
         if boundary is not None:
             self.start_task(boundary, batch)
         self.state.locate(batch)
 
-    def _look_for_boundary(self, stats: StepStats, explicit: str | None) -> None:
+    def _look_for_boundary(self, stats: StepStats, named: Sequence[str]) -> None:
+        explicit = named[0] if named else None
         seen = self.watch.look(stats, explicit=explicit, task=self.state.task, clips=self.state.clips)
         self.state.progress.drift_score = seen.score
         if seen.boundary is not None:

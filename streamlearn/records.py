@@ -155,6 +155,6 @@ class StepStats:
     step: int
 
 
-def explicit_task(events: Sequence[Event]) -> tuple[str | None] | None:
-    """The task that the clips of a batch name (None: none of them), or None where there is no clip yet."""
-    return next(((event.task,) for event in events if isinstance(event, Clip)), None)
+def named_tasks(events: Sequence[Event]) -> list[str]:
+    """The different tasks that the clips of a batch name, in their order."""
+    return list(dict.fromkeys(event.task for event in events if isinstance(event, Clip) and event.task is not None))

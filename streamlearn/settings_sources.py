@@ -41,12 +41,15 @@ _NOT_PASSED_THROUGH = {
         f"{_OURS}: keys and values are bytes; for schemas see kafka.schema_registry_url",
     ),
     "partitioner": f"{_OURS}: it is Kafka's own, so that a clip's messages stay in one partition",
-    "partition_assignment_strategy": f"{_OURS}: it is cooperative-sticky, the only one that stops no other partition",
     "allow_auto_create_topics": f"{_OURS}: a misspelt topic must be an error, not an empty topic",
     "consumer_timeout_ms": f"{_OURS}: it would end the stream",
     "sasl_oauth_token_provider": "has settings of its own: kafka.oauth_token_file, or kafka.oauth_token_url",
     **dict.fromkeys(("kafka_client", "metric_reporters", "selector", "ssl_context"), _OBJECT),
 }
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 class FolderSettings(Section):
@@ -138,6 +141,14 @@ class KafkaSettings(Section):
         None, description="Certificates that it must be vouched for by, PEM; null: the usual ones."
     )
 
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _without_login(cls, servers: list[str]) -> list[str]:
+        # It would be in every sentence about the broker.
+        if any("@" in server or "://" in server for server in servers):
+            raise ValueError("write host:port; a login is in kafka.client and kafka.client_secret_files")
+        return servers
+
     @field_validator("topic_pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
@@ -152,6 +163,8 @@ class KafkaSettings(Section):
     def _passed_through(cls, options: dict[str, Any]) -> dict[str, Any]:
         if wrong := [f"{name} {_NOT_PASSED_THROUGH[name]}" for name in options if name in _NOT_PASSED_THROUGH]:
             raise ValueError("; ".join(wrong))
+        if any(not isinstance(each, type) for each in _as_list(options.get("partition_assignment_strategy"))):
+            raise ValueError(f"partition_assignment_strategy {_OURS} by name: it is cooperative-sticky")
         for name in ("proxy_url", "socks5_proxy"):
             if isinstance(url := options.get(name), str) and "://" not in url:
                 raise ValueError(f"{name}: write scheme://host:port, with user:password@ before the host where needed")

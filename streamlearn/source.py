@@ -11,13 +11,14 @@ Optional: `connected` (bool) and `waiting` (a sentence or None), for a source th
 failing a poll; `dead_letters() -> DeadLetters`, for one that has a place for rejected records, others' go to a file in
 the state directory; `publisher() -> Publisher`, for one that clips can be written to, over HTTP; `events() ->
 EventSink | None`, for one that has a place for the daemon's events; `lost` (numbers by partition, which only
-grow), for one whose records can be gone before they are read.
+grow), for one whose records can be gone before they are read; `revoked` and `give_back`, for one whose partitions can
+go to another reader, as `Revocable` says.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from streamlearn.errors import SettingsError
@@ -68,6 +69,28 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release everything; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Revocable(Protocol):
+    """A source whose partitions another reader can take over, at the offsets of the last `commit`.
+
+    So that no record is used by both, the daemon asks between two polls which go. It drops what it has not begun to
+    learn of them, says so by `give_back`, and makes a checkpoint: the first `commit` after that is of all it has used.
+    The source waits for it before it lets them go, but not for ever.
+    """
+
+    def revoked(self) -> Collection[Partition]:
+        """Partitions that go, or went, and are not given back; empty otherwise, so asking must be cheap."""
+        ...
+
+    def give_back(self, held: Mapping[Partition, int | None]) -> Collection[Partition]:
+        """Of these partitions, what was delivered from the offset on will not be used; None: all of it was.
+
+        Returns those that the source takes back, and would deliver from that offset again if they returned. The
+        others have returned already, and are read on behind what the caller holds. Must not wait.
+        """
         ...
 
 

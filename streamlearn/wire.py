@@ -59,7 +59,8 @@ def read_avro(data: bytes, schema: WriterSchema, what: str) -> Any:
     Raises:
         MessageError: the bytes do not fit the schema, or that cannot be used.
     """
-    from fastavro import schemaless_reader
+    # In Python, where depth is an error; the one in C has no bound, and what it needs of the stack kills the process.
+    from fastavro._read_py import schemaless_reader
 
     parsed, body = _avro(schema), io.BytesIO(data)
     body.seek(FRAME_BYTES)

@@ -17,7 +17,7 @@ from typing import Any
 
 from streamlearn.errors import SourceError
 from streamlearn.records import Partition, Position, Record
-from streamlearn.source import DeadLetters, EndOfStream, EventSink, Publisher, Source
+from streamlearn.source import DeadLetters, EndOfStream, EventSink, Publisher, Revocable, Source
 
 _POLL_S = 0.2
 _QUIET_POLLS = 3  # that must bring nothing, where nothing is to come
@@ -39,6 +39,7 @@ def check_source(open_source: Open, count: int, *, cuts: int = 10, deadline_s: f
     for done in {round(i * count / max(1, cuts - 1)) for i in range(cuts)} if cuts <= count else range(count + 1):
         check_resuming(open_source, records, done, deadline_s)
     check_pausing(open_source, records, deadline_s)
+    check_keeping(open_source, records, deadline_s)
     check_closing(open_source)
 
 
@@ -89,6 +90,20 @@ def check_pausing(open_source: Open, records: Sequence[Record], deadline_s: floa
             if len(found) > len(records) // 2:
                 found += _read(source, len(records) - len(found), deadline_s)
     assert _by_partition(found) == _by_partition(records), "pauses have changed what it delivers"
+
+
+def check_keeping(open_source: Open, records: Sequence[Record], deadline_s: float) -> None:
+    """Where its partitions can go to another reader: none does without one, and none is given back that did not go."""
+    with _started(open_source) as source:
+        if not isinstance(source, Revocable):
+            return
+        found = _read(source, 1, deadline_s)
+        assert not source.revoked(), f"{source.revoked()} go, and there is no other reader"
+        held: dict[Partition, int | None] = {_partition(record): record.position.offset for record in reversed(found)}
+        assert not source.give_back(held), "it takes back what did not go"
+        found += _read(source, len(records) - len(found), deadline_s)
+        _silent(source, "asked what goes, behind the last record")
+    assert _by_partition(found) == _by_partition(records), "being asked what goes has changed what it delivers"
 
 
 def check_closing(open_source: Open) -> None:

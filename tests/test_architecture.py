@@ -36,11 +36,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "connectors.kafka_handover",
         "connectors.kafka_records",
         "connectors.synthetic",
+        "backlog",
         "lag",
     ),
     # parts made of parts
     ("catalog_rows", "catalog_cuts", "momentum", "reservoir", "index_lists", "index_view", "tasks", "loader", "feed"),
-    ("guard", "testing"),
+    ("guard", "testing", "task_names"),
     ("methods.base", "connectors.folder_inbox", "connectors.kafka_client"),
     ("connectors.folder", "connectors.kafka_positions", "connectors.kafka_producer", "connectors.kafka_subscription"),
     ("connectors.kafka_topic", "publish_rows", "publish_journal", "publish_pace"),

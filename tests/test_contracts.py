@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,12 @@ from streamlearn.connectors.folder import FolderSource
 from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.connectors.kafka_range import Range
 from streamlearn.connectors.kafka_replay import RangeSource
-from streamlearn.records import Offsets, Position, Record
+from streamlearn.records import Offsets, Partition, Position, Record
 from streamlearn.testing import ListSource
 from tests.contracts import check_source
 from tests.kafka_broker import KafkaBroker
 from tests.kafka_source import NewTopic, numbers, options, send
+from tests.revoking import RevokingSource
 
 
 def records(n: int = 6) -> list[Record]:
@@ -26,6 +27,10 @@ def records(n: int = 6) -> list[Record]:
 @pytest.mark.parametrize("ends", [True, False])
 def test_the_list_source_keeps_the_contract(ends: bool) -> None:
     check_source(lambda: ListSource(records(), ends=ends, batch=2), 6)
+
+
+def test_a_source_whose_partitions_can_go_keeps_the_contract() -> None:
+    check_source(lambda: RevokingSource(records(), batch=2), 6)
 
 
 @pytest.mark.parametrize("watch", [True, False])
@@ -98,6 +103,20 @@ class Endless(ListSource):
         return {("list", "0"): 1}
 
 
+class Fickle(RevokingSource):
+    """Gives all away, to nobody."""
+
+    def revoked(self) -> Collection[Partition]:
+        return {Partition("list", "0")}
+
+
+class Grasping(RevokingSource):
+    """Takes back what has not gone."""
+
+    def give_back(self, held: Mapping[Partition, int | None]) -> Collection[Partition]:
+        return set(held)
+
+
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [
@@ -107,6 +126,8 @@ class Endless(ListSource):
         (Dropping, "the stream ended"),
         (Texts, "not bytes"),
         (Endless, "no Partition"),
+        (Fickle, "no other reader"),
+        (Grasping, "did not go"),
     ],
 )
 def test_a_source_that_breaks_the_contract_is_found_out(cls: Callable[..., ListSource], sentence: str) -> None:

@@ -22,6 +22,7 @@ from streamlearn.records import Partition, Position, Record, Rejected
 from streamlearn.settings import load
 from streamlearn.testing import ListSource
 from tests.daemon import ask, until
+from tests.revoking import RevokingSource
 
 
 class Stream:
@@ -192,6 +193,22 @@ def test_an_operators_task_begins_with_the_clip_that_names_it(tmp_path: Path, st
     assert {h["task"] for h in hit} == {"street"}
 
 
+def test_tasks_that_come_mixed_are_learned_side_by_side_and_keep_their_names(tmp_path: Path, stream: Stream) -> None:
+    pairs = [("studio", "lab"), ("night", "street")] * 16
+    records = [record for domain, task in pairs for record in stream.clips(domain, 2, task=task)]
+    records += stream.clips("studio", 16, task="lab")
+    with daemon(tmp_path, ListSource(records)) as running:
+        settled(running)
+        tasks = running.service.tasks()
+        assert running.state.catalog.counts_by_task() == {"lab": 48, "street": 32}
+        steps = running.learner.steps
+    # Each begins with the first clip that names it; that of a batch that names it alone, later.
+    assert [(t["name"], t["cause"], t["started_clips"]) for t in tasks] == [
+        ("lab", "start", 0), ("street", "operator", 2), ("lab", "operator", 66),
+    ]  # fmt: skip
+    assert steps <= 2 + 80 / 8
+
+
 def test_a_task_is_measured_as_it_ends_however_seldom_evaluations_are(tmp_path: Path, stream: Stream) -> None:
     records = stream.clips("studio", 40, task="lab") + stream.clips("night", 8, task="street")
     never = {"evaluate__interval_clips": 10**9, "evaluate__heldout_ratio": 0.3, "evaluate__min_pairs": 1}
@@ -348,6 +365,29 @@ def test_a_checkpoint_that_the_disk_does_not_take_is_made_up_for(
         assert running.service.status()["state"] != "stopped"
     with daemon(tmp_path, ListSource()) as again:
         assert len(everything(again)) == 24
+
+
+def test_partitions_that_go_to_another_reader_go_with_a_checkpoint_of_all_that_was_learned(
+    tmp_path: Path, stream: Stream
+) -> None:
+    clips = Partition("clips", "0")
+    source = RevokingSource(stream.clips("studio", 12), ends=False)
+    with daemon(tmp_path, source, learner__max_wait_s=1000, learner__max_batch_age_s=1000) as running:
+        until(lambda: running.state.clips == 8, "a batch is learned, and four clips are not")
+        source.revoke(clips)
+        assert source.was_committed.wait(60)
+        assert source.given_back == {clips: 8}
+        assert source.commits == [{clips: 8}]
+        generation = running.state.generations.current()
+        assert generation is not None
+        # Nothing new: no other checkpoint is needed for the next one.
+        source.was_committed.clear()
+        source.revoke(clips)
+        assert source.was_committed.wait(60)
+        assert source.commits == [{clips: 8}] * 2
+        assert running.state.generations.current() == generation
+    with daemon(tmp_path, ListSource()) as again:
+        assert len(everything(again)) == 8
 
 
 class LostSource(ListSource):

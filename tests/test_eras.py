@@ -130,17 +130,26 @@ def test_a_sealed_era_is_swapped_in_whole_and_its_clips_count_as_stale_until_the
 
 
 def test_eras_are_reencoded_one_after_the_other_before_the_current_one_is_refreshed(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, reencode_batch_clips=64, refresh_batch_clips=2)
+    parts = Parts(tmp_path, reencode_batch_clips=5, refresh_batch_clips=2)
     first = parts.learn(4)
     parts.boundary("t2")
     second = parts.learn(5)
     parts.boundary("t3")
     for _ in range(10):
         parts.learn(2)
-    assert [parts.eras.reencode() for _ in range(3)] == [4, 5, 2]
+    assert [parts.eras.reencode() for _ in range(3)] == [5, 4, 2]
     steps = parts.catalog.vector_steps(first + second)
     assert {steps[row] for row in first} == {1}
     assert {steps[row] for row in second} == {2}
+
+
+def test_the_cap_on_eras_holds_where_eras_are_shorter_than_a_step(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, reencode_batch_clips=8, max_eras=4, max_encoders=2)
+    for n in range(2, 14):
+        parts.learn(2)
+        parts.boundary(f"t{n}")
+        parts.eras.reencode()
+        assert len(parts.eras.eras) <= 4 + 1  # the one that is being merged away
 
 
 def test_a_clip_whose_frames_are_gone_keeps_its_vector(parts: Parts) -> None:

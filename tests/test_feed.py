@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import ClassVar
@@ -19,6 +19,7 @@ from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Offsets, Partition, Position, Record, Rejected, Tombstone
 from streamlearn.source import Source
 from streamlearn.testing import ListSource
+from tests.revoking import RevokingSource
 
 WAIT_S = 20.0
 FRAMES = np.zeros((1, 2, 2, 3), np.uint8)
@@ -42,9 +43,9 @@ class FakeDecoder:
 
     def submit(self, record: Record) -> Future[Event]:
         future: Future[Event] = Future()
-        if self._now:
-            future.set_result(clip(record))
         with self._changed:
+            if self._now:
+                future.set_result(clip(record))
             self.jobs.append((record, future))
             self._changed.notify_all()
         return future
@@ -52,6 +53,14 @@ class FakeDecoder:
     def wait_for(self, n: int) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.jobs) >= n, WAIT_S), f"{len(self.jobs)} records, not {n}"
+
+    def finish_the_rest(self) -> None:
+        """Also what comes later; what was cancelled stays so."""
+        with self._changed:
+            self._now = True
+            for record, future in self.jobs:
+                if not future.done():
+                    future.set_result(clip(record))
 
     def finish(self, *which: int, task: str | None = None) -> None:
         for i in which:
@@ -86,6 +95,10 @@ class Watched(ListSource):
             raise self.refusal
 
 
+def never(name: str) -> bool:
+    return False
+
+
 @contextmanager
 def feeding(
     source: ListSource,
@@ -94,6 +107,7 @@ def feeding(
     max_wait_s: float = WAIT_S,
     max_age_s: float = WAIT_S,
     offsets: Offsets | None = None,
+    begins: Callable[[str], bool] = never,
 ) -> Iterator[Feed]:
     feed = Feed(
         source,
@@ -102,6 +116,7 @@ def feeding(
         max_wait_s=max_wait_s,
         max_age_s=max_age_s,
         metrics=Metrics.create(CollectorRegistry()),
+        begins=begins,
     )
     try:
         feed.start(offsets or {})
@@ -187,13 +202,17 @@ def test_a_flood_of_rejected_records_is_handed_over_without_waiting_for_clips() 
         assert [len(feed.next() or ()) for _ in range(2)] == [512, 512]
 
 
-def test_an_operators_task_never_begins_within_a_batch() -> None:
-    decoder = FakeDecoder()
-    with feeding(ListSource(records(9)), decoder) as feed:
-        decoder.wait_for(9)
-        for i, task in enumerate([None, None, "a", "a", "b", "b", "b", "b", None]):
+def test_a_new_task_never_begins_within_a_batch() -> None:
+    decoder, known = FakeDecoder(), {"a"}
+    with feeding(ListSource(records(12)), decoder, begins=lambda name: name not in known) as feed:
+        decoder.wait_for(12)
+        for i, task in enumerate([None, None, "b", "b", "a", None, "c", "c", "b", "c", "a", "a"]):
             decoder.finish(i, task=task)
-        assert [offsets_of(feed.next()) for _ in range(4)] == [[0, 1], [2, 3], [4, 5, 6, 7], [8]]
+        assert offsets_of(feed.next()) == [0, 1]
+        assert offsets_of(feed.next()) == [2, 3, 4, 5]  # tasks that are known come mixed
+        known.add("b")
+        assert offsets_of(feed.next()) == [6, 7, 8, 9]
+        assert offsets_of(feed.next()) == [10, 11]
         assert feed.next() is None
 
 
@@ -232,6 +251,7 @@ def test_lost_records_are_counted_once_and_go_on_after_a_rewind() -> None:
         max_wait_s=WAIT_S,
         max_age_s=WAIT_S,
         metrics=Metrics.create(registry),
+        begins=never,
         reopen=lambda: Losing(records(4)),
     )
     name, labels = "streamlearn_lost_records_total", {"topic": "list", "partition": "0"}
@@ -257,6 +277,7 @@ def test_a_source_that_cannot_be_made_anew_leaves_the_one_there_is() -> None:
         max_wait_s=WAIT_S,
         max_age_s=WAIT_S,
         metrics=Metrics.create(CollectorRegistry()),
+        begins=never,
         reopen=broken,
     )
     try:
@@ -279,7 +300,13 @@ def test_a_source_that_is_away_is_told_and_comes_back() -> None:
     metrics: list[float | None] = []
     registry = CollectorRegistry()
     feed = Feed(
-        source, FakeDecoder(now=True), batch_size=2, max_wait_s=0.1, max_age_s=WAIT_S, metrics=Metrics.create(registry)
+        source,
+        FakeDecoder(now=True),
+        batch_size=2,
+        max_wait_s=0.1,
+        max_age_s=WAIT_S,
+        metrics=Metrics.create(registry),
+        begins=never,
     )
     try:
         feed.start({})
@@ -398,6 +425,7 @@ def test_closing_ends_a_reader_that_waits(submitted: int) -> None:
         max_wait_s=WAIT_S,
         max_age_s=WAIT_S,
         metrics=Metrics.create(CollectorRegistry()),
+        begins=never,
     )
     feed.start({})
     decoder.wait_for(submitted)
@@ -427,3 +455,78 @@ def test_an_interrupted_reader_returns_at_once_and_what_it_had_is_not_handed_ove
         reader.join(10)
         assert not reader.is_alive()
     assert handed == [[]]
+
+
+P0, P1 = Partition("list", "0"), Partition("list", "1")
+
+
+def in_turn(n: int) -> list[Record]:
+    """Of two partitions, n each: 0/0, 1/0, 0/1 ..."""
+    return [Record(b"k", b"media", Position("list", str(i % 2), i // 2)) for i in range(2 * n)]
+
+
+@pytest.mark.parametrize("decoded", [0, 3, 30])
+def test_what_is_not_handed_over_of_a_partition_that_goes_is_given_back_wherever_it_is(decoded: int) -> None:
+    # Room for 16 in flight, so 14 of them wait behind it, after a batch of four was handed over.
+    decoder, source = FakeDecoder(), RevokingSource(in_turn(17), batch=34)
+    with feeding(source, decoder) as feed:
+        decoder.wait_for(4)
+        decoder.finish(*range(4))
+        assert len(feed.next() or ()) == 4
+        decoder.wait_for(20)
+        decoder.finish(*range(4, min(4 + decoded, 20)))
+        source.revoke(P1)
+        assert source.was_given_back.wait(WAIT_S)
+        assert source.given_back == {P1: 2}
+        decoder.finish_the_rest()
+        rest = []
+        while (batch := feed.next()) is not None:
+            rest += [(event.position.partition, event.position.offset) for event in batch]
+    assert rest == [("0", n) for n in range(2, 17)]
+
+
+def test_a_batch_that_is_being_gathered_loses_what_goes() -> None:
+    decoder, source = FakeDecoder(now=True), RevokingSource(in_turn(1), ends=False)
+    with feeding(source, decoder) as feed:
+        handed: list[Sequence[Event] | None] = []
+        reader = threading.Thread(target=lambda: handed.extend([feed.next(), feed.next()]))
+        reader.start()
+        decoder.wait_for(2)
+        source.revoke(P1)
+        assert source.was_given_back.wait(WAIT_S)
+        source.add(*in_turn(4)[2::2], *in_turn(2)[2::2], end=True)
+        reader.join(WAIT_S)
+    assert source.given_back == {P1: 0}
+    assert handed[0] == []  # woken, for a checkpoint
+    assert [(e.position.partition, e.position.offset) for e in handed[1] or ()] == [("0", n) for n in range(4)]
+
+
+def test_the_first_commit_behind_a_revocation_is_of_a_checkpoint_after_it() -> None:
+    source = RevokingSource(in_turn(2), ends=False)
+    with feeding(source, FakeDecoder(now=True)) as feed:
+        assert len(feed.next() or ()) == 4
+        assert not feed.wants_checkpoint
+        source.revoke(P0)
+        assert source.was_given_back.wait(WAIT_S)
+        assert source.given_back == {P0: None}  # nothing of it is here any more
+        while not feed.wants_checkpoint:  # it is said to the source before
+            assert feed.next() == []
+        feed.commit({P0: 2, P1: 2})
+        assert not feed.wants_checkpoint
+        assert source.was_committed.wait(WAIT_S)
+    assert source.commits == [{P0: 2, P1: 2}]
+
+
+def test_what_has_come_back_meanwhile_is_kept() -> None:
+    decoder, source = FakeDecoder(), RevokingSource(in_turn(4), ends=False)
+    with feeding(source, decoder) as feed:
+        decoder.wait_for(8)
+        source.returned.add(P1)
+        source.revoke(P0, P1)
+        assert source.was_given_back.wait(WAIT_S)
+        source.add(end=True)
+        decoder.finish_the_rest()
+        rest: list[str] = []
+        while (batch := feed.next()) is not None:
+            rest += [event.position.partition for event in batch]
+    assert rest == ["1"] * 4

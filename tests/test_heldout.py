@@ -38,7 +38,7 @@ class Stream:
         clips = {i: event for i, event in enumerate(events) if isinstance(event, Clip)}
         splits = dict(zip(clips, self.ledger.splits(list(clips.values())), strict=True))
         vectors = {i: np.full(16, 0.25, np.float32) for i in clips}
-        self.ledger.write(events, splits, vectors, task="t1", step=1)
+        self.ledger.write(events, splits, vectors, tasks=dict.fromkeys(range(len(events)), "t1"), step=1)
         self.ledger.settle()
         return list(splits.values())
 

@@ -1,5 +1,6 @@
 """The Kafka source against a real broker; only the watchdog is tried on a client that was made to hang."""
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -269,12 +270,15 @@ class WatchedConsumer(KafkaConsumer):
             setattr(listener, name, self.noted(name, getattr(listener, name)))
         super().subscribe(topics, listener=listener)
 
-    def noted(self, name: str, call: Callable[[Any], None]) -> Callable[[Any], None]:
-        def run(partitions: Any) -> None:
+    def noted(self, name: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(partitions: Any) -> Any:
             self.heard.append(f"{name} in {self.standing}")
-            call(partitions)
+            return call(partitions)
 
-        return run
+        async def run_async(partitions: Any) -> None:
+            await run(partitions)
+
+        return run_async if inspect.iscoroutinefunction(call) else run
 
 
 def test_no_rebalance_comes_between_a_fetch_and_the_hand_over_of_its_records(

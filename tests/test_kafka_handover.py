@@ -161,3 +161,65 @@ def test_a_limit_that_cuts_what_came_together_keeps_the_bounds_exact() -> None:
     assert not made.wants_more
     assert taken(made, 4) == [1, 2, 3, 4]
     assert taken(made) == [5, 6, 7, 8, 9, 10]
+
+
+def test_a_caller_that_asks_gives_back_what_it_holds_and_its_next_checkpoint_finishes_the_partition() -> None:
+    made = handover(owned=(P0, P1))
+    made.put(P0, records(range(5)))
+    made.put(P1, records(range(5), P1))
+    assert made.revoked() == set()
+    made.take(10, 0)
+    gone = made.revoke([P0])
+    made.ask_back(gone)
+    assert made.revoked() == {P0}
+    made.saved({P0: 1, P1: 2})  # a checkpoint from before it gave back is not of all that it used
+    assert not made.finished(gone)
+    assert made.give_back({P0: 3}) == {P0}
+    assert made.revoked() == set()
+    assert not made.finished(gone)
+    made.saved({P0: 3, P1: 4})
+    assert made.finished(gone)
+    assert made.checkpoint(gone) == {P0: 3}
+    assert made.assign(P0) == 3  # what it gave back is delivered again
+
+
+def test_a_partition_that_came_back_before_it_was_given_back_goes_on_behind_what_the_caller_holds() -> None:
+    made = handover()
+    made.revoked()
+    made.put(P0, records(range(5)))
+    assert taken(made) == [0, 1, 2, 3, 4]
+    made.ask_back(made.revoke())
+    assert made.assign(P0) == 5
+    assert made.give_back({P0: 2}) == set()
+    assert made.assign(P0) == 5
+
+
+def test_of_which_nothing_is_held_goes_on_where_it_was() -> None:
+    made = handover({P0: 7})
+    made.revoked()
+    made.ask_back(made.revoke())
+    assert made.give_back({P0: None}) == {P0}
+    assert made.assign(P0) == 7
+
+
+def test_a_caller_that_never_asked_is_not_waited_for() -> None:
+    made = handover()
+    gone = made.revoke()
+    made.ask_back(gone)
+    assert made.finished(gone)
+    assert made.revoked() == set()
+
+
+def test_a_partition_that_goes_a_second_time_before_a_checkpoint_is_waited_for_again() -> None:
+    made = handover()
+    made.revoked()
+    made.ask_back(made.revoke())
+    made.give_back({P0: None})
+    made.assign(P0)
+    assert not made.finished([P0])
+    made.ask_back(made.revoke())
+    made.saved({P0: 1})
+    assert not made.finished([P0])
+    made.give_back({P0: None})
+    made.saved({P0: 1})
+    assert made.finished([P0])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from streamlearn.errors import SettingsError
 from streamlearn.momentum import coefficient
@@ -283,6 +284,7 @@ SECRET = {"sasl_plain_username": "alice", "sasl_plain_password": "hush"}
         ("kafka.schema_registry_url", "https://alice:hush@registry"),
         ("kafka.schema_registry_url", "https://alice:hu/hush@hush@registry"),
         ("kafka.schema_registry_url", ["https://alice:hush@registry"]),
+        ("kafka.bootstrap_servers", ["alice:hush@broker:9092", "kafka://alice:hush@broker:9092"]),
         ("source_options", ["hush"]),
         ("source_options", "hush"),
         ("api.token_file", {"hush": "hush"}),
@@ -382,8 +384,8 @@ PASSED_THROUGH = """
     connections_max_idle_ms delivery_timeout_ms enable_incremental_fetch_sessions exclude_internal_topics
     fetch_max_bytes fetch_max_wait_ms fetch_min_bytes heartbeat_interval_ms isolation_level linger_ms max_block_ms
     max_in_flight_requests_per_connection max_partition_fetch_bytes max_poll_interval_ms max_request_size
-    metadata_max_age_ms metric_group_prefix metrics_enabled metrics_num_samples metrics_sample_window_ms proxy_url
-    receive_buffer_bytes receive_message_max_bytes reconnect_backoff_max_ms reconnect_backoff_ms retries
+    metadata_max_age_ms metric_group_prefix metrics_enabled metrics_num_samples metrics_sample_window_ms
+    proxy_url receive_buffer_bytes receive_message_max_bytes reconnect_backoff_max_ms reconnect_backoff_ms retries
     retry_backoff_ms sasl_kerberos_domain_name sasl_kerberos_name sasl_kerberos_service_name sasl_mechanism
     sasl_plain_password sasl_plain_username security_protocol send_buffer_bytes socket_options socks5_proxy ssl_cafile
     ssl_certfile ssl_check_hostname ssl_ciphers ssl_crlfile ssl_keyfile ssl_password
@@ -417,3 +419,10 @@ def test_a_proxy_without_a_scheme_is_refused_without_its_login(name: str) -> Non
     said = refused(None, {"kafka.client": {name: "alice:hush@proxy:1080"}})
     assert f"{name}: write scheme://host:port" in said
     assert "hush" not in said
+
+
+def test_assignors_are_classes_that_a_program_may_give() -> None:
+    for wrong in ("range", ["range"]):
+        assert "cooperative-sticky" in refused(None, {"kafka.client": {"partition_assignment_strategy": wrong}})
+    given = {"partition_assignment_strategy": [RangePartitionAssignor]}
+    assert load(None, {"kafka.client": given}).kafka.client == given

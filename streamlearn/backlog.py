@@ -1,0 +1,118 @@
+"""What was read from a source and is not handed over: records, events being decoded, the batch that is gathered.
+
+It knows neither source nor decoder, and no lock: each of its calls is made with its owner's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from streamlearn.records import Clip, Event, Partition, Position, Record, Rejected, named_tasks
+
+_MAX_BYTES = 256 * 2**20  # of records in flight
+_MAX_EVENTS = 512  # of a batch: tombstones and rejected records fill none, and must not pile up
+_MAX_REJECTED_BYTES = 32 * 2**20  # of a batch, for they are kept whole
+
+
+class InFlight(NamedTuple):
+    """A record that is being decoded, or has been."""
+
+    position: Position
+    size_bytes: int
+    event: Future[Event]
+
+
+class Backlog:
+    """In the source's order throughout.
+
+    Attributes:
+        ahead: of one poll, beyond what may be in flight: frames are larger than records.
+        flight: being decoded.
+        batch: events of the next batch.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.ahead: deque[Record] = deque()
+        self.flight: deque[InFlight] = deque()
+        self.batch: list[Event] = []
+        self._bytes = self._rejected_bytes = 0  # in flight; in the batch
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may be sent to the decoder."""
+        return len(self.flight) >= 4 * self._batch_size or self._bytes >= _MAX_BYTES
+
+    @property
+    def batch_full(self) -> bool:
+        """Whether the batch is to be handed over."""
+        roomy = len(self.batch) < _MAX_EVENTS and self._rejected_bytes < _MAX_REJECTED_BYTES
+        return not roomy or sum(isinstance(event, Clip) for event in self.batch) == self._batch_size
+
+    def launch(self, record: Record, event: Future[Event]) -> None:
+        """The record is being decoded."""
+        self.flight.append(InFlight(record.position, size := len(record.value or b""), event))
+        self._bytes += size
+
+    def land(self) -> Event | None:
+        """Take the first event in flight, if it is decoded."""
+        if not self.flight or not self.flight[0].event.done():
+            return None
+        first = self.flight.popleft()
+        self._bytes -= first.size_bytes
+        return first.event.result()
+
+    def keep(self, event: Event) -> None:
+        """Into the batch."""
+        self.batch.append(event)
+        self._rejected_bytes += _rejected_bytes(event)
+
+    def hand_over(self) -> list[Event]:
+        """The batch; another one begins."""
+        batch, self.batch, self._rejected_bytes = self.batch, [], 0
+        return batch
+
+    def held(self, partitions: Collection[Partition]) -> Mapping[Partition, int | None]:
+        """The lowest offset that is here of each of these partitions, None where there is nothing."""
+        lowest: dict[Partition, int | None] = dict.fromkeys(partitions)
+        for topic, number, offset in self._positions():
+            if (partition := Partition(topic, number)) in lowest:
+                before = lowest[partition]
+                lowest[partition] = offset if before is None else min(before, offset)
+        return lowest
+
+    def opens(self, event: Event | None, begins: Callable[[str], bool]) -> bool:
+        """Whether an event is the first of a task, which a batch begins with; of a batch's own tasks it is not."""
+        task = event.task if isinstance(event, Clip) else None
+        return task is not None and task not in named_tasks(self.batch) and begins(task)
+
+    def drop(self, partitions: Collection[Partition]) -> None:
+        """Forget what is here of these partitions."""
+
+        def stays(position: Position) -> bool:
+            return Partition(*position[:2]) not in partitions
+
+        for one in self.flight:
+            if not stays(one.position):
+                one.event.cancel()  # where its decoding has not begun
+        self.ahead = deque(record for record in self.ahead if stays(record.position))
+        self.flight = deque(one for one in self.flight if stays(one.position))
+        self._bytes = sum(one.size_bytes for one in self.flight)
+        self.batch = [event for event in self.batch if stays(event.position)]
+        self._rejected_bytes = sum(map(_rejected_bytes, self.batch))
+
+    def _positions(self) -> Iterator[Position]:
+        yield from (event.position for event in self.batch)
+        yield from (one.position for one in self.flight)
+        yield from (record.position for record in self.ahead)
+
+
+def _rejected_bytes(event: Event) -> int:
+    return len(event.record.value or b"") if isinstance(event, Rejected) else 0
