@@ -1,4 +1,4 @@
-"""What avalanche's own metrics say of the matrix in `tests/test_evaluate.py`.
+"""What avalanche's own metrics say of the matrix in `tests/test_score_book.py`.
 
     pip install --no-deps --target FOLDER avalanche-lib==0.6.0
     python benchmarks/avalanche.py FOLDER

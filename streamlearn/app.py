@@ -21,7 +21,6 @@ from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
 from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
-from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator
 from streamlearn.events import Events
 from streamlearn.examiner import Examiner
@@ -41,6 +40,7 @@ from streamlearn.process import lock_state
 from streamlearn.routes_clips import clip_routes
 from streamlearn.routes_generations import generation_routes
 from streamlearn.routes_tasks import task_routes
+from streamlearn.score_book import ScoreBook
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher
 from streamlearn.server import Server

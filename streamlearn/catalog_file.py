@@ -98,6 +98,13 @@ MIGRATIONS = (
     -- Whose vectors these are, oldest first, each from the cut on at which it left the one before; empty: not said.
     CREATE TABLE lineages (id INTEGER PRIMARY KEY, lineage TEXT NOT NULL, cut INTEGER NOT NULL) STRICT;
     """,
+    """
+    -- What else was known at the time of a score; not said of those before.
+    ALTER TABLE scores ADD COLUMN forgetting REAL;
+    ALTER TABLE scores ADD COLUMN median_rank REAL;
+    ALTER TABLE scores ADD COLUMN median_low REAL;
+    ALTER TABLE scores ADD COLUMN median_high REAL;
+    """,
 )
 
 #: What migrations compute that SQL cannot.

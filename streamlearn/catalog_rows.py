@@ -67,7 +67,9 @@ class ClipRow:
 class Score:
     """One cell of the matrix of tasks and time; `value` is None where there were too few pairs.
 
-    `low` and `high` bound it with 95 % confidence (docs/evaluation.md); None in cells written before they were kept.
+    `low` and `high` bound it with 95 % confidence (docs/evaluation.md). `forgetting` is the share of the best value so
+    far that is lost at this time. `median_rank`, with its bounds, is of the same questions, whatever k; the view "pool"
+    has none. None in cells written before they were kept.
     """
 
     clips_seen: int
@@ -81,6 +83,10 @@ class Score:
     pairs: int
     low: float | None = None
     high: float | None = None
+    forgetting: float | None = None
+    median_rank: float | None = None
+    median_low: float | None = None
+    median_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

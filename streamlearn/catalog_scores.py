@@ -45,6 +45,10 @@ class Scores:
         found = self._file.fetch(f"SELECT {SCORE_COLUMNS} FROM scores WHERE id IN ({last}) ORDER BY id")
         return [Score(*values) for values in found]
 
+    def pairs(self) -> dict[str, int]:
+        """How many questions each task was last asked."""
+        return dict(self._file.fetch("SELECT task, max(length(ranks)) / 8 FROM ranks GROUP BY task"))
+
     def ranks(self) -> list[TaskRanks]:
         """Of every task that was evaluated, by direction and view."""
         found = self._file.fetch(

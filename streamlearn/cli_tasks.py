@@ -30,12 +30,15 @@ def ls(context: typer.Context, url: Url = _URL, as_json: AsJson = False) -> None
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = Table("task", "cause", "from clip", "to clip", "clips", "R@5 served", "R@5 learner", "forgetting served")
+    table = Table(
+        "task", "cause", "from clip", "to clip", "clips", "pairs", "R@5 served", "R@5 learner", "forgetting served"
+    )
     for task in answer:
         recall, forgetting = task["recall"], task["forgetting"]["served"]
         table.add_row(
             Text(task["name"]), task["cause"], str(task["started_clips"]), str(task["ended_clips"] or ""),
-            str(task["clips"]), *(_percent(recall[view].get("5")) for view in ("served", "learner")),
+            str(task["clips"]), str(task["pairs"]),
+            *(_percent(recall[view].get("5")) for view in ("served", "learner")),
             _percent(forgetting),
         )  # fmt: skip
     out.print(table)

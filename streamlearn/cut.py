@@ -14,18 +14,19 @@ from uuid import uuid4
 import numpy as np
 import torch
 
+from streamlearn import rollback
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generation, Generations
 from streamlearn.detector import Detector
 from streamlearn.eras import Eras
 from streamlearn.errors import StateError
-from streamlearn.evaluate import ScoreBook
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.lineage import Reading
 from streamlearn.metrics import Metrics
 from streamlearn.records import Partition
+from streamlearn.score_book import ScoreBook
 from streamlearn.tasks import TaskLog
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Cut:
     reading: Reading
     tasks: TaskLog = field(default_factory=TaskLog, init=False)
     offsets: dict[Partition, int] = field(default_factory=dict, init=False)
+    began: dict[Partition, int] = field(default_factory=dict, init=False)  # where reading of each began
     clips: int = field(default=0, init=False)
     staleness_ratio: float | None = field(default=None, init=False)
     lineage: str = field(default_factory=lambda: uuid4().hex, init=False)
@@ -113,6 +115,7 @@ class Cut:
             "carried": self._carried,
             "learner": self.learner.describe(),
             "clips": self.clips,
+            "began": [[*partition, offset] for partition, offset in self.began.items()],
             "counts": dict(self.ledger.counts),
             "tasks": self.tasks.state_dict(),
             "eras": self.eras.state(),
@@ -136,6 +139,7 @@ class Cut:
         facts = generation.state
         self.lineage, self.parent, self.clips = facts["lineage"], facts.get("parent"), facts["clips"]
         self.offsets = dict(generation.offsets)
+        self.began = self.offsets | rollback.beginnings(facts)
         self._carried = [*facts.get("carried", ())]
         changed = self.reading.carried(facts.get("reading", {}), self.generations.state_dir)
         if changed:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from streamlearn.detector import UNMEASURED, Measured
+from streamlearn.errors import StateError
 from streamlearn.records import StepStats, Vectors
 from streamlearn.tail import Summary
 
@@ -93,7 +96,11 @@ class DriftLog:
 
 
 def read_log(folder: Path) -> list[Entry]:
-    """What a daemon logged in its state directory, oldest first; a line that is cut short is passed over."""
+    """What a daemon logged in its state directory, oldest first; a line that is cut short or damaged is passed over.
+
+    Raises:
+        StateError: batches are of several widths, which no detector can compare.
+    """
     entries: dict[int, Entry] = {}
     for name in ("drift.jsonl.1", "drift.jsonl"):
         path = folder / name
@@ -104,21 +111,40 @@ def read_log(folder: Path) -> list[Entry]:
                     {step: e for step, e in entries.items() if step < entry.step} if entry.step in entries else entries
                 )
                 entries[entry.step] = entry
+    widths = sorted({len(entry.batch.sums) for entry in entries.values()})
+    if len(widths) > 1:
+        raise StateError(
+            f"{folder / 'drift.jsonl'} holds batches of {widths[0]} and of {widths[-1]} numbers, of two models: move it"
+            " away, and let the daemon write a new one"
+        )
     return [entries[step] for step in sorted(entries)]
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    with path.open(encoding="utf-8") as file:
+    damaged = 0
+    with path.open("rb") as file:  # a line that is no UTF-8 is damaged like any other
         for line in file:
             try:
-                row = json.loads(line)
-                sums = np.frombuffer(base64.b64decode(row["sums"]), "<f2").astype(np.float64)
-                traces = np.array([np.nan if x is None else x for x in row["traces"]])
-                square = row["square"]  # both halves are unit rows
-                batch = Summary(sums, square, row["rows"], traces, row.get("video_square", square / 2))
-                yield Entry(
-                    row["step"], row["clips"], batch, row["score"], row["threshold"], row["outcome"],
-                    Measured(row["loss"], row["recall"], row["grad_norm"]), row.get("operator", False),
-                )  # fmt: skip
-            except (ValueError, KeyError, TypeError):
-                continue
+                entry = _entry(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged += 1
+            else:
+                yield entry
+    if damaged:
+        log.warning("%s: passed over lines that cannot be read: %d", path, damaged)
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    """Of a line; whatever is not as `DriftLog` writes it raises."""
+    sums = np.frombuffer(base64.b64decode(row["sums"]), "<f2").astype(np.float64)
+    traces = np.array([np.nan if x is None else x for x in row["traces"]], np.float64)
+    square = float(row["square"])
+    batch = Summary(sums, square, row["rows"], traces, float(row.get("video_square", square / 2)))  # both unit rows
+    whole = all(type(row[name]) is int and row[name] >= 0 for name in ("step", "clips", "rows"))
+    finite = np.isfinite(sums).all() and math.isfinite(batch.square) and math.isfinite(batch.first_square)
+    if not (whole and finite and batch.rows and len(sums) and row["outcome"] in ("", "drift", "refused")):
+        raise ValueError("no line of this log")
+    measured = Measured(*(float(row[name]) for name in ("loss", "recall", "grad_norm")))
+    operator = bool(row.get("operator", False))
+    score, threshold = float(row["score"]), float(row["threshold"])
+    return Entry(row["step"], row["clips"], batch, score, threshold, row["outcome"], measured, operator)

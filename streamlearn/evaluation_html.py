@@ -13,7 +13,7 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; } p, small { color: GrayText; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; } .before { color: GrayText; }
 svg { width: 100%; height: auto; border: 1px solid #8884; border-radius: 10px; }
 svg text { fill: currentColor; font-size: 11px; }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
@@ -27,12 +27,12 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 240, 40, 20
 Thumbnail = Callable[[str], bytes | None]
 
 
-def render(report: Mapping[str, Any], points: Sequence[Mapping[str, Any]], thumbnail: Thumbnail, origin: str) -> str:
+def render(report: Mapping[str, Any], scores: Mapping[str, Any], thumbnail: Thumbnail, origin: str) -> str:
     """The page.
 
     Args:
         report: as `evaluation_report.report` makes it.
-        points: of the matrix, oldest first.
+        scores: points, oldest first, and matrix, as `evaluation_report.over_time` makes them.
         thumbnail: a clip's animated WebP by its id; None where its frames are gone.
         origin: where all this is from, in words.
     """
@@ -44,11 +44,12 @@ def render(report: Mapping[str, Any], points: Sequence[Mapping[str, Any]], thumb
         ("served", "v2t", "stored vectors, video to text"),
         ("learner", "v2t", "today's encoders alone, video to text"),
     ):
-        of = [p for p in points if (p["view"], p["direction"], p["k"]) == (view, direction, 5)]
+        of = [p for p in scores["points"] if (p["view"], p["direction"], p["k"]) == (view, direction, 5)]
         if of:
             parts.append(f"<h2>Recall@5, {view} <small>{escape(says)}</small></h2>")
             parts.append(_curves(of, report["boundaries"]))
-            parts.append(_matrix(report, view, direction))
+            parts.append(_matrix(scores["matrix"], view, direction))
+            parts.append(_now(report, view, direction))
     parts.append("<h2>Over all tasks</h2>" + _summary(report["summary"]))
     parts.append("<h2>Boundaries</h2>" + _boundaries(report["boundaries"]))
     parts.append("<h2>Hardest queries <small>captions of held-out clips that find them last</small></h2>")
@@ -59,7 +60,26 @@ def render(report: Mapping[str, Any], points: Sequence[Mapping[str, Any]], thumb
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
-def _matrix(report: Mapping[str, Any], view: str, direction: str) -> str:
+def _matrix(matrix: Mapping[str, Any], view: str, direction: str) -> str:
+    """Recall@5 of the tasks at some times of evaluation, with the pairs behind it."""
+    rows = [row for row in matrix["rows"] if (row["view"], row["direction"], row["k"]) == (view, direction, 5)]
+    head = "".join(f"<th>{time:,}</th>" for time in matrix["times"])
+    body = "".join(f"<tr><td>{escape(row['task'])}</td>{''.join(map(_cell, row['cells']))}</tr>" for row in rows)
+    says = "R@5 when so many clips had been seen, and the pairs behind it; grey: not asked since the column before"
+    return f"<p>{says}</p><table><tr><th>task</th>{head}</tr>{body}</table>"
+
+
+def _cell(cell: Mapping[str, Any] | None) -> str:
+    if cell is None or cell["value"] is None:
+        return "<td></td>"
+    bounds = "" if cell["low"] is None else f", {_percent(cell['low'])} to {_percent(cell['high'])}"
+    lost = "" if cell["forgetting"] is None else f", forgotten {_percent(cell['forgetting'])}"
+    title = f"asked at clip {cell['clips_seen']:,}{bounds}{lost}"
+    grey = "" if cell["asked"] else ' class="before"'
+    return f'<td{grey} title="{title}">{_percent(cell["value"])} <small>{cell["pairs"]}</small></td>'
+
+
+def _now(report: Mapping[str, Any], view: str, direction: str) -> str:
     rows = []
     for task in report["tasks"]:
         values = {v["k"]: v for v in task["values"] if (v["view"], v["direction"]) == (view, direction)}
@@ -80,7 +100,7 @@ def _matrix(report: Mapping[str, Any], view: str, direction: str) -> str:
 def _summary(summary: Sequence[Mapping[str, Any]]) -> str:
     names = ("harmonic_mean", "backward_transfer", "forward_transfer", "anytime_minimum")
     rows = [
-        [f"{s['view']}, {s['direction']}, R@{s['k']}", *(_percent(s[name]) for name in names)]
+        [f"{s['view']}, {s['direction']}, R@{s['k']}", *(_ratio(s[name], s["pairs"][name]) for name in names)]
         for s in summary
         if s["k"] == 5
     ]
@@ -145,6 +165,10 @@ def _worst(worst: Sequence[Mapping[str, Any]], says: str, thumbnail: Thumbnail) 
         facts = f"{says} {one['rank']:,}, {one['task']}, {one['video_id']}"
         items.append(f"<li>{picture}<span>{escape(one['question'])}<br><small>{escape(facts)}</small></span></li>")
     return f"<ol>{''.join(items)}</ol>" if items else "<p>Every one is found first.</p>"
+
+
+def _ratio(value: float | None, pairs: int) -> str:
+    return "" if value is None else f"{_percent(value)} of {pairs} pairs"
 
 
 def _percent(value: float | None) -> str:

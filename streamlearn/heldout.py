@@ -1,4 +1,4 @@
-"""The rules of held-out clips, by hashes alone: which of them are asked, with what, and what counts as the same clip.
+"""The rules of held-out clips, by hashes alone: which they are, which of them are asked, with what, and their twins.
 
 Knows no catalog and no stream. A hash is all that is kept of a clip that was learned and taken away again.
 """
@@ -9,6 +9,34 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "heldout"]
+
+
+def is_heldout(video_id: str, ratio: float) -> bool:
+    """Whether a clip is held out, by its id alone: the same on every machine and after every restart.
+
+    A larger ratio holds out more clips and all of those that a smaller one does.
+
+    >>> [i for i in range(60) if is_heldout(f"clip-{i}", 0.05)]
+    [44, 48, 54]
+    """
+    # A JSON string may hold half a surrogate pair; it is an id like any other.
+    digest = hashlib.blake2b(video_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < int(ratio * 2**64)
+
+
+def split_of(split: str, video_id: str, ratio: float) -> Split:
+    """What a clip is for: as its message says, or by `is_heldout` where that says "auto".
+
+    Raises:
+        ValueError: `split` is none of "auto", "train" and "heldout".
+    """
+    if split not in ("auto", "train", "heldout"):
+        raise ValueError(f'split = {split!r}: must be "auto", "train" or "heldout"')
+    held_out = is_heldout(video_id, ratio) if split == "auto" else split == "heldout"
+    return "heldout" if held_out else "train"
 
 
 def fingerprint(text: str | None) -> int:

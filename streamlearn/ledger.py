@@ -13,11 +13,10 @@ from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.catalog_learned import Seen
 from streamlearn.eras import Eras
 from streamlearn.frames import FrameStore
-from streamlearn.heldout import Footage, keep_back
+from streamlearn.heldout import Footage, keep_back, split_of
 from streamlearn.metrics import OUTCOMES, Metrics
 from streamlearn.records import Clip, Event, Rejected, Vectors
 from streamlearn.source import DeadLetters
-from streamlearn.tasks import split_of
 
 log = logging.getLogger(__name__)
 

@@ -75,7 +75,14 @@ def _timestamp(value: str) -> str:
     raise PydanticCustomError("timestamp", "must be an RFC 3339 time such as 2026-11-21T10:00:00Z")
 
 
+def _stripped(value: str) -> str:
+    if not (stripped := value.strip()):
+        raise PydanticCustomError("empty", "must not be empty; leave it out where the task has no name")
+    return stripped
+
+
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS), AfterValidator(_no_control)]
+TaskName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_no_control), AfterValidator(_stripped)]
 Uri = Annotated[
     str,
     Field(max_length=8192, pattern=r"^[A-Za-z][A-Za-z0-9+.\-]*:"),
@@ -115,8 +122,8 @@ class ClipMessage(BaseModel):
         None, description="Event time, RFC 3339.", json_schema_extra={"format": "date-time"}
     )
     split: Literal["auto", "train", "heldout"] = Field("auto", description="Whether the clip may be learned from.")
-    task: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_no_control)] | None = Field(
-        None, description="Explicit task name: an operator's boundary."
+    task: TaskName | None = Field(
+        None, description="Explicit task name: an operator's boundary. Blanks around it are not part of it."
     )
 
     _media: bytes | None = PrivateAttr(None)

@@ -21,7 +21,6 @@ from streamlearn.catalog_rows import TaskRanks
 from streamlearn.checkpoint import Generation, Generations
 from streamlearn.eras import Eras
 from streamlearn.errors import StateError
-from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluation_report import report
 from streamlearn.evaluator import Evaluator, Measured
 from streamlearn.frames import FrameStore
@@ -30,6 +29,7 @@ from streamlearn.index import configure_faiss
 from streamlearn.learner import Learner
 from streamlearn.metrics import Metrics
 from streamlearn.rollback import rewind
+from streamlearn.score_book import ScoreBook
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Searcher, Snapshot
 from streamlearn.settings import Settings
@@ -43,6 +43,7 @@ class Offline:
 
     Attributes:
         recorded: the ranks that the daemon wrote down at its last evaluations.
+        snapshot: what the checkpoint serves.
     """
 
     catalog: Catalog
@@ -51,33 +52,51 @@ class Offline:
     tasks: TaskLog
     recorded: tuple[TaskRanks, ...]
     generation: int
+    snapshot: Snapshot
     _evaluator: Evaluator
-    _snapshot: Snapshot
     _metrics: Metrics
     _clips: int
 
     def measure(self) -> list[Measured]:
         """Every task that has enough held-out pairs, on what the checkpoint serves."""
-        found = [self._evaluator.measure(self._snapshot, name, self._clips) for name in self.tasks.names()]
+        found = [self._evaluator.measure(self.snapshot, name, self._clips) for name in self.tasks.names()]
         return [one for one in found if one is not None]
 
     def report(self, measured: list[Measured]) -> dict[str, Any]:
-        """As a daemon's, of these values; `differences` lists what the daemon recorded and these are not."""
-        differences = self.differences(measured)
+        """As a daemon's, of these values, and how they compare with what the daemon recorded.
+
+        Returns:
+            Beside the rest, `generation`, and `clips` processed by then; `differences`, of those of the same time;
+            `not_comparable`, by task and the clip that it was `recorded_at`: an earlier one, or None for never.
+        """
+        differences, earlier = self.differences(measured), self.not_comparable(measured)
         Scoreboard(self.book, self.catalog, self._metrics).record(measured)  # in the copy
         found = report(self.catalog, self.book, self.tasks.tasks)
-        return {**found, "generation": self.generation, "differences": differences}
+        of_checkpoint = {
+            "generation": self.generation,
+            "clips": self._clips,
+            "differences": differences,
+            "not_comparable": [{"task": task, "recorded_at": at} for task, at in earlier.items()],
+        }
+        return {**found, **of_checkpoint}
 
     def differences(self, measured: list[Measured]) -> list[str]:
-        """Tasks, directions and views whose ranks are not the recorded ones, clip by clip; empty: all are equal."""
+        """Tasks, directions and views whose ranks are not those recorded at the same time, clip by clip."""
         known = {(of.task, of.direction, of.view): dict(zip(of.rows, of.ranks, strict=True)) for of in self.recorded}
+        earlier = self.not_comparable(measured)
         return [
             f"{one.task} {direction} {view}"
             for one in measured
             for (direction, view), ranks in one.ranks.items()
-            if known.get((one.task, direction, view))
+            if one.task not in earlier
+            and known.get((one.task, direction, view))
             != dict(zip((clip.row for clip in one.clips), ranks.tolist(), strict=True))
         ]
+
+    def not_comparable(self, measured: list[Measured]) -> dict[str, int | None]:
+        """Tasks that the daemon last asked before the checkpoint, with the clips seen then; None: never."""
+        recorded = {of.task: of.clips_seen for of in self.recorded}
+        return {one.task: at for one in measured if (at := recorded.get(one.task)) != self._clips}
 
 
 @contextmanager
@@ -129,7 +148,7 @@ def opened(settings: Settings) -> Iterator[Offline]:
             recorded=tuple(catalog.matrix.ranks()),
             generation=generation.number,
             _evaluator=Evaluator(catalog, frames, searcher, settings.evaluate),
-            _snapshot=snapshot,
+            snapshot=snapshot,
             _metrics=metrics,
             _clips=generation.state["clips"],
         )

@@ -29,7 +29,7 @@ from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.room import Room
 from streamlearn.settings import Settings
 from streamlearn.state import State
-from streamlearn.tasks import Boundaries, Boundary
+from streamlearn.tasks import Boundaries, Boundary, Relabelling
 from streamlearn.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Pipeline:
         if self._outdated and not slices[-1] and self.collect():
             self.evaluate(leisurely=True)
             self._outdated = False
-        settled = self.collect(_IDLE_WAIT_S) and not slices[-1]
+        settled = self.collect(_IDLE_WAIT_S) and not slices[-1] and not self._outdated
         if self.state.due("checkpoint", 1) or (settled and self._unwritten):
             self.checkpoint()
         return settled
@@ -291,10 +291,10 @@ class Pipeline:
         if seen.boundary is not None:
             self.start_task(seen.boundary, ())
         elif seen.known is not None:
-            self.relabel(self.state.task, seen.known, merge=True)
+            self.relabel(self.state.task, seen.known, "recognised")
             self.state.publish()
 
-    def relabel(self, old: str, new: str, *, merge: bool) -> None:
+    def relabel(self, old: str, new: str, how: Relabelling) -> None:
         """Give a task another name; from the pipeline's thread.
 
         Raises:
@@ -302,7 +302,9 @@ class Pipeline:
         """
         self.finish_evaluation()  # or it would be written down under the old name
         self.ledger.settle()
-        self.state.relabel(old, new, merge=merge)
+        self.state.relabel(old, new, how)
+        self.examiner.scoreboard.restart()
+        self._outdated = True  # its questions are others, or their ranks were kept under the old name
 
     def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
         """Act on a boundary; from the pipeline's thread."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generation, Generations
 from streamlearn.errors import StateError
-from streamlearn.records import Offsets
+from streamlearn.records import Offsets, Partition
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def prepare(
     published = replace(
         target,
         number=done.generation,
-        offsets=dict(offsets if resume_from == "latest" else target.offsets),
+        offsets=dict(offsets if resume_from == "latest" else read_on(generations, target)),
         state={
             **target.state,
             "lineage": uuid4().hex,
@@ -108,6 +108,23 @@ def prepare(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return published, done
+
+
+def read_on(generations: Generations, generation: Generation) -> Offsets:
+    """Where to read on after going back to a generation: partitions that it has not met are read from where that began.
+
+    Without that the source would begin them where it likes: Kafka at what a later generation has committed.
+    """
+    met: dict[Partition, int] = {}
+    for number in generations.numbers():
+        with suppress(StateError, LookupError, TypeError, ValueError):  # damaged
+            met = beginnings(generations.manifest(number)["state"]) | met
+    return {**met, **generation.offsets}
+
+
+def beginnings(facts: Mapping[str, Any]) -> dict[Partition, int]:
+    """Where reading of each partition began, by what a generation says; older versions' do not."""
+    return {Partition(topic, partition): offset for topic, partition, offset in facts.get("began", ())}
 
 
 def told_by(generation: Generation) -> Rollback | None:

@@ -10,16 +10,16 @@ from fastapi import APIRouter, Query, Response
 
 from streamlearn import problems
 
-_MOST_POINTS = 10_000
+_MOST_POINTS, _MOST_COLUMNS = 10_000, 100
 
 
 class Evaluations(Protocol):
     """What is served; both methods may be called from several threads at once, values are plain JSON types."""
 
     def scores(
-        self, task: str | None, direction: str | None, k: int | None, view: str | None, most: int
+        self, task: str | None, direction: str | None, k: int | None, view: str | None, most: int, columns: int
     ) -> dict[str, Any]:
-        """Recall of the tasks over time, at most so many points of a series."""
+        """Recall of the tasks over time: at most so many points of a series, and a matrix of so many columns."""
 
     def evaluation(self) -> dict[str, Any]:
         """The newest values, what they say together, and what is answered worst."""
@@ -35,9 +35,14 @@ def add_evaluation(v1: APIRouter, service: Evaluations, run: Callable[..., Await
         k: Annotated[int | None, Query(ge=1)] = None,
         view: Literal["served", "learner", "pool"] | None = None,
         most: Annotated[int, Query(ge=2, le=_MOST_POINTS, description="Points of a series, thinned evenly.")] = 200,
+        columns: Annotated[int, Query(ge=2, le=_MOST_COLUMNS, description="Times of the matrix.")] = 10,
     ) -> Response:
-        """Recall of the tasks over time, each with its 95 % interval and the pairs behind it."""
-        return _json(await run(service.scores, task, direction, k, view, most))
+        """The matrix of tasks and times, and every point that it is made of.
+
+        Recall, forgetting and median rank, each with the pairs behind it; recall and median rank with their 95 %
+        intervals (docs/evaluation.md).
+        """
+        return _json(await run(service.scores, task, direction, k, view, most, columns))
 
     @v1.get("/evaluation", response_model=dict[str, Any])
     async def evaluation() -> Response:

@@ -11,9 +11,10 @@ from prometheus_client import Gauge
 
 from streamlearn.catalog import Catalog, Score
 from streamlearn.catalog_rows import TaskRanks
-from streamlearn.evaluate import ScoreBook, Series, bootstrap_intervals, median_rank
+from streamlearn.evaluate import bootstrap_intervals, median_rank, median_rank_interval
 from streamlearn.evaluator import Measured
 from streamlearn.metrics import Metrics
+from streamlearn.score_book import ScoreBook, Series
 
 
 class Scoreboard:
@@ -34,12 +35,15 @@ class Scoreboard:
         for one in measured:
             of, hits = list(one.hits), np.stack(list(one.hits.values()), axis=1)  # (n, series)
             low, high = bootstrap_intervals(hits)
+            medians = {of: (median_rank(rank), *median_rank_interval(rank)) for of, rank in one.ranks.items()}
             now = datetime.now(UTC).isoformat(timespec="seconds")
             for i, (direction, view, k) in enumerate(of):
                 value = float(hits[:, i].mean())
                 self.book.record(one.task, direction, k, view, value)
                 facts = (one.clips_seen, one.step, now, one.task, direction, k, view, value, len(one))
-                scores.append(Score(*facts, low=float(low[i]), high=float(high[i])))
+                lost = self.book.forgetting(one.task, direction, k, view)
+                median = medians.get((direction, view), (None, None, None))
+                scores.append(Score(*facts, float(low[i]), float(high[i]), lost, *median))
             for (direction, k), value in one.forward.items():
                 self.book.record_forward(one.task, direction, k, "learner", value, len(one))
         ranks = [
@@ -57,7 +61,7 @@ class Scoreboard:
             self._metrics.eval_pairs.remove(task)
 
     def restart(self) -> None:
-        """Book and catalog are those of another time: gauges of tasks that never happened go."""
+        """Book and catalog are others than before, after a rollback or another name: gauges of tasks that were go."""
         m = self._metrics
         for gauge in (
             m.eval_pairs, m.median_rank, m.recall_ratio, m.forgetting_ratio, m.backward_transfer_ratio,

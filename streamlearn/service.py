@@ -45,12 +45,13 @@ class DaemonService(EvaluationService):
 
     def tasks(self) -> list[dict[str, Any]]:
         """The task log with each task's recall and forgetting."""
-        book, counts = self._state.book, self._catalog.counts_by_task()
+        book, counts, pairs = self._state.book, self._catalog.counts_by_task(), self._catalog.matrix.pairs()
         out = []
         for task in self._state.tasks.tasks:
             facts = dataclasses.asdict(task)
             facts["clips"] = counts.get(task.name, 0)
             facts["held_out"] = len(self._catalog.heldout(task.name, self._heldout_max))
+            facts["pairs"] = pairs.get(task.name, 0)  # behind the ratios that follow
             facts["recall"] = {
                 view: {str(k): value for k in KS if (value := book.now(task.name, "t2v", k, view)) is not None}
                 for view in ("served", "learner")

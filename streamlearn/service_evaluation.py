@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from streamlearn.evaluation_report import report, thinned
+from streamlearn.evaluation_report import over_time, report
 from streamlearn.state import State
 
 
@@ -16,11 +15,11 @@ class EvaluationService:
         self._state = state
 
     def scores(
-        self, task: str | None, direction: str | None, k: int | None, view: str | None, most: int
+        self, task: str | None, direction: str | None, k: int | None, view: str | None, most: int, columns: int
     ) -> dict[str, Any]:
-        """The matrix of tasks and time, oldest first, as much of it as is asked for."""
+        """The matrix of tasks and time and its points, oldest first, as much of it as is asked for."""
         found = self._state.catalog.matrix.scores(task=task, direction=direction, k=k, view=view)
-        return {"points": [dataclasses.asdict(score) for score in thinned(found, most)]}
+        return over_time(found, self._state.tasks.tasks, most, columns)
 
     def evaluation(self) -> dict[str, Any]:
         """The report."""

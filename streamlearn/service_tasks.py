@@ -7,7 +7,7 @@ from typing import Any
 
 from streamlearn.errors import TaskError
 from streamlearn.pipeline import Pipeline
-from streamlearn.tasks import Boundary
+from streamlearn.tasks import Boundary, Relabelling
 
 _TIMEOUT_S = 60.0
 
@@ -34,7 +34,7 @@ class TasksService:
             TaskError: there is no such task, or the name cannot be used.
             BusyError: as for `mark`.
         """
-        self._pipeline.mailbox.ask(lambda: self._relabel(old, new, merge=False), _TIMEOUT_S)
+        self._pipeline.mailbox.ask(lambda: self._relabel(old, new, "renamed"), _TIMEOUT_S)
 
     def merge(self, old: str, into: str) -> None:
         """A task becomes part of another.
@@ -43,22 +43,24 @@ class TasksService:
             TaskError: there is no such task.
             BusyError: as for `mark`.
         """
-        self._pipeline.mailbox.ask(lambda: self._relabel(old, into, merge=True), _TIMEOUT_S)
+        self._pipeline.mailbox.ask(lambda: self._relabel(old, into, "merged"), _TIMEOUT_S)
 
     def _mark(self, name: str | None) -> dict[str, Any]:
         tasks, boundaries = self._state.tasks, self._pipeline.boundaries
         current = tasks.current
-        if current is None or name == current.name:
-            raise TaskError("no clip has come yet" if current is None else f"{name!r} is the current task already")
+        if current is None:
+            raise TaskError("no clip has come yet")
         name = tasks.free_name() if name is None else tasks.check(name)
+        if name == current.name:
+            raise TaskError(f"{name!r} is the current task already")
         boundary = Boundary("operator", boundaries.score, name=name)
         boundaries.restart()
         self._pipeline.start_task(boundary, ())
         self._settle()
         return dataclasses.asdict(tasks.tasks[-1])
 
-    def _relabel(self, old: str, new: str, *, merge: bool) -> None:
-        self._pipeline.relabel(old, new, merge=merge)
+    def _relabel(self, old: str, new: str, how: Relabelling) -> None:
+        self._pipeline.relabel(old, new, how)
         self._settle()
 
     def _settle(self) -> None:

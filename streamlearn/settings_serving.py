@@ -33,6 +33,15 @@ class EvaluateSettings(Section):
     )
     min_pairs: int = Field(5, ge=1, description="A task with fewer held-out pairs has no gauges.")
 
+    @model_validator(mode="after")
+    def _measurable(self) -> EvaluateSettings:
+        if self.min_pairs > self.heldout_max_per_task:
+            raise ValueError(
+                f"min_pairs ({self.min_pairs}) may not exceed heldout_max_per_task ({self.heldout_max_per_task}), with"
+                " which a task is evaluated: none would ever be measured; lower the one or raise the other"
+            )
+        return self
+
 
 class SearchSettings(Section):
     """The read side."""

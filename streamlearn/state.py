@@ -20,7 +20,7 @@ from streamlearn.records import Clip, Event, Partition, Position
 from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.search import Searcher, Snapshot, nested
 from streamlearn.source import DeadLetters
-from streamlearn.tasks import Boundary
+from streamlearn.tasks import Boundary, Relabelling
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,10 @@ class State(Cut):
     def advance(self, batch: Sequence[Event], clips: int) -> None:
         """A batch was learned and written: move the offsets past it."""
         for event in batch:
-            topic, partition, offset = event.position
-            self.offsets[Partition(topic, partition)] = offset + 1
+            topic, name, offset = event.position
+            partition = Partition(topic, name)
+            self.began.setdefault(partition, offset)
+            self.offsets[partition] = offset + 1
         self._events += len(batch)
         self.clips += clips
         since, before = self._rate
@@ -102,37 +104,40 @@ class State(Cut):
         self.show_tasks()
 
     def locate(self, batch: Sequence[Event]) -> None:
-        """Note the first clip of a task that was begun between two batches."""
+        """Note the first clip of a task that was begun between two batches, and tell of the task."""
         task, first = self.tasks.current, next((event for event in batch if isinstance(event, Clip)), None)
         if task is not None and task.first_clip is None and first is not None:
             self.tasks.locate(first.position, first.video_id)
+            self._tell_task()
 
-    def relabel(self, old: str, new: str, *, merge: bool) -> None:
-        """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, gauges.
+    def relabel(self, old: str, new: str, how: Relabelling) -> None:
+        """Give a task another name, everywhere but in the scores of the past: log, clips, eras, memory, book.
 
         Raises:
             TaskError: there is no such task, or the new name cannot be used so.
         """
-        self.tasks.rename(old, new, merge=merge)
+        new = self.tasks.rename(old, new, merge=how != "renamed")
         with self.catalog.transaction():
             self.catalog.rename_task(old, new)  # not by era: one may hold clips of others that it took in
             self.catalog.forget_ranks(old)
         for era in self.eras.eras:
             if era.task == old:
                 era.task = new
-        self.book.rename(old, new)
+        if how == "renamed":
+            self.book.rename(old, new)
+        elif how == "merged":
+            self.book.merge(old, new)
+        else:
+            self.book.drop_task(old)
         self.book.open_task(self.task)  # a past task that the current one is part of is current again
         if self.judge is not None:
             self.judge.rename(old, new)
-        m = self.metrics
-        m.task_info.remove(old)
-        for gauge in (m.recall_ratio, m.forgetting_ratio, m.median_rank, m.eval_pairs):
-            gauge.remove_by_labels({"task": old})
+        self.metrics.task_info.remove(old)
         self.show_tasks()
-        log.info("task %s is now %s%s", old, "part of " if merge else "", new)
+        log.info("task %s is now %s%s", old, "" if how == "renamed" else "part of ", new)
 
     def _tell_boundary(self, batch: Sequence[Event]) -> None:
-        """With the first clip of the task, which is known now, and all that the detector said."""
+        """With all that the detector said, and the first clip of the task, where that has come."""
         task = self.tasks.current
         assert task is not None
         rows = self.eras.current.partition.view().rows
@@ -141,18 +146,28 @@ class State(Cut):
             task = self.tasks.locate(first.position, first.video_id)
         elif len(rows) and (clip := self.catalog.clips([int(rows.min())]).get(int(rows.min()))) is not None:
             task = self.tasks.locate(Position(clip.topic, clip.partition, clip.offset), clip.video_id)
-        returns = any(t.name == task.name for t in self.tasks.tasks[:-1])
+        known = [
+            f"{says} {value:.2f}"
+            for says, value in (("score", task.score), ("above", task.threshold), ("shift", task.shift))
+            if value is not None
+        ]
+        if task.onset_steps_ago:
+            known.append(f"{task.onset_steps_ago} steps ago")
+        known.append(f"first clip {task.first_clip} at {task.position}" if task.first_clip else "from the next clip on")
         log.info(
-            "task %s %s: %s, score %s above %s, shift %s, %d steps ago, first clip %s at %s",
-            task.name,
-            "returns" if returns else "begins",
-            task.cause,
-            *(None if value is None else round(value, 2) for value in (task.score, task.threshold, task.shift)),
-            task.onset_steps_ago,
-            task.first_clip,
-            task.position,
+            "task %s %s: %s, %s", task.name, "returns" if self._returns else "begins", task.cause, ", ".join(known)
         )
-        self.events.task_started(task, returns=returns, model_version=self.model_version)
+        if task.first_clip is not None:
+            self._tell_task()
+
+    @property
+    def _returns(self) -> bool:
+        return any(task.name == self.task for task in self.tasks.tasks[:-1])
+
+    def _tell_task(self) -> None:
+        """Once its first clip is known, which others read the stream from."""
+        task = self.tasks.tasks[-1]
+        self.events.task_started(task, returns=self._returns, model_version=self.model_version)
 
     def publish(self) -> Snapshot:
         """Serve everything up to now."""
@@ -214,6 +229,8 @@ class State(Cut):
         self.metrics.generations_rejected_total.inc(self.generations.rejected)
         number = 0 if generation is None else generation.number
         if generation is not None:
+            if self.generations.rejected:
+                generation = replace(generation, offsets=rollback.read_on(self.generations, generation))
             self.check(generation)
         if number not in (0, self.generations.current()):
             self.generations.publish(number)

@@ -1,4 +1,4 @@
-"""Where one task ends and the next begins, the log of them, and which clips are held out.
+"""Where one task ends and the next begins, and the log of them.
 
 It knows nothing of learners and indexes: it says that a boundary lies here, the pipeline acts on it. The names of
 tasks are labels of metrics, so their number is bounded.
@@ -6,7 +6,7 @@ tasks are labels of metrics, so their number is bounded.
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -16,32 +16,11 @@ from streamlearn.errors import StateError, TaskError
 from streamlearn.records import Position, Vectors
 
 Cause = Literal["start", "drift", "operator"]
-Split = Literal["train", "heldout"]
+#: What becomes of a task that gets another name: it has it alone; it is part of the task that has it, as an operator
+#: says; or it was that task all along, and the daemon knows it now.
+Relabelling = Literal["renamed", "merged", "recognised"]
 
-
-def is_heldout(video_id: str, ratio: float) -> bool:
-    """Whether a clip is held out, by its id alone: the same on every machine and after every restart.
-
-    A larger ratio holds out more clips and all of those that a smaller one does.
-
-    >>> [i for i in range(60) if is_heldout(f"clip-{i}", 0.05)]
-    [44, 48, 54]
-    """
-    # A JSON string may hold half a surrogate pair; it is an id like any other.
-    digest = hashlib.blake2b(video_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < int(ratio * 2**64)
-
-
-def split_of(split: str, video_id: str, ratio: float) -> Split:
-    """What a clip is for: as its message says, or by `is_heldout` where that says "auto".
-
-    Raises:
-        ValueError: `split` is none of "auto", "train" and "heldout".
-    """
-    if split not in ("auto", "train", "heldout"):
-        raise ValueError(f'split = {split!r}: must be "auto", "train" or "heldout"')
-    held_out = is_heldout(video_id, ratio) if split == "auto" else split == "heldout"
-    return "heldout" if held_out else "train"
+_NUMBERED = re.compile(r"t([1-9][0-9]{0,17})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +80,8 @@ class TaskLog:
     """The tasks so far, oldest first. At most the last one is open: that is the current one.
 
     Tasks without a name of their own are called t1, t2, ...: the first number, from the count of names so far on,
-    that nobody has used.
+    that nobody has used. Such a name never comes back, or what was measured of two tasks would be one series.
+    Blanks around a name are not part of it.
 
     Args:
         max_tasks: different names at most. When they are used up, an operator's new name is refused and drift begins a
@@ -111,6 +91,7 @@ class TaskLog:
     def __init__(self, *, max_tasks: int = 1000) -> None:
         self._max_tasks = max_tasks
         self._tasks: list[Task] = []
+        self._retired = 0  # the highest number of a name that is no longer in use
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -127,14 +108,12 @@ class TaskLog:
         return tuple(dict.fromkeys(task.name for task in self._tasks))
 
     def check(self, name: str) -> str:
-        """The name, if a task could now be started under it.
+        """The name, without blanks around it, if a task could now be started under it.
 
         Raises:
             TaskError: it is empty, too long, not printable or one too many.
         """
-        if not 1 <= len(name) <= 64 or not name.isprintable():
-            raise TaskError(f"task name {name[:64]!r}: must be 1 to 64 printable characters")
-        names = self.names()
+        name, names = _printable(name), self.names()
         if name not in names and len(names) >= self._max_tasks:
             raise TaskError(f"task name {name!r} would be one more than the {self._max_tasks} allowed; reuse one")
         return name
@@ -144,7 +123,7 @@ class TaskLog:
         names = set(self.names())
         if len(names) >= self._max_tasks:
             return (self.current or self._tasks[-1]).name
-        number = len(names) + 1
+        number = max(len(names), self._retired) + 1
         while f"t{number}" in names:
             number += 1
         return f"t{number}"
@@ -168,7 +147,7 @@ class TaskLog:
         """
         name = self.free_name() if boundary.name is None else self.check(boundary.name)
         current = self.current
-        if current and boundary.name == current.name:
+        if current and boundary.name is not None and name == current.name:
             return current
         if self._tasks and era <= self._tasks[-1].era:
             raise ValueError(f"era {era} comes after era {self._tasks[-1].era}")
@@ -194,13 +173,16 @@ class TaskLog:
         self._tasks[-1] = replace(self._tasks[-1], position=position, first_clip=video_id)
         return self._tasks[-1]
 
-    def rename(self, old: str, new: str, *, merge: bool) -> None:
+    def rename(self, old: str, new: str, *, merge: bool) -> str:
         """Give a task another name; with `merge` that of another task, of which it is a part from now on.
+
+        Returns:
+            The name that it has now.
 
         Raises:
             TaskError: there is no such task, or the new name cannot be used so.
         """
-        names = self.names()
+        names, new = self.names(), new if merge else _printable(new)
         for name in (old, new) if merge else (old,):
             if name not in names:
                 raise TaskError(f"there is no task {name!r}")
@@ -208,9 +190,10 @@ class TaskLog:
             raise TaskError(
                 f"task {new!r} exists already" + ("" if merge else "; merge the two, or choose another name")
             )
-        if not 1 <= len(new) <= 64 or not new.isprintable():
-            raise TaskError(f"task name {new[:64]!r}: must be 1 to 64 printable characters")
         self._tasks = [replace(task, name=new) if task.name == old else task for task in self._tasks]
+        if (numbered := _NUMBERED.fullmatch(old)) is not None:
+            self._retired = max(self._retired, int(numbered[1]))
+        return new
 
     def close(self, *, step: int, clips: int) -> Task | None:
         """End the current task, if there is one, and return it.
@@ -227,7 +210,8 @@ class TaskLog:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"tasks": [{**asdict(t), "position": t.position and list(t.position)} for t in self._tasks]}
+        rows = [{**asdict(t), "position": t.position and list(t.position)} for t in self._tasks]
+        return {"tasks": rows, "retired": self._retired}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], *, max_tasks: int = 1000) -> TaskLog:
@@ -241,7 +225,9 @@ class TaskLog:
             for row in state["tasks"]:
                 position = None if row["position"] is None else Position(*row["position"])
                 log._tasks.append(Task(**{**row, "position": position}))
-        except (KeyError, TypeError) as error:
+            # Where it was not counted yet, no more names can have been given than there are entries.
+            log._retired = int(state.get("retired", len(log._tasks)))
+        except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"the task log cannot be read: {error!r}") from error
         return log
 
@@ -253,6 +239,13 @@ class TaskLog:
         least_clips = last.started_clips if last.ended_clips is None else last.ended_clips
         if step < least_step or clips < least_clips:
             raise ValueError(f"step {step} and clips {clips} lie before step {least_step} and clips {least_clips}")
+
+
+def _printable(name: str) -> str:
+    name = name.strip()
+    if not 1 <= len(name) <= 64 or not name.isprintable():
+        raise TaskError(f"task name {name[:64]!r}: must be 1 to 64 printable characters")
+    return name
 
 
 class Boundaries:

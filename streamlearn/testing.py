@@ -186,6 +186,7 @@ class FakeService:
                 "ended_clips": 1000 * (i + 1) if name != names[-1] else None,
                 "clips": 950,
                 "held_out": 50,
+                "pairs": 50,
                 "era": i,
                 "score": 4.2 if i else None,
                 "recall": {"served": {"1": 0.5, "5": 0.9 - 0.07 * i}, "learner": {"1": 0.1, "5": 0.4 + 0.2 * i}},
@@ -195,7 +196,7 @@ class FakeService:
         ]
 
     def scores(
-        self, task: str | None, direction: str | None, k: int | None, view: str | None, most: int
+        self, task: str | None, direction: str | None, k: int | None, view: str | None, most: int, columns: int
     ) -> dict[str, Any]:
         """Recall@5 of every task, whatever is asked for."""
         return fake_scores(sorted({clip.task for clip in self.clips}))

@@ -21,12 +21,22 @@ def fake_scores(names: Sequence[str]) -> dict[str, Any]:
             "view": shown,
             "value": (0.9 if shown == "served" else 0.85) - (0.004 if shown == "served" else 0.04) * (n - 4 * i) % 1,
             "pairs": 50,
+            "low": None,
+            "high": None,
+            "forgetting": 0.0,
         }
         for i, name in enumerate(names)
         for n in range(4 * i, 4 * len(names))
         for shown in ("served", "learner")
     ]
-    return {"points": points}
+    times = [1000 * (i + 1) - 250 for i in range(len(names))]
+    rows: dict[tuple[str, str], list[dict[str, Any] | None]] = {}
+    for name in names:
+        for view in ("served", "learner"):
+            of = {p["clips_seen"]: p for p in points if (p["task"], p["view"]) == (name, view)}
+            rows[name, view] = [{**of[time], "asked": True} if time in of else None for time in times]
+    matrix = [{"task": name, "direction": "t2v", "k": 5, "view": view, "cells": c} for (name, view), c in rows.items()]
+    return {"points": points, "matrix": {"times": times, "rows": matrix}}
 
 
 def fake_evaluation(clips: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
@@ -49,7 +59,7 @@ def fake_evaluation(clips: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
                 "pairs": 50,
                 "values": [
                     {"direction": "t2v", "view": view, "k": 5, "recall": 0.8, "low": 0.7, "high": 0.88,
-                     "forgetting": 0.1 * i, "clips_seen": 3000}
+                     "best": 0.9, "forgetting": 0.1 * i, "clips_seen": 3000}
                     for view in ("served", "learner")
                 ],
                 "median_rank": [{"direction": "t2v", "view": "served", "value": 2.0}],
@@ -58,7 +68,8 @@ def fake_evaluation(clips: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
         ],
         "summary": [
             {"direction": "t2v", "view": "served", "k": 5, "backward_transfer": -0.05, "forward_transfer": None,
-             "harmonic_mean": 0.8, "anytime_minimum": 0.7}
+             "harmonic_mean": 0.8, "anytime_minimum": 0.7,
+             "pairs": {"backward_transfer": 100, "forward_transfer": 0, "harmonic_mean": 150, "anytime_minimum": 100}}
         ],
         "boundaries": [
             {"task": name, "clips": 1000 * i, "cause": "drift" if i else "start", "score": 6.1 if i else None,

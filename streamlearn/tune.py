@@ -107,7 +107,7 @@ def plot(entries: Sequence[Entry], scores: Sequence[float], found: Sequence[Susp
     """Draw scores, suspicions and what was logged.
 
     Raises:
-        SettingsError: matplotlib is not installed.
+        SettingsError: matplotlib is not installed, or cannot write this file.
     """
     try:
         from matplotlib.figure import Figure
@@ -124,4 +124,7 @@ def plot(entries: Sequence[Entry], scores: Sequence[float], found: Sequence[Susp
             axes.axvline(entry.clips, color="0.5", linewidth=0.5)
     axes.set(xlabel="clips", ylabel="score", yscale="log", title="red: suspected by these settings; grey: as logged")
     axes.legend()
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:  # the latter where the name ends in no format that it knows
+        raise SettingsError(f"--plot {path}: {getattr(error, 'strerror', None) or error}; name another file") from error

@@ -378,7 +378,7 @@ def test_thumbnail_is_not_sent_again_while_it_is_the_same(client):
 def test_reads_pass_on_what_the_service_says(client, service):
     for name in ("tasks", "evaluation", "status"):
         assert client.get(f"/v1/{name}").json() == getattr(service, name)()
-    assert client.get("/v1/scores").json() == service.scores(None, None, None, None, 200)
+    assert client.get("/v1/scores").json() == service.scores(None, None, None, None, 200, 10)
 
 
 def test_scores_are_asked_for_by_task_direction_k_and_view():
@@ -387,8 +387,8 @@ def test_scores_are_asked_for_by_task_direction_k_and_view():
             return {"asked": what}
 
     with serving(Asked()) as client:
-        said = client.get("/v1/scores?task=t1&direction=t2v&k=5&view=pool&most=7").json()
-        assert said == {"asked": ["t1", "t2v", 5, "pool", 7]}
+        said = client.get("/v1/scores?task=t1&direction=t2v&k=5&view=pool&most=7&columns=12").json()
+        assert said == {"asked": ["t1", "t2v", 5, "pool", 7, 12]}
         assert client.get("/v1/scores?view=other").status_code == 422
 
 

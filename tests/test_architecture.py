@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("detector",),
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
-    ("settings", "metrics", "source", "envelope", "fetch", "decode", "drift", "evaluate", "room"),
+    ("settings", "metrics", "source", "envelope", "fetch", "decode", "drift", "evaluate", "score_book", "room"),
     ("encoders_pretrained", "recognition", "drift_log", "heldout", "testing_evaluation", "signals", "drift_vote"),
     ("encoders", "momentum_triton", "drift_library"),
     ("tune",),

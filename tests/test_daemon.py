@@ -201,7 +201,7 @@ def test_tasks_that_come_mixed_are_learned_side_by_side_and_keep_their_names(tmp
         settled(running)
         tasks = running.service.tasks()
         assert running.state.catalog.counts_by_task() == {"lab": 48, "street": 32}
-        steps = running.learner.steps
+        steps = running.state.learner.steps
     # Each begins with the first clip that names it; that of a batch that names it alone, later.
     assert [(t["name"], t["cause"], t["started_clips"]) for t in tasks] == [
         ("lab", "start", 0), ("street", "operator", 2), ("lab", "operator", 66),

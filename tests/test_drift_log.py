@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -10,7 +13,7 @@ from typer.testing import CliRunner
 from streamlearn.cli import app
 from streamlearn.detector import Measured
 from streamlearn.drift_log import DriftLog, read_log
-from streamlearn.errors import SettingsError
+from streamlearn.errors import SettingsError, StateError
 from streamlearn.records import StepStats, Vectors
 from streamlearn.settings import DriftSettings
 from streamlearn.tune import mean_shift, plot, replay
@@ -113,3 +116,57 @@ def test_a_plot_is_drawn_or_the_missing_library_is_named(tmp_path: Path) -> None
     else:
         plot(entries, scores, found, tmp_path / "drift.png")
         assert (tmp_path / "drift.png").stat().st_size > 1000
+
+
+def rewrite(path: Path, change: Callable[[int, dict[str, Any]], dict[str, Any] | bytes]) -> None:
+    """Each line as `change` has it, of its place and what it says."""
+    lines = [change(i, json.loads(line)) for i, line in enumerate(path.read_bytes().splitlines())]
+    path.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"step": None}, {"step": "30"}, {"clips": "x"}, {"rows": -3}, {"rows": 0}, {"square": float("inf")},
+        {"square": None}, {"video_square": float("nan")}, {"outcome": "x"}, {"sums": ""}, {"traces": 7},
+        {"score": None},
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_passed_over_and_counted(
+    tmp_path: Path, damage: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    logged(tmp_path)
+    rewrite(tmp_path / "drift.jsonl", lambda i, row: row | damage if i == 30 else row)
+    assert [entry.step for entry in read_log(tmp_path)] == [step for step in range(1, 81) if step != 31]
+    assert "passed over lines that cannot be read: 1" in caplog.text
+
+
+def test_what_is_no_text_or_no_object_is_passed_over(tmp_path: Path) -> None:
+    logged(tmp_path)
+    garbage = {10: b"\xff\xfe\x80", 20: b"[1]", 30: b"7", 40: b"\0" * 4096}
+    rewrite(tmp_path / "drift.jsonl", lambda i, row: garbage.get(i, row))
+    assert len(read_log(tmp_path)) == 76
+    result = CliRunner().invoke(app, ["tasks", "tune", "--from-log", "--set", f"state_dir={tmp_path}"])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_log_of_two_models_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    logged(tmp_path)
+
+    def narrower(i: int, row: dict[str, Any]) -> dict[str, Any]:
+        sums = base64.b64decode(row["sums"])
+        return row | {"sums": base64.b64encode(sums[: len(sums) // 2]).decode()} if i >= 40 else row
+
+    rewrite(tmp_path / "drift.jsonl", narrower)
+    with pytest.raises(StateError, match=r"batches of \d+ and of \d+ numbers, of two models: move it away"):
+        read_log(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["absent/drift.png", "drift.foo"])
+def test_a_plot_that_cannot_be_written_is_a_sentence(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    logged(tmp_path)
+    entries = read_log(tmp_path)
+    found, scores = replay(entries, DriftSettings())
+    with pytest.raises(SettingsError, match=f"--plot .*{name}: .*; name another file"):
+        plot(entries, scores, found, tmp_path / name)

@@ -194,6 +194,7 @@ GOOD: dict[str, Any] = {"uri": URI, "caption": "c"}
         ({"time": "2026-01-01"}, "invalid_field", "time"),
         ({"split": "test"}, "invalid_field", "split"),
         ({"task": ""}, "invalid_field", "task"),
+        ({"task": " "}, "invalid_field", "task"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, Any], code: str, names: str) -> None:

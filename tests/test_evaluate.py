@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from itertools import combinations
 
 import numpy as np
@@ -8,22 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlearn.errors import StateError
-from streamlearn.evaluate import ScoreBook, bootstrap_intervals, hits_in_pool, median_rank, ranks, recall_at
+from streamlearn.evaluate import bootstrap_intervals, hits_in_pool, median_rank, median_rank_interval, ranks, recall_at
 
 repeatable = settings(derandomize=True, deadline=None, database=None)
-SERIES = ("t2v", 1, "served")
-
-
-def book_of(matrix: list[list[float]]) -> ScoreBook:
-    """One evaluation a row, at the end of each task: row t is evaluated while task t is still current."""
-    book = ScoreBook()
-    for t, row in enumerate(matrix):
-        if t:
-            book.close_task(f"t{t}")
-        for i, value in enumerate(row):
-            book.record(f"t{i + 1}", *SERIES, value)
-    return book
 
 
 @repeatable
@@ -78,47 +64,6 @@ def test_measures_of_no_queries_are_refused(measure) -> None:  # type: ignore[no
         measure(np.empty(0, np.int64))
 
 
-def test_forgetting_and_transfer_agree_with_avalanche_where_they_overlap() -> None:
-    """avalanche-lib 0.6.0 on this matrix (row: after task t; column: task i) and an untrained model's values.
-
-    Its own classes said so: `python benchmarks/avalanche.py`.
-
-    Its `Forgetting` (first value - last) gives {0: 0.3, 1: 0.3}, its `BWT` {0: -0.3, 1: -0.3} with the mean -0.3, its
-    `ForwardTransfer` (after the task before - untrained) {1: 0.05, 2: 0.12} with the mean 0.085. Ours of forgetting
-    divides by the best: 0.3 / 0.8 and 0.3 / 0.9; theirs is the same times the best, as the last value of a task while
-    current is its best here.
-    """
-    matrix, untrained = [[0.8, 0.1, 0.0], [0.6, 0.9, 0.2], [0.5, 0.6, 0.7]], [0.1, 0.05, 0.08]
-    book = book_of(matrix)
-    for i in (1, 2):
-        book.record_forward(f"t{i + 1}", *SERIES, matrix[i - 1][i] - untrained[i], 50)
-    assert book.backward_transfer(*SERIES) == pytest.approx(-0.3)
-    assert book.forward_transfer(*SERIES) == pytest.approx(0.085)
-    assert 0.8 * (book.forgetting("t1", *SERIES) or 0) == pytest.approx(0.3)
-    assert 0.9 * (book.forgetting("t2", *SERIES) or 0) == pytest.approx(0.3)
-    assert book.forgetting("t3", *SERIES) == 0
-
-
-def test_forward_transfer_is_kept_per_series_and_its_last_word_counts() -> None:
-    book = ScoreBook()
-    assert book.forward_transfer(*SERIES) is None
-    assert book.forward_pairs("t2") == 0
-    book.record_forward("t2", *SERIES, 0.5, 10)
-    book.record_forward("t2", *SERIES, -0.1, 20)
-    assert book.forward_transfer(*SERIES) == pytest.approx(-0.1)
-    assert book.forward_transfer("v2t", 1, "served") is None
-    assert book.forward_pairs("t2") == 20
-    resumed = ScoreBook()
-    resumed.load_state_dict(json.loads(json.dumps(book.state_dict())))
-    assert resumed.forward_transfer(*SERIES) == pytest.approx(-0.1)
-
-
-def test_a_book_from_before_forward_transfer_opens() -> None:
-    book = ScoreBook()
-    book.load_state_dict({"past": [], "series": []})
-    assert book.forward_transfer(*SERIES) is None
-
-
 @repeatable
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(1, n + 1))))
 def test_hits_in_a_pool_equal_drawing_every_pool_there_is(sizes: tuple[int, int, int]) -> None:
@@ -157,116 +102,19 @@ def test_intervals_are_those_of_the_binomial_that_resampling_hits_is() -> None:
     assert np.array_equal(again[1], high)
 
 
+def test_the_interval_of_a_median_rank_holds_it_and_narrows_with_more_questions() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (rng.integers(1, 100, n) for n in (20, 2000))
+    # Of an odd number of questions every median is a rank; the binomial says which: here the 3rd and the 9th of 11.
+    assert median_rank_interval(np.arange(1, 12)) == pytest.approx((3, 9), abs=1)
+    widths = []
+    for found in (few, many):
+        low, high = median_rank_interval(found)
+        assert low <= median_rank(found) <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 4
+    assert median_rank_interval(np.full(7, 3)) == (3, 3)
+
+
 def test_an_interval_of_equal_outcomes_has_no_width() -> None:
     assert bootstrap_intervals(np.ones((7, 1))) == (1, 1)
-
-
-ratios = st.floats(0, 1)
-
-
-@repeatable
-@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(ratios, min_size=n, max_size=n), min_size=n, max_size=n)))
-def test_the_book_equals_the_definitions_on_the_whole_matrix(matrix: list[list[float]]) -> None:
-    """R[t][i]: the value of task i after task t, its best, learned and lowest read off the matrix itself."""
-    book, r, n = book_of(matrix), np.array(matrix), len(matrix)
-    for i in range(n):
-        best = r[:, i].max()
-        assert book.forgetting(f"t{i + 1}", *SERIES) == pytest.approx((best - r[-1, i]) / best if best else 0)
-        assert book.now(f"t{i + 1}", *SERIES) == r[-1, i]
-    if n == 1:
-        assert book.backward_transfer(*SERIES) is None
-        assert book.anytime_minimum(*SERIES) is None
-    else:
-        assert book.backward_transfer(*SERIES) == pytest.approx(np.mean([r[-1, i] - r[i, i] for i in range(n - 1)]))
-        assert book.anytime_minimum(*SERIES) == pytest.approx(np.mean([r[i:, i].min() for i in range(n - 1)]))
-    with np.errstate(divide="ignore", over="ignore"):
-        assert book.harmonic_mean(*SERIES) == pytest.approx(n / np.sum(1 / r[-1]))
-
-
-def test_directions_ks_and_views_are_kept_apart() -> None:
-    book = ScoreBook()
-    book.record("t1", "t2v", 1, "served", 0.8)
-    book.record("t1", "t2v", 1, "served", 0.4)
-    for other in (("v2t", 1, "served"), ("t2v", 5, "served"), ("t2v", 1, "learner")):
-        book.record("t1", *other, 0.5)
-        assert book.forgetting("t1", *other) == 0
-    assert book.forgetting("t1", "t2v", 1, "served") == 0.5
-    assert [cell[1:] for cell in book.cells()] == [
-        ("t2v", 1, "served"),
-        ("v2t", 1, "served"),
-        ("t2v", 5, "served"),
-        ("t2v", 1, "learner"),
-    ]
-
-
-def test_a_task_first_evaluated_when_past_counts_from_there() -> None:
-    book = ScoreBook()
-    book.close_task("t1")
-    book.record("t1", *SERIES, 0.6)
-    assert book.backward_transfer(*SERIES) == 0
-    book.record("t1", *SERIES, 0.2)
-    book.record("t1", *SERIES, 0.5)
-    assert book.backward_transfer(*SERIES) == pytest.approx(-0.1)
-    assert book.anytime_minimum(*SERIES) == pytest.approx(0.2)
-
-
-def test_closing_a_past_task_again_changes_nothing() -> None:
-    book = book_of([[0.8, 0.0], [0.5, 0.7]])
-    book.close_task("t1")
-    assert book.backward_transfer(*SERIES) == pytest.approx(-0.3)
-
-
-def test_a_task_that_returns_is_learned_anew_and_keeps_its_best() -> None:
-    book = book_of([[0.8, 0.0], [0.5, 0.7]])
-    book.open_task("t1")
-    assert book.backward_transfer(*SERIES) is None
-    book.record("t1", *SERIES, 0.6)
-    book.close_task("t1")
-    book.record("t1", *SERIES, 0.4)
-    assert book.backward_transfer(*SERIES) == pytest.approx(-0.2)
-    assert book.forgetting("t1", *SERIES) == pytest.approx(0.5)
-
-
-def test_a_task_never_found_has_forgotten_nothing_and_spoils_the_harmonic_mean() -> None:
-    book = book_of([[0.0, 0.9]])
-    assert book.forgetting("t1", *SERIES) == 0
-    assert book.harmonic_mean(*SERIES) == 0
-
-
-def test_what_was_never_recorded_is_none() -> None:
-    book = ScoreBook()
-    assert book.now("t1", *SERIES) is book.forgetting("t1", *SERIES) is book.harmonic_mean(*SERIES) is None
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
-def test_a_value_that_is_no_ratio_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=r"is -?[0-9a-z.]+, not in 0"):
-        ScoreBook().record("t1", *SERIES, value)
-
-
-@repeatable
-@given(st.lists(st.tuples(st.sampled_from(["t1", "t2", "t3"]), st.one_of(ratios, st.sampled_from(["open", "close"])))))
-def test_a_book_that_was_put_away_as_json_goes_on_the_same(events: list[tuple[str, float | str]]) -> None:
-    whole, resumed = ScoreBook(), ScoreBook()
-    for task, event in events:
-        for book in (whole, resumed):
-            if event == "open":
-                book.open_task(task)
-            elif event == "close":
-                book.close_task(task)
-            else:
-                assert isinstance(event, float)
-                book.record(task, *SERIES, event)
-        state = json.loads(json.dumps(resumed.state_dict()))
-        resumed = ScoreBook()
-        resumed.load_state_dict(state)
-        assert resumed.state_dict() == whole.state_dict()
-        assert resumed.cells() == whole.cells()
-
-
-def test_a_damaged_book_is_refused_and_changes_nothing() -> None:
-    book = book_of([[0.8]])
-    for damaged in ({}, {"past": [], "series": [["t1", "t2v"]]}, {"past": [], "series": [["t1", *SERIES, {"x": 1}]]}):
-        with pytest.raises(StateError, match="score book"):
-            book.load_state_dict(damaged)
-    assert book.now("t1", *SERIES) == 0.8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,19 +19,20 @@ from prometheus_client import CollectorRegistry
 from streamlearn.app import Daemon
 from streamlearn.era_maps import MappedEncoder
 from streamlearn.era_view import QueryEncoder
-from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Evaluator, Measured
+from streamlearn.examiner import Examiner
+from streamlearn.heldout import is_heldout
 from streamlearn.learner import Learner
 from streamlearn.metrics import Metrics
 from streamlearn.records import Frames, Position, Record, StepStats
+from streamlearn.score_book import ScoreBook
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Snapshot
 from streamlearn.settings import EvaluateSettings, ModelSettings, load
-from streamlearn.tasks import is_heldout
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
 from tests.parts import BLANK, Parts
-from tests.test_daemon import Stream, settled
+from tests.test_daemon import Stream, daemon, settled
 
 KS = (1, 5, 10)
 
@@ -149,6 +151,15 @@ def test_forgetting_is_measured_against_the_best_so_far(parts: Parts) -> None:
     assert after < before
     labels = {"task": "t1", "direction": "t2v", "k": "5", "view": "learner"}
     assert gauge(parts, "forgetting_ratio", **labels) == pytest.approx((before - after) / before)
+    best: dict[tuple[str, int, str], float] = {}
+    for score in parts.catalog.scores("t1"):  # the same at each time, and of every series
+        assert score.value is not None
+        of = score.direction, score.k, score.view
+        best[of] = max(score.value, best.get(of, 0.0))
+        assert score.forgetting == pytest.approx((best[of] - score.value) / best[of] if best[of] else 0.0)
+    judge.board.book.merge("t2", "t1")  # other questions: whatever they are answered now is the best so far
+    judge.run(parts.publish(), ["t1"], 44)
+    assert {score.forgetting for score in parts.catalog.scores("t1") if score.clips_seen == 44} == {0.0}
 
 
 def test_what_was_known_of_a_task_before_it_began_is_measured_with_the_pair_of_before(parts: Parts) -> None:
@@ -206,6 +217,12 @@ def test_scores_have_intervals_and_medians_come_back_after_a_restart(parts: Part
         assert score.value is not None
         assert 0 <= score.low <= score.value <= score.high <= 1
         assert score.low < score.high or score.value in (0, 1)
+        assert score.median_rank == gauge(
+            parts, "median_rank", task=score.task, direction=score.direction, view=score.view
+        )
+        assert score.median_low is not None
+        assert score.median_high is not None
+        assert 1 <= score.median_low <= (score.median_rank or 0) <= score.median_high
     labels = {"task": "t2", "direction": "v2t", "view": "served"}
     before = gauge(parts, "median_rank", **labels), gauge(parts, "eval_pairs", task="t2")
     registry = CollectorRegistry()
@@ -374,3 +391,30 @@ def test_a_larger_ratio_after_a_restart_asks_nothing_that_was_learned(tmp_path: 
         learned = set(seen)
     with watched(tmp_path, records + records, **{"evaluate.heldout_ratio": 0.5}) as (running, seen):
         assert not heldout_ids(running) & (learned | set(seen))
+
+
+@pytest.mark.slow
+def test_a_stream_that_ends_while_a_task_is_being_asked_is_finished_once_all_are_asked_of_what_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_for = threading.Event()  # the answer of then, by the loop, which has nothing else to do
+    measure, collect = Evaluator.measure, Examiner.collect
+
+    def slow(self: Evaluator, *args: Any, **kwargs: Any) -> Measured | None:
+        assert waited_for.wait(60)
+        return measure(self, *args, **kwargs)
+
+    def collecting(self: Examiner, wait_s: float | None = 0.0) -> tuple[bool, list[Measured]]:
+        if not wait_s:
+            return collect(self, wait_s)
+        waited_for.set()
+        return collect(self, None)  # a slow machine does not decide this
+
+    monkeypatch.setattr(Evaluator, "measure", slow)
+    monkeypatch.setattr(Examiner, "collect", collecting)
+    changes = {"evaluate__heldout_ratio": 0.3, "evaluate__interval_clips": 16, "evaluate__min_pairs": 1}
+    with daemon(tmp_path, ListSource(Stream().clips("studio", 48, task="lab")), **changes) as running:
+        settled(running)
+        seen = [score.clips_seen for score in running.state.catalog.scores("lab")]
+    assert min(seen) < 48  # it was being asked as the stream ended
+    assert seen[-1] == 48

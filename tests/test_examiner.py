@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamlearn.evaluate import ScoreBook
 from streamlearn.evaluator import Measured
 from streamlearn.examiner import Examiner
+from streamlearn.score_book import ScoreBook
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Snapshot
 from tests.parts import Parts

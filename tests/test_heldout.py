@@ -12,10 +12,9 @@ import pytest
 from streamlearn.catalog import ClipRow
 from streamlearn.deadletters import FileDeadLetters
 from streamlearn.frames import pack
-from streamlearn.heldout import Footage, lot
+from streamlearn.heldout import Footage, is_heldout, lot
 from streamlearn.ledger import Ledger
 from streamlearn.records import Clip, Event, Position, Tombstone
-from streamlearn.tasks import is_heldout
 from tests.parts import Parts
 
 FRAMES = np.zeros((2, 8, 8, 3), np.uint8)

@@ -140,7 +140,7 @@ def test_live_strip_shows_the_clips_and_the_tasks(browser):
         assert page.locator("#state").inner_text() == "learning t3"
         assert page.locator("#tasks li").count() == 3
         assert "90 %" in page.locator("#tasks li").last.inner_text()
-        assert "forgotten: served 2 %, learner 50 %" in page.locator("#tasks li").last.inner_text()
+        assert "forgotten: served 2 %, learner 50 %; 50 pairs" in page.locator("#tasks li").last.inner_text()
         assert page.locator("#tasks polyline").count() == 6
 
 
@@ -151,9 +151,14 @@ def test_recall_over_time_is_a_tab_with_curves_boundaries_numbers_and_the_worst(
         assert not page.locator("#find").is_visible()
         assert page.locator("#curves .boundary").count() == 2
         assert "t2 begins at clip 1,000: drift, score 6.1" in page.locator("#curves").text_content()
+        assert page.locator("#times th").all_inner_texts() == ["task", "750", "1,750", "2,750"]
+        first, last = page.locator("#times tr").nth(1).locator("td"), page.locator("#times tr").last.locator("td")
+        assert first.all_inner_texts() == ["t1", "89 % 50", "87 % 50", "86 % 50"]
+        assert last.all_inner_texts() == ["t3", "", "", "89 % 50"]
+        assert "asked at clip 1,750, forgotten 0 %" in first.nth(2).get_attribute("title")
         last = page.locator("#matrix tr").last.locator("td").all_inner_texts()
         assert last == ["t3", "50", "80 %", "70 % to 88 %", "90 %", "20 %", "2.0"]
-        assert "-5 %" in page.locator("#recall-summary").inner_text()
+        assert "-5 % 100 pairs" in page.locator("#recall-summary").inner_text()
         assert "its clip is at rank 90, t1" in page.locator("#hardest li").first.inner_text()
         images = page.locator("#recall img")
         assert images.count() > 0

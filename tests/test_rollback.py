@@ -21,14 +21,15 @@ import pytest
 
 from streamlearn.app import Daemon
 from streamlearn.errors import StateError
-from streamlearn.records import Partition, Position, Record
+from streamlearn.records import Offsets, Partition, Position, Record
 from streamlearn.rollback import roll_back_offline
 from streamlearn.schemas import Query, SearchRequest
 from streamlearn.settings import load
 from streamlearn.source import EventSink
 from streamlearn.testing import ListSource
 from tests.daemon import until
-from tests.test_daemon import Stream
+from tests.test_daemon import Stream, settled
+from tests.test_daemon import daemon as stream_daemon
 
 CLIPS = 72
 QUESTIONS = ("a large plain red circle moving left slowly", "a small star at night", "paper", "anything at all")
@@ -338,6 +339,54 @@ def test_a_rollback_without_a_daemon_is_told_by_the_next_one_until_it_has_a_gene
 
 
 @pytest.mark.slow
+class Starts(ListSource):
+    """Notes where it was started."""
+
+    def start(self, offsets: Offsets) -> None:
+        self.offsets = dict(offsets)
+        super().start(offsets)
+
+
+def of_two_partitions() -> Starts:
+    """The second one is met after the first checkpoints, and begins late in its log."""
+    clips = Stream().clips("studio", 48)
+    return Starts([
+        Record(clip.key, clip.value, Position("clips", "0", i) if i < 24 else Position("clips", "1", 100 + i))
+        for i, clip in enumerate(clips)
+    ])  # fmt: skip
+
+
+LATER = Partition("clips", "1")
+ON = {"checkpoint__interval_clips": 8, "checkpoint__keep": 99}
+
+
+def test_partitions_that_a_generation_has_not_met_are_read_from_where_they_began(tmp_path: Path) -> None:
+    with stream_daemon(tmp_path, of_two_partitions(), **ON) as running:
+        settled(running)
+        generations = running.state.generations
+        first = next(n for n in generations.numbers() if generations.read(n).offsets)
+        assert LATER not in generations.read(first).offsets
+    roll_back_offline(generations, first, "generation")
+    back = generations.newest_good()
+    assert back is not None
+    assert back.offsets == {**generations.read(first).offsets, LATER: 124}
+
+
+def test_so_are_those_that_only_damaged_generations_have_met(tmp_path: Path) -> None:
+    with stream_daemon(tmp_path, of_two_partitions(), **ON) as running:
+        settled(running)
+        everything = running.service.status()["clips"]
+        generations = running.state.generations
+    newer = [n for n in generations.numbers() if LATER in generations.read(n).offsets]
+    for number in newer:
+        (tmp_path / "state" / "generations" / f"{number:06d}" / "online.safetensors").write_bytes(b"")
+    source = of_two_partitions()
+    with stream_daemon(tmp_path, source, **ON) as running:
+        settled(running)
+        assert running.service.status()["clips"] == everything
+    assert source.offsets[LATER] == 124
+
+
 def test_generations_of_another_state_directory_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with daemon(tmp_path / name) as (running, _):

@@ -230,6 +230,14 @@ def test_long_run_speed_is_a_property_of_the_learners_settings() -> None:
     assert load(None, {"learner.method": "moco"}).learner.speed == 1
 
 
+def test_more_pairs_than_a_task_is_ever_asked_are_refused_with_the_remedy() -> None:
+    said = refused(None, {"evaluate.min_pairs": 500})
+    assert "evaluate" in said
+    assert "min_pairs (500) may not exceed heldout_max_per_task (200)" in said
+    assert "lower the one or raise the other" in said
+    assert load(None, {"evaluate.min_pairs": 200}).evaluate.min_pairs == 200
+
+
 @pytest.mark.parametrize("order", [("learner", "learner.batch_size"), ("learner.batch_size", "learner")])
 def test_a_section_and_a_setting_of_it_at_once_are_refused(order: tuple[str, str]) -> None:
     assert "learner" in refused(None, dict.fromkeys(order, "5"))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from streamlearn.detector import UNMEASURED, Measured, NoDetector
 from streamlearn.drift import MeanShift
 from streamlearn.errors import StateError, TaskError
+from streamlearn.heldout import is_heldout, split_of
 from streamlearn.records import Position
-from streamlearn.tasks import Boundaries, Boundary, Cause, Task, TaskLog, is_heldout, split_of
+from streamlearn.tasks import Boundaries, Boundary, Cause, Task, TaskLog
 
 repeatable = settings(derandomize=True, deadline=None, database=None)
 HERE = Position("clips", "0", 7)
@@ -103,6 +104,45 @@ def test_free_names_avoid_those_an_operator_took() -> None:
     log = TaskLog()
     names = [begin(log, name, at=i).name for i, name in enumerate([None, "t2", None, "t5", None, None])]
     assert names == ["t1", "t2", "t3", "t5", "t6", "t7"]
+
+
+@pytest.mark.parametrize("change", ["merge", "rename"])
+def test_a_name_given_by_itself_never_comes_back(change: str) -> None:
+    log = TaskLog()
+    for at in range(5):
+        begin(log, at=at)
+    log.rename("t5", "t2" if change == "merge" else "night", merge=change == "merge")
+    log = TaskLog.from_state(json.loads(json.dumps(log.state_dict())))
+    assert log.free_name() == "t6"
+    given = []
+    for at in range(6, 9):  # as where each new task is soon known to be an old one
+        given.append(begin(log, at=at).name)
+        log.rename(given[-1], "t1", merge=True)
+    assert given == ["t6", "t7", "t8"]
+
+
+def test_a_log_from_before_names_were_counted_opens_and_gives_none_that_it_may_have_given() -> None:
+    log = TaskLog()
+    for at in range(5):
+        begin(log, at=at)
+    state = log.state_dict()
+    del state["retired"]
+    state["tasks"][4]["name"] = "t2"  # merged by the version of then
+    assert TaskLog.from_state(state).free_name() == "t6"
+
+
+def test_blanks_around_a_name_are_not_part_of_it() -> None:
+    log = TaskLog()
+    assert begin(log, " nacht ").name == "nacht"
+    assert begin(log, "nacht\t", at=1) == log.tasks[0]  # the current one
+    begin(log, "day", at=2)
+    assert log.rename("day", " Tag ", merge=False) == "Tag"
+    assert log.names() == ("nacht", "Tag")
+    for name in (" ", "\u00a0"):
+        with pytest.raises(TaskError, match="1 to 64 printable"):
+            log.check(name)
+    with pytest.raises(TaskError, match="exists already"):
+        log.rename("nacht", "Tag ", merge=False)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "a\nb", "nul\0", "\ud800", "\u200b"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from streamlearn.app import Daemon
 from streamlearn.cli import app
 from streamlearn.testing import ListSource
+from tests.daemon import until
 from tests.test_daemon import Stream, daemon, settled
 
 
@@ -66,6 +68,9 @@ def test_what_cannot_be_done_to_a_task_is_refused_with_a_sentence_and_changes_no
     url = f"{running.url}/v1/tasks"
     for path, body, sentence in (
         ("", {"name": "t1"}, "current task already"),
+        ("", {"name": "t1 "}, "current task already"),
+        ("", {"name": " "}, "1 to 64 printable"),
+        ("/rename", {"task": "t1", "to": "\t"}, "1 to 64 printable"),
         ("", {"name": ""}, "1 to 64 printable"),
         ("/rename", {"task": "absent", "to": "x"}, "no task 'absent'"),
         ("/rename", {"task": "t1", "to": "a\nb"}, "1 to 64 printable"),
@@ -91,3 +96,94 @@ def test_the_verbs_do_the_same(running: Daemon) -> None:
         assert said in result.output
     listed = run.invoke(app, ["tasks", "--url", running.url, "--json"])
     assert '"cause": "operator"' in listed.output
+
+
+class Telling(ListSource):
+    """A source with a place for events, which is this list."""
+
+    source = "/streamlearn/test"
+
+    def __init__(self, *records: Any) -> None:
+        super().__init__(*records, ends=False)
+        self.told: list[Mapping[str, Any]] = []
+
+    def events(self) -> Telling:
+        return self
+
+    def deliver(self, events: Sequence[Mapping[str, Any]]) -> None:
+        self.told += events
+
+    def started(self) -> list[dict[str, Any]]:
+        return [event["data"] for event in self.told if event["type"] == "task.started"]
+
+
+@pytest.mark.slow
+def test_a_boundary_between_two_clips_is_told_with_the_first_clip_once_there_is_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = Stream()
+    caplog.set_level("INFO")
+    source = Telling(stream.clips("studio", 16))
+    with daemon(tmp_path, source) as running:
+        settled(running, "idle")
+        answer = httpx.post(f"{running.url}/v1/tasks", json={"name": " Nacht "}, timeout=60).json()
+        until(lambda: [e for e in source.told if e["type"] == "checkpoint.published"], "the checkpoint is told")
+        assert (answer["name"], answer["position"], answer["first_clip"]) == ("Nacht", None, None)
+        assert [data["task"] for data in source.started()] == ["t1"]
+        line = next(record.getMessage() for record in caplog.records if "task Nacht begins" in record.getMessage())
+        assert line.endswith("from the next clip on")
+        assert "None" not in line
+    source = Telling(stream.clips("night", 0))
+    with daemon(tmp_path, source) as running:  # a restart between the boundary and its first clip
+        settled(running, "idle")
+        source.add(*stream.clips("night", 8))
+        until(lambda: source.started(), "the task is told")
+        settled(running, "idle")
+    (data,) = source.started()
+    assert (data["task"], data["cause"], data["first_clip"]) == ("Nacht", "operator", "night-16")
+    assert data["position"] == {"topic": "clips", "partition": "0", "offset": 16}
+
+
+@pytest.mark.slow
+def test_a_renamed_and_a_merged_task_are_one_series_each_at_once_and_after_the_next_measurement(tmp_path: Path) -> None:
+    stream = Stream()
+    records = [r for domain in ("studio", "night", "paper") for r in stream.clips(domain, 48, task=domain)]
+    with daemon(tmp_path, ListSource(records)) as running:
+        settled(running)
+
+        def gauges(name: str) -> dict[str, float]:
+            return {
+                sample.labels.get("task", "all"): sample.value
+                for metric in running.registry.collect()
+                for sample in metric.samples
+                if sample.name == f"streamlearn_{name}"
+                and (sample.labels["direction"], sample.labels["k"], sample.labels["view"]) == ("t2v", "5", "learner")
+            }
+
+        before, forward = gauges("recall_ratio"), gauges("forward_transfer_ratio")
+        assert set(before) == {"studio", "night", "paper"}
+        post(running, "rename", "night", "Nacht")
+        assert gauges("recall_ratio")["Nacht"] == before["night"]
+        assert gauges("forward_transfer_ratio") == forward
+        until(lambda: measured(running, "Nacht"), "it is measured under its new name")
+        assert gauges("forward_transfer_ratio") == forward  # as often as there are tasks, not names
+
+        pairs = {task: running.registry.get_sample_value("streamlearn_eval_pairs", {"task": task}) for task in before}
+        post(running, "merge", "Nacht", "studio")
+        until(lambda: len(measured(running, "studio")) > len(before), "it is measured with the questions of both")
+        settled(running)
+        values = {score.value for score in measured(running, "studio")[-1:]}
+        assert set(gauges("recall_ratio")) == {"studio", "paper"}
+        assert {gauges("recall_ratio")["studio"]} == values
+        assert gauges("forgetting_ratio")["studio"] == 0  # of these questions nothing has been forgotten
+        both = running.registry.get_sample_value("streamlearn_eval_pairs", {"task": "studio"})
+        assert both == (pairs["studio"] or 0) + (measured(running, "Nacht")[-1].pairs)
+
+
+def post(running: Daemon, what: str, task: str, to: str) -> None:
+    answer = httpx.post(f"{running.url}/v1/tasks/{what}", json={"task": task, "to": to}, timeout=60)
+    assert answer.status_code == 204, answer.text
+
+
+def measured(running: Daemon, task: str) -> list[Any]:
+    return running.state.catalog.matrix.scores(task=task, direction="t2v", k=5, view="learner")

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from streamlearn.connectors.synthetic import DOMAINS, render, sample
 from streamlearn.errors import RejectedClip, SourceError
+from streamlearn.heldout import is_heldout
 from streamlearn.loader import LoadOptions, load
 from streamlearn.records import Clip, Frames, Position, Record
 from streamlearn.settings import MediaSettings
-from streamlearn.tasks import is_heldout
 
 log = logging.getLogger(__name__)
 

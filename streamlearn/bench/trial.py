@@ -23,8 +23,8 @@ from streamlearn.bench.revisits import revisits
 from streamlearn.bench.schedule import IID, announced, make_schedule
 from streamlearn.bench.sealed import SealedEras
 from streamlearn.encoders import Towers
-from streamlearn.evaluate import ScoreBook
 from streamlearn.learner import Learner
+from streamlearn.score_book import ScoreBook
 from streamlearn.settings import DriftSettings, ModelSettings, SearchSettings
 from streamlearn.tasks import Boundaries, Boundary
 from streamlearn.tune import mean_shift

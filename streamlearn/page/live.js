@@ -110,7 +110,8 @@ function row(task, isCurrent, domain) {
     .filter(([, value]) => Number.isFinite(value));
   if (forgotten.length) {
     const text = forgotten.map(([view, value]) => `${view} ${percent(value)}`).join(", ");
-    item.append(element("p", "task-note", `forgotten: ${text}`));
+    const pairs = Number.isFinite(task.pairs) ? `; ${count(task.pairs)} pairs` : "";
+    item.append(element("p", "task-note", `forgotten: ${text}${pairs}`));
   }
   return item;
 }

@@ -1,4 +1,5 @@
-// "Recall over time": the matrix, its curves and boundaries, and what is answered worst. Drawn while it is looked at.
+// "Recall over time": curves and boundaries, the matrix of tasks and times, and what is answered worst. Drawn while it is
+// looked at.
 
 import { count, decimals, element, getBlob, getJson, hasToken, percent, taskClass } from "./api.js";
 
@@ -37,7 +38,8 @@ async function draw() {
     const tasks = report.tasks ?? [];
     $("recall-hint").hidden = tasks.some((task) => (task.values ?? []).length);
     drawCurves(points, report.boundaries ?? []);
-    drawMatrix(tasks, { view, k, direction }, points);
+    drawTimes(scores.matrix ?? {}, { view, k, direction });
+    drawMatrix(tasks, { view, k, direction });
     drawSummary(report.summary ?? [], { view, k, direction });
     drawWorst(report.hardest_queries ?? [], report.worst_clips ?? []);
   } catch {
@@ -94,19 +96,39 @@ function drawCurves(points, boundaries) {
   $("curves").replaceChildren(...drawn);
 }
 
-function drawMatrix(tasks, { view, k, direction }, points) {
-  const over = byTask(points);
+function drawTimes({ times = [], rows = [] }, { view, k, direction }) {
+  const head = element("tr");
+  head.append(...["task", ...times.map(count)].map((text) => element("th", "", text)));
+  const found = rows.filter((row) => row.view === view && row.k === k && row.direction === direction);
+  $("times").replaceChildren(head, ...found.map((row) => {
+    const line = element("tr");
+    const name = element("td");
+    name.append(element("span", `badge ${taskClass(row.task)}`, row.task));
+    line.append(name, ...row.cells.map((cell) => {
+      if (!Number.isFinite(cell?.value)) return element("td");
+      const td = element("td", cell.asked ? "" : "before", percent(cell.value));
+      td.append(" ", element("small", "", cell.pairs));
+      const bounds = Number.isFinite(cell.low) ? `, ${percent(cell.low)} to ${percent(cell.high)}` : "";
+      const lost = Number.isFinite(cell.forgetting) ? `, forgotten ${percent(cell.forgetting)}` : "";
+      td.title = `asked at clip ${count(cell.clips_seen)}${bounds}${lost}`;
+      return td;
+    }));
+    return line;
+  }));
+  $("times").hidden = $("times-note").hidden = !found.length;
+}
+
+function drawMatrix(tasks, { view, k, direction }) {
   const head = element("tr");
   head.append(...["task", "pairs", "recall now", "95 % interval", "best", "forgotten", "median rank"].map((text) => element("th", "", text)));
   const rows = tasks.map((task) => {
     const value = (task.values ?? []).find((v) => v.view === view && v.k === k && v.direction === direction);
     const median = (task.median_rank ?? []).find((m) => m.view === view && m.direction === direction);
-    const best = Math.max(...(over.get(task.name) ?? []).map((p) => p.value), value?.recall ?? NaN);
     const row = element("tr");
     const name = element("td");
     name.append(element("span", `badge ${taskClass(task.name)}`, task.name));
     const interval = Number.isFinite(value?.low) ? `${percent(value.low)} to ${percent(value.high)}` : "–";
-    row.append(name, ...[count(task.pairs), percent(value?.recall), interval, percent(best), percent(value?.forgetting), decimals(median?.value, 1)]
+    row.append(name, ...[count(task.pairs), percent(value?.recall), interval, percent(value?.best), percent(value?.forgetting), decimals(median?.value, 1)]
       .map((text) => element("td", "", text)));
     return row;
   });
@@ -116,14 +138,16 @@ function drawMatrix(tasks, { view, k, direction }, points) {
 function drawSummary(summary, { view, k, direction }) {
   const found = summary.find((s) => s.view === view && s.k === k && s.direction === direction) ?? {};
   const numbers = [
-    ["harmonic mean", found.harmonic_mean],
-    ["backward transfer", found.backward_transfer],
-    ["forward transfer", found.forward_transfer],
-    ["any-time minimum", found.anytime_minimum],
+    ["harmonic mean", "harmonic_mean"],
+    ["backward transfer", "backward_transfer"],
+    ["forward transfer", "forward_transfer"],
+    ["any-time minimum", "anytime_minimum"],
   ];
-  $("recall-summary").replaceChildren(...numbers.map(([name, value]) => {
+  $("recall-summary").replaceChildren(...numbers.map(([name, key]) => {
     const pair = element("div");
-    pair.append(element("dt", "", name), element("dd", "", percent(value)));
+    const number = element("dd", "", percent(found[key]));
+    if (Number.isFinite(found[key])) number.append(" ", element("small", "", `${count(found.pairs?.[key])} pairs`));
+    pair.append(element("dt", "", name), number);
     return pair;
   }));
 }
