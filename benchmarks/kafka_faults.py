@@ -1,7 +1,9 @@
 """What the daemon survives, against a real broker: every clip searchable exactly once, every bad one a dead letter.
 
     python benchmarks/kafka_faults.py kills [--kills 50] [--seed 7]   # kill -9 at random instants, under load
-    python benchmarks/kafka_faults.py away [--seconds 120]            # the broker is killed, and away
+    python benchmarks/kafka_faults.py away [--seconds 200]            # the broker is killed, and away
+    python benchmarks/kafka_faults.py slow [--clips 1500]             # the broker sends 50 kB a second
+    python benchmarks/kafka_faults.py resets [--seconds 200]          # connections are reset again and again
     python benchmarks/kafka_faults.py pair                            # two daemons in a group, one is killed
     python benchmarks/kafka_faults.py poison [--messages 10000]       # a third invalid, in every way
     python benchmarks/kafka_faults.py disk                            # a full disk (a small tmpfs: needs root)
@@ -25,7 +27,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from streamlearn.connectors.synthetic import write_stream
 from tests.daemon import DaemonProcess, until
 from tests.kafka_broker import KafkaBroker, find_broker
+from tests.kafka_proxy import proxied
 
 LONG_S = 600.0
 SETTINGS = {
@@ -64,6 +67,7 @@ class Stream:
         films = [(row["caption"], (work / "films" / row["path"]).read_bytes()) for row in rows]
         self._films = itertools.cycle((c, base64.b64encode(media).decode()) for c, media in films)
         self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap, max_block_ms=300_000, retries=1000)
+        self.sent_bytes = 0
         self.good: list[str] = []
         self.bad: dict[str, str] = {}
 
@@ -81,13 +85,14 @@ class Stream:
         self.good.append(f"clip-{len(self.good)}")
         self._send(self.good[-1], json.dumps({"captions": [caption], "media_b64": media}).encode())
 
-    def poison(self, value: bytes, code: str) -> None:
+    def poison(self, value: bytes, code: str, headers: Sequence[tuple[str, bytes]] = ()) -> None:
         name = f"bad-{len(self.bad)}"
         self.bad[name] = code
-        self._send(name, value)
+        self._send(name, value, headers)
 
-    def _send(self, key: str, value: bytes) -> None:
-        self._producer.send(self.topic, value, key.encode())
+    def _send(self, key: str, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+        self.sent_bytes += len(value)
+        self._producer.send(self.topic, value, key.encode(), list(headers))
 
     def flush(self) -> None:
         self._producer.flush()
@@ -172,13 +177,17 @@ class Asking:
     def __init__(self, daemon: DaemonProcess) -> None:
         self._daemon, self._end = daemon, threading.Event()
         self.answered = self.failed = 0
+        self.longest_s = 0.0
         self._thread = threading.Thread(target=self._ask)
 
     def _ask(self) -> None:
         while not self._end.wait(0.1):
             try:
-                self._daemon.search("a red circle")
-                self.answered += 1
+                start = time.monotonic()
+                hits = self._daemon.search("a red circle")
+                self.longest_s = max(self.longest_s, time.monotonic() - start)
+                self.answered += bool(hits)
+                self.failed += not hits  # there was something to find before we began
             except OSError:
                 self.failed += 1
 
@@ -218,8 +227,12 @@ def away(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict
             broker.kill()
             wait(daemon, lambda s: s["detail"] and "cannot be reached" in s["detail"], "it says so")
             assert daemon.get("/readyz")
+            gone, answered = time.monotonic(), asking.answered
             time.sleep(arguments.seconds)  # the absence is the experiment
+            assert daemon.get("/readyz")
+            meanwhile = asking.answered - answered
             broker.start()
+            gone_s = time.monotonic() - gone
             since = time.monotonic()
             stream.clip()
             stream.flush()
@@ -227,7 +240,62 @@ def away(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict
             back_s = time.monotonic() - since
             counts = stream.assert_ledger(daemon)
         assert asking.failed == 0
-    return {"away_s": arguments.seconds, "back_s": round(back_s, 1), "searches": asking.answered, "clips": counts}
+    return {
+        "away_s": round(gone_s), "back_s": round(back_s, 1), "searches while it was away": meanwhile,
+        "longest search_s": round(asking.longest_s, 2), "clips": counts,
+    }  # fmt: skip
+
+
+def slow(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole daemon at a broker that sends 50 kB a second over each connection."""
+    stream = Stream(broker, work)
+    for n in range(arguments.clips):
+        stream.clip()
+        if n % 10 == 9:
+            stream.poison(b"{", "invalid_json")
+    stream.flush()
+    with proxied(broker) as proxy:
+        proxy.bytes_per_s = 50_000
+        start = time.monotonic()
+        with DaemonProcess(work, stream.settings(**{"kafka.bootstrap_servers": [proxy.address]})) as daemon:
+            wait(daemon, lambda s: s["searchable"], "it learns")
+            with Asking(daemon) as asking:
+                counts = stream.assert_ledger(daemon)
+                took_s = time.monotonic() - start
+            assert asking.failed == 0
+            restarts = daemon.log.read_text().count("making a new Kafka consumer")
+    return {
+        "kB": stream.sent_bytes // 1000, "read in_s": round(took_s), "consumers made anew": restarts,
+        "searches": asking.answered, "longest search_s": round(asking.longest_s, 2), "clips": counts,
+        "dead letters": len(stream.bad),
+    }  # fmt: skip
+
+
+def resets(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole daemon, and every connection of its consumer and producer reset at random, under load."""
+    stream, chance, cuts = Stream(broker, work), random.Random(arguments.seed), 0
+    with proxied(broker) as proxy:
+        settings = stream.settings(**{"kafka.bootstrap_servers": [proxy.address]})
+        with DaemonProcess(work, settings) as daemon:
+            with stream.flowing(per_s=10):
+                wait(daemon, lambda s: s["searchable"], "it learns")
+                with Asking(daemon) as asking:
+                    end = time.monotonic() + arguments.seconds
+                    while time.monotonic() < end:
+                        time.sleep(chance.uniform(0.2, 5.0))  # the instant is the experiment
+                        proxy.cut()
+                        cuts += 1
+                moving = daemon.status()
+                assert moving is not None
+                assert moving["searchable"] > 0.5 * len(stream.good), "it fell behind: the resets stopped it"
+            with Asking(daemon) as after:
+                counts = stream.assert_ledger(daemon)
+        assert asking.failed + after.failed == 0
+    return {
+        "resets": cuts, "connections": proxy.connections, "searches": asking.answered + after.answered,
+        "longest search_s": round(max(asking.longest_s, after.longest_s), 2), "clips": counts,
+        "dead letters": len(stream.bad),
+    }  # fmt: skip
 
 
 def pair(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -272,30 +340,61 @@ def gaps_and_shares(stream: Stream, work: Path, empty: str, gaps: list[float]) -
 
 
 def poison(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A third of the messages is invalid, in every way and for every code that there is."""
     import warnings
 
     from hypothesis.errors import NonInteractiveExampleWarning
 
-    from tests.test_kafka_faults import POISON, encoded
+    from tests.poison import KINDS, encoded, place
 
     warnings.simplefilter("ignore", NonInteractiveExampleWarning)
     stream, chance = Stream(broker, work), random.Random(arguments.seed)
-    examples = [(encoded(strategy.example()), code) for strategy, code in POISON.values() for _ in range(30)]
-    for n in range(arguments.messages):
-        stream.poison(*chance.choice(examples)) if n % 3 == 2 else stream.clip()
-    stream.flush()
-    tenths: dict[int, int] = {}
-    with DaemonProcess(work, stream.settings(**{"checkpoint.interval_clips": 1000})) as daemon:
+    (work / "media").mkdir()
+    with place(work / "media") as at:
+        examples = {
+            name: [encoded(strategy.example()) for _ in range(10)]
+            for name, strategy in ((name, kind.values(at)) for name, kind in KINDS.items())
+        }
+        cheap = [name for name, kind in KINDS.items() if not kind.costly]
+        costly = [name for name, kind in KINDS.items() if kind.costly]
+        for n in range(arguments.messages):
+            if n % 3 != 2:
+                stream.clip()
+                continue
+            name = chance.choice(costly if n % 600 == 599 else cheap)
+            stream.poison(chance.choice(examples[name]), KINDS[name].code, KINDS[name].headers)
+        stream.flush()
+        settings = stream.settings(**{"learner.batch_size": 32, "checkpoint.interval_clips": 1000}, **at.settings)
+        return _poisoned(stream, work, settings, arguments.messages)
+
+
+def _poisoned(stream: Stream, work: Path, settings: dict[str, Any], messages: int) -> dict[str, Any]:
+    tenths: dict[int, tuple[int, int]] = {}
+    with DaemonProcess(work, settings) as daemon:
         process = psutil.Process(daemon.process.pid)
 
         def watched(status: dict[str, Any]) -> bool:
             done = status["searchable"] + status["clips"]["dead_lettered"]
-            tenths.setdefault(10 * done // arguments.messages, process.memory_info().rss // 2**20)
+            tenths.setdefault(10 * done // messages, (_mib(process), sum(map(_mib, process.children(recursive=True)))))
             return bool(status["searchable"] == len(stream.good) and status["state"] == "idle")
 
-        wait(daemon, watched, "all was read")
-        counts = stream.assert_ledger(daemon)
-    return {"clips": counts, "codes": len(set(stream.bad.values())), "rss_mib_by_tenth_read": tenths}
+        wait(daemon, lambda s: s["searchable"], "it learns")
+        with Asking(daemon) as asking:
+            wait(daemon, watched, "all was read")
+            counts = stream.assert_ledger(daemon)
+        assert asking.failed == 0
+    flat = [daemon for tenth, (daemon, _) in tenths.items() if tenth > 1]
+    assert max(flat) < 1.15 * min(flat), tenths
+    return {
+        "clips": counts, "codes": len(set(stream.bad.values())), "searches": asking.answered,
+        "rss_mib of the daemon, its decoders, by tenth read": tenths,
+    }  # fmt: skip
+
+
+def _mib(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.Error):  # a decoder that has just been killed
+        return int(process.memory_info().rss // 2**20)
+    return 0
 
 
 def disk(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -362,8 +461,7 @@ def readonly(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> 
                 time.sleep(5)  # read-only for a while
                 failed = asking.failed - before
                 assert failed == 0
-                with urllib.request.urlopen(f"http://127.0.0.1:{daemon.port}/metrics", timeout=20) as answer:
-                    assert b"streamlearn_learner_ok 0.0" in answer.read()
+                assert metric(daemon, "streamlearn_learner_ok") == 0
                 state = daemon.get("/v1/status")["state"]
             ended = daemon.stop()
             assert offsets(stream) == committed
@@ -379,6 +477,13 @@ def readonly(broker: KafkaBroker, work: Path, arguments: argparse.Namespace) -> 
     }
 
 
+def metric(daemon: DaemonProcess, name: str) -> float:
+    """A series without labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{daemon.port}/metrics", timeout=20) as answer:
+        (value,) = (line.split()[1] for line in answer.read().decode().splitlines() if line.startswith(f"{name} "))
+    return float(value)
+
+
 def offsets(stream: Stream) -> dict[int, int]:
     """What the group has committed at the broker."""
     with stream.broker.admin() as admin:
@@ -388,10 +493,11 @@ def offsets(stream: Stream) -> dict[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    faults = {f.__name__: f for f in (kills, away, pair, poison, disk, readonly)}
+    faults = {f.__name__: f for f in (kills, away, slow, resets, pair, poison, disk, readonly)}
     parser.add_argument("fault", choices=faults)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--clips", type=int, default=1_500)
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()

@@ -146,9 +146,13 @@ class KafkaSource:
         if self._registry is not None:
             self._registry.close()
 
-    def _connect(self) -> KafkaConsumer:
+    def _connect(self, fetch_bytes: int | None) -> KafkaConsumer:
+        """`fetch_bytes`: of one fetch at most; None: as configured."""
         self._subscription.look()
-        return open_client(KafkaConsumer, self._config)
+        sizes = (
+            {} if fetch_bytes is None else dict.fromkeys(("fetch_max_bytes", "max_partition_fetch_bytes"), fetch_bytes)
+        )
+        return open_client(KafkaConsumer, self._config | sizes)
 
     def _new_handover(self, offsets: Offsets) -> Handover:
         return Handover(offsets, max_records=self._options.prefetch_records, max_bytes=self._options.prefetch_bytes)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
-from streamlearn.errors import SettingsError, SourceError
+from streamlearn.errors import SettingsError, SourceError, unreadable_secret
 
 _TOKEN_TIMEOUT_S = 5.0  # it is waited for in the client's I/O thread, which must send heartbeats
 _LEEWAY_S = 60  # a token that ends so soon is replaced
@@ -56,8 +56,8 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc]
         """Read at every login, and at every new login that the broker asks for."""
         try:
             return self._path.read_text().strip()
-        except OSError as error:
-            raise SourceError(f"kafka.oauth_token_file = {str(self._path)!r} cannot be read: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(unreadable_secret("kafka.oauth_token_file", self._path, error)) from None
 
 
 class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
@@ -116,5 +116,5 @@ def _token_provider(options: LoginOptions) -> AbstractTokenProvider | None:
 def _secret(path: Path, name: str) -> str:
     try:
         return path.read_text().strip()
-    except OSError as error:
-        raise SettingsError(f"{name} = {str(path)!r} cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(unreadable_secret(name, path, error)) from None

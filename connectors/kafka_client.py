@@ -18,7 +18,7 @@ from kafka.net.selector import NetworkSelector
 from streamlearn.connectors.kafka_auth import LoginOptions, given_options
 from streamlearn.connectors.kafka_records import tolerate_names
 from streamlearn.connectors.kafka_schemas import RegistryOptions
-from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
+from streamlearn.errors import SettingsError, SourceError, SourceRefusedError, without_logins
 
 Client = TypeVar("Client")
 
@@ -127,7 +127,7 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]
 
 def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
     """One sentence for the operator: what, where, and what to do."""
-    at = where(options)
+    at, said = where(options), without_logins(str(error))
     match error:
         case SourceError():
             return error
@@ -141,12 +141,12 @@ def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
             )
         case _ if _TLS in str(error):
             return SourceRefusedError(
-                f"Kafka at {at} and we do not come to terms over TLS ({error}): see ssl_cafile, ssl_certfile and"
+                f"Kafka at {at} and we do not come to terms over TLS ({said}): see ssl_cafile, ssl_certfile and"
                 " ssl_keyfile of kafka.client"
             )
         case _ if isinstance(error, _REFUSED):
             return SourceRefusedError(
-                f"Kafka at {at} refuses our credentials ({error}): see kafka.client and kafka.client_secret_files"
+                f"Kafka at {at} refuses our credentials ({said}): see kafka.client and kafka.client_secret_files"
             )
         case kafka_errors.MessageSizeTooLargeError():
             return SourceError(f"Kafka at {at} takes no message of this size: raise the topic's max.message.bytes")
@@ -162,9 +162,9 @@ def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
                 " credentials; see kafka.client and kafka.client_secret_files"
             )
         case kafka_errors.KafkaTimeoutError() | kafka_errors.KafkaConnectionError() | OSError():
-            return SourceError(f"Kafka at {at} cannot be reached ({error})")
+            return SourceError(f"Kafka at {at} cannot be reached ({said})")
         case _:
-            return SourceError(f"Kafka at {at}: {type(error).__name__}: {error}")
+            return SourceError(f"Kafka at {at}: {type(error).__name__}: {said}")
 
 
 def _protocol(options: KafkaOptions) -> str:

@@ -30,6 +30,9 @@ class Handover:
 
     The bound is soft by one `put`: the fetching thread asks `full` before it fetches, and what it has fetched is
     never refused.
+
+    Attributes:
+        resumed: whether there was anything to go on from.
     """
 
     def __init__(self, offsets: Offsets, *, max_records: int, max_bytes: int) -> None:
@@ -38,6 +41,7 @@ class Handover:
         self._records = self._bytes = 0  # in the queue
         self._max_records = max_records
         self._max_bytes = max_bytes
+        self.resumed = bool(offsets)  # rather than begun
         self._next = dict(offsets)  # to hand over next; kept when a partition goes
         self._owned: set[Partition] = set()
         self._revoked: set[Partition] = set()  # of which the caller may still hold records

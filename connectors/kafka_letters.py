@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from streamlearn.connectors.kafka_producer import Message
 from streamlearn.records import Position, Record, Rejected
@@ -44,15 +45,14 @@ def lost_value_bytes(message: Record) -> int | None:
     return int(size) if size.isdigit() else None
 
 
-def replay_mark(topic: str, codes: Sequence[str], ends: Mapping[str, int]) -> Message:
-    """The message that says: letters of these codes (all, if none) before these offsets were sent again."""
-    value = json.dumps({"codes": list(codes), "ends": dict(ends)}).encode()
-    return Message(topic, _REPLAYED.encode(), value, ((_REPLAYED, b"1"),))
+def replay_mark(topic: str, mark: Mapping[str, Any]) -> Message:
+    """The message that says which letters were sent again."""
+    return Message(topic, _REPLAYED.encode(), json.dumps(dict(mark)).encode(), ((_REPLAYED, b"1"),))
 
 
-def mark_of(message: Record) -> tuple[tuple[str, ...], dict[str, int]] | None:
-    """The codes and offsets of a mark; None: it is a letter."""
+def mark_of(message: Record) -> dict[str, Any] | None:
+    """What a mark says; None: it is a letter."""
     if _REPLAYED not in dict(message.headers) or message.value is None:
         return None
-    mark = json.loads(message.value)
-    return tuple(mark["codes"]), dict(mark["ends"])
+    mark: dict[str, Any] = json.loads(message.value)
+    return {"replayed": mark.pop("codes", []), **mark}  # as marks of before called it

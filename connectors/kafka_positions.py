@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from kafka import errors as kafka_errors
 from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.structs import OffsetAndMetadata
 
+from streamlearn.connectors.kafka_beginnings import begin_at_beginning, begin_at_line
 from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.errors import SourceLostError
@@ -125,12 +126,18 @@ class Positions:
         """
         match error:
             case kafka_errors.NoOffsetForPartitionError():
-                latest = self._options.auto_offset_reset == "latest"
-                (consumer.seek_to_end if latest else consumer.seek_to_beginning)(*error.args[0])
+                self._begin(consumer, error.args[0])
             case kafka_errors.OffsetOutOfRangeError():
                 self._go_on_from_earliest(consumer, error.args[0])
             case kafka_errors.LogTruncationError():
                 self._follow_truncation(consumer, error.divergent_offsets)
+
+    def _begin(self, consumer: KafkaConsumer, partitions: Collection[TopicPartition]) -> None:
+        if self._options.auto_offset_reset == "earliest":
+            begin_at_beginning(consumer, partitions)
+        else:
+            timeout_ms = self._options.request_timeout_ms
+            begin_at_line(consumer, partitions, began=self._handover.resumed, timeout_ms=timeout_ms)
 
     def _go_on_from_earliest(self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int]) -> None:
         """The log holds none of the offsets we stand at: retention was faster, or it is another log by now."""

@@ -70,6 +70,7 @@ class AcknowledgedProducer:
         self._too_large = too_large
         self._wait_s = 3 * options.request_timeout_ms / 1000  # the client's own limits come first, unless it hangs
         self._unacknowledged: deque[Message] = deque()
+        self._missing: set[tuple[str, int]] = set()  # partitions, said to be
         self._producer: KafkaProducer | None = None
 
     def __len__(self) -> int:
@@ -129,6 +130,9 @@ class AcknowledgedProducer:
             self._producer = open_client(KafkaProducer, self._config)
         partition = message.partition
         if partition is not None and partition not in (self._producer.partitions_for(message.topic) or ()):
+            if (message.topic, partition) not in self._missing:
+                log.warning("%s has no partition %d any more: the key decides where to", message.topic, partition)
+            self._missing.add((message.topic, partition))
             partition = None
         headers = [(HeaderName(name), value) for name, value in message.headers]
         return self._producer.send(message.topic, message.value, message.key, headers, partition)

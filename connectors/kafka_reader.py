@@ -39,6 +39,7 @@ _PROBE_S = 2.0  # between two looks at the ends of the logs
 _SILENCE_S = 5.0  # without an answer, after which the broker is said to be away
 _LONGEST_BACKOFF_S = 15.0
 _CLOSE_MS = 5_000
+_SMALL_FETCH_BYTES = 2**16  # or one batch, where that is larger
 
 
 class Stalled(Exception):
@@ -58,7 +59,7 @@ class Reader:
     def __init__(
         self,
         options: KafkaOptions,
-        connect: Callable[[], KafkaConsumer],
+        connect: Callable[[int | None], KafkaConsumer],
         subscription: Subscription,
         handover: Handover,
     ) -> None:
@@ -77,6 +78,7 @@ class Reader:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka-source", daemon=True)
         self._trouble: type[BaseException] | None = None
+        self._fetch_bytes: int | None = None  # in all, of the next consumer; None: as configured
         self._answered_at = self._member_at = 0.0
         self._positions = Positions(options, handover)
         self._progress: dict[TopicPartition, tuple[int | None, float]] = {}
@@ -123,7 +125,9 @@ class Reader:
 
     def _read(self) -> None:
         """One consumer's life."""
-        consumer = self._connect()
+        consumer = self._connect(self._fetch_bytes)
+        # Until it gets something: a fetch that takes longer than a request may is made anew, for ever.
+        self._fetch_bytes = _SMALL_FETCH_BYTES
         self._answered_at = self._member_at = time.monotonic()
         self._progress.clear()
         probed: tuple[float, Collection[TopicPartition]] = (0.0, ())
@@ -160,6 +164,7 @@ class Reader:
             timeout_ms=timeout_ms if self._subscription.joined(consumer) else _JOIN_MS
         ).items():
             self._handover.put(partition_of(tp), records_of(tp, records))
+            self._fetch_bytes = None
             self._answered()
         if not wanted and self._subscription.joined(consumer):
             self._handover.wait_for_room((_POLL_MS - _FULL_POLL_MS) / 1000)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from streamlearn.errors import SettingsError, SourceError, SourceRefusedError
+from streamlearn.errors import SettingsError, SourceError, SourceRefusedError, unreadable_secret
 from streamlearn.records import Record, WriterSchema
 
 _KEPT = 1_000  # ids
@@ -171,11 +171,11 @@ def _client(options: RegistryOptions) -> Any:
 
 
 def _login(path: Path) -> str:
-    name = f"kafka.schema_registry_auth_file = {str(path)!r}"
+    name = "kafka.schema_registry_auth_file"
     try:
         login = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{name} cannot be read: {error}") from error
+        raise SettingsError(unreadable_secret(name, path, error)) from None
     if ":" not in login:
-        raise SettingsError(f"{name}: write user:password into it")
+        raise SettingsError(f"{name} = {str(path)!r}: write user:password into it")
     return login

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -34,7 +35,8 @@ def settings_of(config: Path | None, override: list[str] | None) -> Settings:
     for pair in override or []:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise typer.BadParameter(f"--set {pair}: write NAME=VALUE")
+            # Not all of it: it may hold a secret.
+            raise typer.BadParameter(f"--set {re.match(r'[a-z_.]*', pair)[0]} ...: write NAME=VALUE")  # type: ignore[index]
         values[name.strip()] = value
     return load(config, values)
 

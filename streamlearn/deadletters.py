@@ -11,8 +11,9 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from streamlearn.errors import SourceError
@@ -85,14 +86,33 @@ class FileDeadLetters:
 
 
 class Mark(NamedTuple):
-    """Letters of these codes (all, if none) that lie before these offsets of their partition were sent again."""
+    """Letters of these codes (all, if none) that lie before these offsets of their partition were sent again.
+
+    Attributes:
+        left: the offsets of those among them that were not, because they could not be.
+    """
 
     codes: tuple[str, ...]
     ends: Mapping[str, int]
+    left: Mapping[str, Sequence[int]] = MappingProxyType({})
 
     def covers(self, code: str, partition: str, offset: int) -> bool:
         """Whether a letter is among them."""
-        return (not self.codes or code in self.codes) and offset < self.ends.get(partition, 0)
+        asked = not self.codes or code in self.codes
+        return asked and offset < self.ends.get(partition, 0) and offset not in self.left.get(partition, ())
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written."""
+        return {
+            "replayed": list(self.codes),
+            "ends": dict(self.ends),
+            "left": {p: list(o) for p, o in self.left.items()},
+        }
+
+    @classmethod
+    def from_json(cls, mark: Mapping[str, Any]) -> Mark:
+        """As it was written, also by who knew of nothing that is left."""
+        return cls(tuple(mark["replayed"]), mark["ends"], mark.get("left", {}))
 
 
 def read_dead_letters(path: Path) -> Iterator[Rejected]:
@@ -120,7 +140,7 @@ def read_letters(path: Path) -> Iterator[tuple[int, Rejected | Mark]]:
                 else:
                     yield (
                         offset,
-                        Mark(tuple(entry["replayed"]), entry["ends"]) if "replayed" in entry else _from_json(entry),
+                        Mark.from_json(entry) if "replayed" in entry else _from_json(entry),
                     )
             offset += len(line)
 
@@ -133,7 +153,7 @@ def append_mark(path: Path, mark: Mark) -> None:
     """
     try:
         # One write of one line: letters that are appended meanwhile come before or after it.
-        line = json.dumps({"replayed": list(mark.codes), "ends": dict(mark.ends)}).encode() + b"\n"
+        line = json.dumps(mark.to_json()).encode() + b"\n"
         with path.open("a+b", buffering=0) as file:
             if end := file.seek(0, os.SEEK_END):
                 file.seek(end - 1)

@@ -1,7 +1,8 @@
 """Dead letters as a list, and on their way back into the stream: what `streamlearn dlq` does, without the terminal.
 
 A letter stays where it is. That it was sent again is a mark among the letters, written after the last one was
-acknowledged: so a second `replay` sends only what has come since, on whichever machine it runs.
+acknowledged: so a second `replay` sends only what has come since, and what could not be sent, on whichever machine it
+runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from streamlearn.connectors.kafka_producer import AcknowledgedProducer, Message
 from streamlearn.connectors.kafka_range import read, resolve, whole_topics
 from streamlearn.deadletters import Mark, append_mark, read_letters
 from streamlearn.errors import SettingsError
-from streamlearn.records import Rejected
+from streamlearn.records import Position, Rejected
 
 _FLUSH_LETTERS = 500
 _FLUSH_BYTES = 8 * 2**20
@@ -122,7 +123,8 @@ def replay(
     """
     marks = [entry for entry in place.letters() if isinstance(entry, Mark)]
     ends: dict[str, int] = {}
-    done: set[tuple[str, str, int]] = set()
+    done: dict[Position, str | None] = {}  # and why it could not be sent
+    left: dict[str, list[int]] = {}
     sent, problems = Counter[str](), list[tuple[str, str]]()
     for number, entry in enumerate(place.letters(), 1):
         if number % _FLUSH_LETTERS == 0:
@@ -137,17 +139,18 @@ def replay(
             continue
         if not again and any(mark.covers(code, partition, offset) for mark in marks):
             continue
-        if rejected.position in done:  # a record may lie there twice, after a crash
-            continue
-        done.add(rejected.position)
-        problem = None if dry_run else place.send(entry)
-        if problem is None:
-            sent[code] += 1
-        else:
-            problems.append((code, problem))
+        record = rejected.record
+        if record.position not in done:  # a record may lie there twice, after a crash
+            problem = done[record.position] = None if dry_run else place.send(entry)
+            if problem is None:
+                sent[code] += 1
+            else:
+                problems.append((code, problem))
+        if done[record.position] is not None:
+            left.setdefault(partition, []).append(offset)
     place.flush()
     if sent and not dry_run:
-        place.mark(Mark(tuple(sorted(codes)), ends))
+        place.mark(Mark(tuple(sorted(codes)), ends, left))
     return ReplayedLetters(sent, tuple(problems))
 
 
@@ -193,7 +196,7 @@ class KafkaPlace:
         for record in read(self._options, resolve(self._options, whole_topics(self._options, [self._topic]))):
             mark = mark_of(record)
             if mark is not None:
-                yield Mark(*mark)
+                yield Mark.from_json(mark)
             else:
                 _, partition, offset = record.position
                 yield Letter(letter_of(record), partition, offset, lost_value_bytes(record))
@@ -210,7 +213,10 @@ class KafkaPlace:
             )
         if record.key is None and record.value is None:
             return "it has neither key nor value"
-        self._producer.send(Message(record.position.topic, record.key, record.value, record.headers))
+        # Into its own partition, behind whose records it belongs: the key need not have been what chose it.
+        number = record.position.partition
+        place = int(number) if number.isdecimal() else None
+        self._producer.send(Message(record.position.topic, record.key, record.value, record.headers, place))
         self._waiting_bytes += len(record.value or b"")
         if self._waiting_bytes > _FLUSH_BYTES:
             self.flush()
@@ -227,7 +233,7 @@ class KafkaPlace:
 
     def mark(self, mark: Mark) -> None:
         """Note what was sent, in the topic itself."""
-        self._producer.send(replay_mark(self._topic, mark.codes, mark.ends))
+        self._producer.send(replay_mark(self._topic, mark.to_json()))
         self._producer.flush()
 
     def close(self) -> None:

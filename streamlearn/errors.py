@@ -18,6 +18,8 @@ StreamlearnError
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 #: Every code a dead letter can carry, by stage: the closed set behind the `code` label of the metrics.
@@ -53,6 +55,22 @@ CODES: dict[str, tuple[str, ...]] = {
         "decoder_crashed",
     ),
 }
+
+
+_LOGIN = re.compile(r"(?<=://)[^\s,]+(?=@)|[^\s,:/@'\"]+:[^\s,]+(?=@)")
+
+
+def without_logins(sentence: str) -> str:
+    """A sentence that quotes URLs, without the user and password that stand before an @ in them."""
+    return _LOGIN.sub("***", sentence)
+
+
+def unreadable_secret(name: str, path: Path, error: Exception) -> str:
+    """The sentence of a secret's file; what is no absolute path may be the secret itself, in the wrong place."""
+    why = getattr(error, "strerror", None) or type(error).__name__
+    if path.is_absolute():
+        return f"{name} = {str(path)!r} cannot be read: {why}"
+    return f"{name} cannot be read: {why}; give the path of a file that holds the secret"
 
 
 class StreamlearnError(Exception):

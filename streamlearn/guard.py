@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamlearn.errors import SettingsError
+from streamlearn.errors import SettingsError, unreadable_secret
 from streamlearn.problems import problem_response
 from streamlearn.settings import ApiSettings
 
@@ -180,7 +180,7 @@ def _read_token(path: Path | None, setting: str) -> bytes | None:
     try:
         token = path.read_bytes().strip()
     except OSError as error:
-        raise SettingsError(f"{setting} = {str(path)!r}: cannot be read ({error.strerror})") from error
+        raise SettingsError(unreadable_secret(setting, path, error)) from None
     if not token:
         raise SettingsError(f"{setting} = {str(path)!r}: is empty; write the token into it")
     return token

@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import Field, ValidationError, field_serializer, field_validator
 from pydantic_core import ErrorDetails
@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from streamlearn.errors import SettingsError
-from streamlearn.settings_base import Section, masked, parse
+from streamlearn.settings_base import Section, is_secret, masked, parse
 from streamlearn.settings_learning import DriftSettings, LearnerSettings, ModelSettings, Momentum, momentum_horizon
 from streamlearn.settings_serving import ApiSettings, CheckpointSettings, EvaluateSettings, LogSettings, SearchSettings
 from streamlearn.settings_sources import FolderSettings, KafkaSettings, MediaSettings
@@ -57,6 +57,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         validate_default=True,
+        hide_input_in_errors=True,
         nested_model_default_partial_update=True,
     )
 
@@ -84,7 +85,7 @@ class Settings(BaseSettings):
         return parse(dict[str, Any], value)
 
     @field_serializer("source_options")
-    def _masked(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _masked(self, options: dict[str, Any]) -> Any:
         return masked(options)
 
 
@@ -128,7 +129,8 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
     try:
         return Sources(**flags)
     except ValidationError as error:
-        raise SettingsError("\n".join(_sentence(e) for e in error.errors())) from error
+        # Not `from error`: it knows all settings, and a traceback would print them.
+        raise SettingsError("\n".join(_sentence(e) for e in error.errors())) from None
     except (SettingsSourceError, tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SettingsError(f"{config or 'environment'}: {error}") from error
 
@@ -148,9 +150,30 @@ def _refuse_unknown_sections() -> None:
 
 def _sentence(error: ErrorDetails) -> str:
     field = ".".join(str(part) for part in error["loc"]) or "settings"
+    message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"{field}{_UNKNOWN}"
-    return f"{field} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    if error["loc"] and _is_section(str(error["loc"][-1])) and error["type"] == "value_error":
+        return f"{field}.{message}"  # a rule between its settings, which begins with the name of one
+    return f"{field}{_shown(error)}: {message}"
+
+
+def _shown(error: ErrorDetails) -> str:
+    """The value, where nothing in it can be a secret: of sections and maps that is not known."""
+    section: Any = Settings
+    for leaf in map(str, error["loc"]):
+        field = section.model_fields.get(leaf)
+        if field is None or get_origin(field.annotation) is dict or is_secret(leaf):
+            return ""
+        if not _is_section(leaf):
+            return f" = {masked(error['input'])!r}"
+        section = field.annotation
+    return ""
+
+
+def _is_section(name: str) -> bool:
+    section = Settings.model_fields[name].annotation if name in Settings.model_fields else None
+    return isinstance(section, type) and issubclass(section, Section)
 
 
 def describe(settings: Settings | None) -> list[tuple[str, str, str]]:

@@ -9,11 +9,13 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from streamlearn.errors import without_logins
+
 
 class Section(BaseModel):
     """A part of the tree; unknown keys are errors, so that a typing slip is not silently a default."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -40,18 +42,22 @@ def parse(annotation: Any, value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-_SECRET = re.compile(r"pass(word|wd)?|secret|token|credential|(api|access|private)_?key", re.IGNORECASE)
-_LOGIN_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SECRET = re.compile(
+    r"pass(word|wd)?|pwd|secret|token|credential|authori[sz]ation|basic[_.-]?auth|user[_.-]?info|jaas"
+    r"|(api|access|private)[_.-]?key",
+    re.IGNORECASE,
+)
 
 
-def masked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A map as it may be shown: nothing whose name or form says that it is a secret."""
-    shown: dict[str, Any] = {}
-    for name, value in values.items():
-        if _SECRET.search(name):
-            shown[name] = "***"
-        elif isinstance(value, Mapping):
-            shown[name] = masked(value)
-        else:
-            shown[name] = _LOGIN_IN_URL.sub("***", value) if isinstance(value, str) else value
-    return shown
+def is_secret(name: str) -> bool:
+    """Whether a setting or an option of this name is not to be shown."""
+    return _SECRET.search(name) is not None
+
+
+def masked(value: Any) -> Any:
+    """A value as it may be shown: nothing whose name or form says that it is a secret."""
+    if isinstance(value, Mapping):
+        return {name: "***" if is_secret(name) else masked(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [masked(inner) for inner in value]
+    return without_logins(value) if isinstance(value, str) else value

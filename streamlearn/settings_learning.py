@@ -277,15 +277,19 @@ class DriftSettings(Section):
     @model_validator(mode="after")
     def _quorate(self) -> DriftSettings:
         if self.detector == "vote" and self.vote_quorum > len(self.vote):
-            raise ValueError(f"vote_quorum ({self.vote_quorum}) may not exceed the {len(self.vote)} of vote")
+            raise ValueError(f"vote_quorum = {self.vote_quorum} may not exceed the {len(self.vote)} of vote")
         return self
 
     @model_validator(mode="after")
     def _fillable(self) -> DriftSettings:
-        if self.warmup_batches > self.reference_batches:
-            raise ValueError("warmup_batches may not exceed reference_batches, which would never hold them")
-        if self.slow_window_batches and self.slow_reference_batches < self.warmup_batches:
-            raise ValueError("warmup_batches may not exceed slow_reference_batches, which would never hold them")
+        for name in ("reference_batches", *(["slow_reference_batches"] if self.slow_window_batches else [])):
+            if self.warmup_batches > (held := getattr(self, name)):
+                raise ValueError(
+                    f"warmup_batches = {self.warmup_batches} may not exceed {name} = {held}, which would never hold"
+                    " them: lower it"
+                )
         if 0 < self.threshold <= 1:
-            raise ValueError("threshold must be above 1, the statistic's mean without drift, or 0")
+            raise ValueError(
+                f"threshold = {self.threshold:g} must be above 1, the statistic's mean without drift, or 0: calibrated"
+            )
         return self

@@ -10,6 +10,47 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from streamlearn.settings_base import Section, masked
 
+_OURS = "cannot be chosen"
+_OBJECT = f"{_OURS}: it is no value but an object of Python"
+
+#: What `kafka.client` may not hold: the setting to use instead, or why there is none.
+_NOT_PASSED_THROUGH = {
+    **{
+        name: f"has a setting of its own, kafka.{name}"
+        for name in (
+            "bootstrap_servers",
+            "group_id",
+            "group_instance_id",
+            "auto_offset_reset",
+            "session_timeout_ms",
+            "request_timeout_ms",
+            "max_poll_records",
+        )
+    },
+    **dict.fromkeys(
+        ("enable_auto_commit", "auto_commit_interval_ms", "default_offset_commit_callback"),
+        f"{_OURS}: an offset is committed when a checkpoint holds its clip, or a crash would lose clips",
+    ),
+    **dict.fromkeys(
+        ("acks", "enable_idempotence"),
+        f"{_OURS}: a message counts as sent when all in-sync replicas have it, once and in order",
+    ),
+    **dict.fromkeys(("transactional_id", "transaction_timeout_ms"), f"{_OURS}: nothing is sent in transactions"),
+    **dict.fromkeys(
+        ("key_deserializer", "value_deserializer", "key_serializer", "value_serializer"),
+        f"{_OURS}: keys and values are bytes; for schemas see kafka.schema_registry_url",
+    ),
+    "partitioner": f"{_OURS}: it is Kafka's own, so that a clip's messages stay in one partition",
+    "allow_auto_create_topics": f"{_OURS}: a misspelt topic must be an error, not an empty topic",
+    "consumer_timeout_ms": f"{_OURS}: it would end the stream",
+    "sasl_oauth_token_provider": "has settings of its own: kafka.oauth_token_file, or kafka.oauth_token_url",
+    **dict.fromkeys(("kafka_client", "metric_reporters", "selector", "ssl_context"), _OBJECT),
+}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
 
 class FolderSettings(Section):
     """The folder source."""
@@ -41,7 +82,9 @@ class KafkaSettings(Section):
         None, description="Static membership: a name that survives a restart of this process."
     )
     auto_offset_reset: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where to begin when neither checkpoint nor broker knows."
+        "earliest",
+        description="Where a group that has never read begins. latest: at the end of the partitions that there are"
+        " then; what comes later is read from its beginning.",
     )
     on_truncated: Literal["earliest", "error"] = Field(
         "earliest",
@@ -65,7 +108,9 @@ class KafkaSettings(Section):
     )
     request_timeout_ms: int = Field(30_000, ge=1_000, description="Longest wait for a broker's answer.")
     client: dict[str, Any] = Field(
-        {}, description="Passed through to the client (kafka-python names): security_protocol, sasl_mechanism ..."
+        {},
+        description="Passed through to the client (kafka-python names): security_protocol, sasl_mechanism, sizes,"
+        " timeouts ... What promises rest on (acks, enable_auto_commit ...), and what has a setting here, is refused.",
     )
     client_secret_files: dict[str, Path] = Field(
         {}, description="As `client`, each value read from a file: sasl_plain_password ..."
@@ -75,8 +120,9 @@ class KafkaSettings(Section):
     )
     oauth_token_url: str | None = Field(
         None,
-        pattern=r"^https?://",
-        description="SASL OAUTHBEARER: an OIDC token endpoint to get tokens from (client credentials; extra `oauth`).",
+        pattern=r"^https?://[^@]+$",
+        description="SASL OAUTHBEARER: an OIDC token endpoint to get tokens from (client credentials; extra `oauth`)."
+        " Without credentials.",
     )
     oauth_client_id: str | None = Field(None, description="For `oauth_token_url`.")
     oauth_client_secret_file: Path | None = Field(None, description="For `oauth_token_url`.")
@@ -95,6 +141,14 @@ class KafkaSettings(Section):
         None, description="Certificates that it must be vouched for by, PEM; null: the usual ones."
     )
 
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _without_login(cls, servers: list[str]) -> list[str]:
+        # It would be in every sentence about the broker.
+        if any("@" in server or "://" in server for server in servers):
+            raise ValueError("write host:port; a login is in kafka.client and kafka.client_secret_files")
+        return servers
+
     @field_validator("topic_pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
@@ -103,6 +157,18 @@ class KafkaSettings(Section):
         except re.error as error:
             raise ValueError(f"no regular expression: {error}") from error
         return pattern
+
+    @field_validator("client", "client_secret_files")
+    @classmethod
+    def _passed_through(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if wrong := [f"{name} {_NOT_PASSED_THROUGH[name]}" for name in options if name in _NOT_PASSED_THROUGH]:
+            raise ValueError("; ".join(wrong))
+        if any(not isinstance(each, type) for each in _as_list(options.get("partition_assignment_strategy"))):
+            raise ValueError(f"partition_assignment_strategy {_OURS} by name: it is cooperative-sticky")
+        for name in ("proxy_url", "socks5_proxy"):
+            if isinstance(url := options.get(name), str) and "://" not in url:
+                raise ValueError(f"{name}: write scheme://host:port, with user:password@ before the host where needed")
+        return options
 
     @field_validator("partitions")
     @classmethod
@@ -120,12 +186,12 @@ class KafkaSettings(Section):
         clips = {*self.topics, *(name.rpartition(":")[0] for name in self.partitions)}
         if self.dead_letter_topic in clips:
             raise ValueError(
-                f"dead_letter_topic {self.dead_letter_topic!r} is among the topics or partitions: dead letters would be"
-                " read again"
+                f"dead_letter_topic = {self.dead_letter_topic!r} is among topics or partitions, so that dead letters"
+                " would be read again: name another one"
             )
         if self.events_topic is not None and self.events_topic in (*clips, self.dead_letter_topic):
             raise ValueError(
-                f"events_topic {self.events_topic!r} is a topic of clips or dead letters: name another one"
+                f"events_topic = {self.events_topic!r} is among topics, or dead_letter_topic: name another one"
             )
         if self.oauth_token_url is not None:
             if self.oauth_token_file is not None:
@@ -137,8 +203,13 @@ class KafkaSettings(Section):
         return self
 
     @field_serializer("client")
-    def _masked(self, client: dict[str, Any]) -> dict[str, Any]:
+    def _masked(self, client: dict[str, Any]) -> Any:
         return masked(client)
+
+    @field_serializer("client_secret_files")
+    def _paths(self, files: dict[str, Path]) -> dict[str, str]:
+        # What is no absolute path may be the secret itself, in the wrong place.
+        return {name: str(path) if path.is_absolute() else "***" for name, path in files.items()}
 
 
 class MediaSettings(Section):
@@ -180,5 +251,8 @@ class MediaSettings(Section):
     @model_validator(mode="after")
     def _storable(self) -> MediaSettings:
         if self.frames * self.size_px > 65_500:
-            raise ValueError("frames x size_px may not exceed 65500, the height of a JPEG that holds a clip's frames")
+            raise ValueError(
+                f"frames = {self.frames} x size_px = {self.size_px} may not exceed 65500, the height of a JPEG that"
+                " holds a clip's frames: lower one"
+            )
         return self

@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "connectors.folder_readers",
         "connectors.kafka_auth",
+        "connectors.kafka_beginnings",
         "connectors.kafka_handover",
         "connectors.kafka_records",
         "connectors.synthetic",

@@ -90,7 +90,19 @@ def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return weights(work / "state")
 
 
-def run_until_killed(work: Path, settings: dict[str, Any], call: str, nth: int, deadline_s: float = DEADLINE_S) -> bool:
+def finished(status: dict[str, Any]) -> bool:
+    """The end of a stream that has one."""
+    return bool(status["state"] == "finished")
+
+
+def run_until_killed(
+    work: Path,
+    settings: dict[str, Any],
+    call: str,
+    nth: int,
+    deadline_s: float = DEADLINE_S,
+    finished: Callable[[dict[str, Any]], bool] = finished,
+) -> bool:
     """Whether it was killed; else the stream was finished before the n-th such call."""
     prefix = [
         "strace",
@@ -109,7 +121,7 @@ def run_until_killed(work: Path, settings: dict[str, Any], call: str, nth: int, 
             if running.process.poll() is not None:
                 return "killed"
             status = running.status()
-            return "finished" if status and status["state"] == "finished" else None
+            return "finished" if status and finished(status) else None
 
         return bool(
             until(over, f"killed at {call} {nth}, or finished; log:\n{running.log.read_text()[-2000:]}", deadline_s)

@@ -14,7 +14,8 @@ from streamlearn.connectors.folder import FolderSource
 from streamlearn.connectors.kafka_producer import KafkaDeadLetters
 from streamlearn.connectors.kafka_range import read, resolve, whole_topics
 from streamlearn.deadletters import FileDeadLetters
-from streamlearn.dlq import FilePlace, KafkaPlace, describe, replay, summarise
+from streamlearn.dlq import FilePlace, KafkaPlace, Letter, describe, replay, summarise
+from streamlearn.errors import SourceError
 from streamlearn.records import Position, Record, Rejected
 from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import KafkaBroker
@@ -125,7 +126,59 @@ def test_a_folder_that_may_not_be_written_is_a_sentence(
     assert "cannot be written" in said.err
 
 
+class Refusing(FilePlace):
+    """A place that takes back only some letters, until it is mended."""
+
+    def __init__(self, path: Path, folder: Path, refused: set[int]) -> None:
+        super().__init__(path, folder)
+        self.refused = refused
+
+    def send(self, letter: Letter) -> str | None:
+        return "too large" if letter.rejected.position.offset in self.refused else super().send(letter)
+
+
+def test_what_could_not_be_sent_is_not_marked_and_goes_with_the_next_replay(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    write(path, *(rejected(n, value=b'{"video_id": "%d"}' % n) for n in (1, 2, 3, 2)))  # 2 twice, as after a crash
+    place = Refusing(path, folder, {2})
+    assert replay(place).sent == {"media_not_found": 2}
+    assert summarise(place).replayed == {"media_not_found": 2}
+    again = replay(place)
+    assert (again.sent, again.problems) == ({}, (("media_not_found", "too large"),))
+    place.refused = set()
+    assert replay(place).sent == {"media_not_found": 1}
+    assert [json.loads(row)["video_id"] for row in rows(folder)] == ["1", "3", "2"]
+    assert summarise(place).replayed == {"media_not_found": 4}
+    assert replay(place).sent == {}
+
+
+def test_marks_of_before_are_read(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    write(path, rejected(1))
+    with path.open("a") as file:
+        file.write('{"replayed": [], "ends": {"0": 1}}\n')
+    assert replay(FilePlace(path, folder)).sent == {}
+
+
 # --- the verbs
+
+
+def test_replay_says_by_its_exit_code_that_not_all_could_be_sent_each_time(say: Say, tmp_path: Path) -> None:
+    video = tmp_path / "clips" / "a.mp4"
+    video.parent.mkdir()
+    video.write_bytes(b"video")
+    gone, there = rejected(1, partition="gone.mp4#7"), rejected(2, partition="a.mp4#5")
+    write(tmp_path / "state" / "dead_letters.jsonl", gone, there)
+    where = ("--set", f"folder.path={tmp_path / 'clips'}", "--set", f"state_dir={tmp_path / 'state'}")
+    first, listed, second = (
+        say("dlq", "replay", *where),
+        say("dlq", "ls", "--json", *where),
+        say("dlq", "replay", *where),
+    )
+    assert (first.code, second.code) == (1, 1)
+    assert "sent 1 again" in first.out
+    assert json.loads(listed.out)["codes"]["media_not_found"]["replayed"] == 1
+    assert "gone.mp4 is gone" in second.out
 
 
 def test_verbs_list_and_replay_the_state_directorys_file(say: Say, tmp_path: Path, folder: Path) -> None:
@@ -194,6 +247,39 @@ def test_letters_go_back_to_their_topics_as_they_were_once(kafka: KafkaBroker, n
         (b"a", None, (("h", b"1"),)),
     ]
     assert [(r.key, r.value, r.headers) for r in in_topic(kafka, others)] == [(b"a", b"{", (("h", b"1"),))]
+
+
+@pytest.mark.slow
+def test_letters_that_were_not_acknowledged_are_not_marked(kafka: KafkaBroker, new_topic: Callable[..., str]) -> None:
+    clips, letters = new_topic(configs={"max.message.bytes": "2000"}), new_topic()
+    settings = KafkaSettings(bootstrap_servers=[kafka.bootstrap], dead_letter_topic=letters)
+    with closing(KafkaDeadLetters(settings)) as dead:
+        dead.write(rejected(1, topic=clips, partition="0"))
+        dead.write(rejected(2, value=bytes(5_000), topic=clips, partition="0"))  # more than its topic takes by now
+        dead.flush()
+    with closing(KafkaPlace(settings, letters)) as place:
+        with pytest.raises(SourceError, match=r"max\.message\.bytes"):
+            replay(place)
+        assert summarise(place).replayed == {"media_not_found": 0}
+
+
+@pytest.mark.slow
+def test_a_letter_goes_back_behind_what_it_came_with(
+    kafka: KafkaBroker, new_topic: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever partitioner the producer had: a replacement and a tombstone are in the partition of their clip."""
+    clips, letters = new_topic(partitions=3), new_topic()
+    settings = KafkaSettings(bootstrap_servers=[kafka.bootstrap], dead_letter_topic=letters)
+    with closing(KafkaDeadLetters(settings)) as dead:
+        for number in ("0", "1", "2", "7"):
+            dead.write(rejected(int(number), topic=clips, partition=number))
+        dead.flush()
+    with closing(KafkaPlace(settings, letters)) as place:
+        assert replay(place).sent == {"media_not_found": 4}
+    there = [record.position.partition for record in in_topic(kafka, clips)]
+    assert {"0", "1", "2"} == set(there)
+    assert len(there) == 4
+    assert f"{clips} has no partition 7 any more" in caplog.text
 
 
 @pytest.mark.slow

@@ -513,8 +513,10 @@ class HungConsumer:
 
 def test_a_consumer_that_gets_nothing_although_there_is_something_is_replaced_and_counted() -> None:
     made: list[HungConsumer] = []
+    asked: list[int | None] = []
 
-    def connect() -> HungConsumer:
+    def connect(fetch_bytes: int | None) -> HungConsumer:
+        asked.append(fetch_bytes)
         made.append(HungConsumer())
         return made[-1]
 
@@ -526,6 +528,8 @@ def test_a_consumer_that_gets_nothing_although_there_is_something_is_replaced_an
     assert reader.connected
     reader.close()
     assert made[-1].closed.is_set()
+    assert asked[0] is None
+    assert asked[1] is not None, "the next one asks for less: perhaps it was too much"
 
 
 def test_a_member_that_waits_for_the_partitions_of_one_that_crashed_says_so(

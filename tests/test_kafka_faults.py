@@ -1,19 +1,22 @@
 """A bad network, and poison: no record is lost, none comes twice, each is refused for its own reason."""
 
-import base64
-import json
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from streamlearn.envelope import parse
-from streamlearn.errors import MessageError
-from streamlearn.records import Position, Record
+from streamlearn.connectors.kafka_schemas import SchemaRegistry
+from streamlearn.errors import CODES, RejectedClip
+from streamlearn.loader import Loader, LoadOptions, load
+from streamlearn.records import Clip, Position, Record
+from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import KafkaBroker
 from tests.kafka_proxy import proxied
 from tests.kafka_source import NewTopic, OpenSource, collect, numbers, options, send, until, values
+from tests.media import load_options, raw_record, video
+from tests.poison import KINDS, MAX_BYTES, MAX_CAPTION_CHARS, MAX_PIXELS, Place, encoded, place
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +36,20 @@ def test_a_broker_throttled_to_50_kb_a_second_costs_time_and_nothing_else(
         assert values(collect(source, len(sent))) == sent
         assert source.poll(0.2) == []
         assert source.restarts == 0
+        source.close()
+
+
+def test_what_cannot_come_within_a_requests_timeout_is_asked_for_in_small_pieces(
+    own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    topic = new_topic()
+    sent = [b"%d" % n + bytes(10_000) for n in range(30)]
+    send(own_kafka, topic, sent)
+    with proxied(own_kafka) as proxy:
+        proxy.bytes_per_s = 50_000
+        # One fetch would bring all 300 kB, in 6 s; a request may take 2, and is then made anew: for ever.
+        source = open_source(options(own_kafka, topic, bootstrap_servers=[proxy.address], request_timeout_ms=2_000))
+        assert values(collect(source, len(sent))) == sent
         source.close()
 
 
@@ -57,36 +74,59 @@ def test_connections_that_are_reset_again_and_again_lose_and_double_nothing(
         assert values([r for r in records if r.position.partition == partition]) == numbers(200)
 
 
-GOOD = {"captions": ["a red circle"], "media_b64": base64.b64encode(b"film").decode()}
-
-#: One way to be wrong each, with the code that it must get.
-POISON: dict[str, tuple[st.SearchStrategy[Any], str]] = {
-    "no JSON": (st.text(min_size=1, max_size=50).map(lambda t: b"{" + t.encode("utf-8", "replace")), "invalid_json"),
-    "no UTF-8": (st.binary(max_size=20).map(lambda b: b"\xff\xfe" + b), "invalid_utf8"),
-    "nothing": (st.just(b""), "empty_value"),
-    "not an object": (st.one_of(st.integers(), st.lists(st.integers(), max_size=3), st.booleans()), "invalid_json"),
-    "no captions": (st.just({k: v for k, v in GOOD.items() if k != "captions"}), "missing_field"),
-    "no media": (st.just({k: v for k, v in GOOD.items() if k != "media_b64"}), "missing_field"),
-    "captions of a wrong type": (st.integers().map(lambda n: GOOD | {"captions": n}), "invalid_field"),
-    "a caption of spaces": (st.integers(1, 9).map(lambda n: GOOD | {"captions": [" " * n]}), "invalid_field"),
-    "no base64": (st.integers(0, 99).map(lambda n: GOOD | {"media_b64": f"$$${n}"}), "invalid_base64"),
-    "a split there is not": (st.just(GOOD | {"split": "perhaps"}), "invalid_field"),
-}
+@pytest.fixture(scope="module")
+def poisonous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with place(tmp_path_factory.mktemp("media")) as found:
+        yield found
 
 
-def encoded(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else json.dumps(value).encode()
+@pytest.fixture(scope="module")
+def limits(poisonous: Place) -> LoadOptions:
+    return load_options(
+        allowed_roots=(poisonous.root,),
+        allowed_schemes=("file", "http"),
+        allowed_hosts=(poisonous.host,),
+        max_bytes=MAX_BYTES,
+        max_pixels=MAX_PIXELS,
+        max_caption_chars=MAX_CAPTION_CHARS,
+        timeout_s=3.0,
+    )
 
 
-@pytest.mark.parametrize("kind", list(POISON))
-def test_each_kind_of_poison_gets_its_code(kind: str) -> None:
-    strategy, code = POISON[kind]
+def test_poison_has_every_code_that_a_dead_letter_can_have() -> None:
+    assert {kind.code for kind in KINDS.values()} == {code for stage in CODES.values() for code in stage}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.costly])
+def test_each_kind_of_poison_gets_its_code(name: str, poisonous: Place, limits: LoadOptions) -> None:
+    kind = KINDS[name]
+    registry = SchemaRegistry.of(KafkaSettings(schema_registry_url=poisonous.registry))
+    assert registry is not None
 
     @settings(max_examples=50, deadline=None, database=None, derandomize=True)
-    @given(strategy)
+    @given(kind.values(poisonous))
     def check(value: Any) -> None:
-        with pytest.raises(MessageError) as refused:
-            parse(Record(b"v", encoded(value), Position("c", "0", 0)), max_bytes=2**20, max_caption_chars=1000)
-        assert refused.value.code == code
+        record = Record(b"v", encoded(value), Position("c", "0", 0), kind.headers)
+        registry.learn(record)
+        with pytest.raises(RejectedClip) as refused:
+            load(registry.attach(record), limits)
+        assert refused.value.code == kind.code
+
+    with closing(registry):
+        check()
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.costly])
+def test_poison_that_takes_its_decoder_along_costs_one_record(name: str, poisonous: Place, limits: LoadOptions) -> None:
+    kind = KINDS[name]
+
+    @settings(max_examples=1, deadline=None, database=None, derandomize=True)
+    @given(kind.values(poisonous))
+    def check(value: Any) -> None:
+        with closing(Loader(limits, workers=1)) as loader:
+            bad = loader.submit(Record(b"v", encoded(value), Position("c", "0", 0), kind.headers))
+            good = loader.submit(raw_record(video(width=32, height=32)))
+            assert getattr(bad.result(60), "code", None) == kind.code
+            assert isinstance(good.result(60), Clip)
 
     check()

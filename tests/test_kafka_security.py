@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from streamlearn.connectors.kafka import KafkaSource
+from streamlearn.connectors.kafka_client import as_source_error
 from streamlearn.errors import SettingsError, SourceRefusedError
 from streamlearn.records import Position, Record, Rejected
 from streamlearn.settings import KafkaSettings
@@ -242,3 +244,24 @@ def test_a_file_of_a_secret_that_is_not_there_is_refused_at_once(name: str, kafk
 def test_an_identity_provider_without_its_login_is_refused() -> None:
     with pytest.raises(ValueError, match="oauth_client_id"):
         KafkaSettings(oauth_token_url="https://id.example.org/token")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"client_secret_files": {"sasl_plain_password": "hush"}},
+        {"oauth_token_file": "hush"},
+        {"oauth_token_url": "https://id.example.org", "oauth_client_id": "a", "oauth_client_secret_file": "hush"},
+        {"schema_registry_url": "https://registry.example.org", "schema_registry_auth_file": "hush"},
+    ],
+)
+def test_a_secret_in_the_place_of_its_file_is_not_repeated(given: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"No such file.*path of a file that holds the secret") as refused:
+        KafkaSource(KafkaSettings(**given))
+    assert "hush" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_what_a_client_says_of_a_url_is_told_without_its_login() -> None:
+    said = as_source_error(ValueError("no proxy at socks5://alice:hush@proxy:1080"), KafkaSettings())
+    assert "***@proxy:1080" in str(said)
+    assert "hush" not in str(said)
