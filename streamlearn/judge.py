@@ -155,7 +155,7 @@ class Judge:
             opening.direction = self._direction
             if unknown:
                 opening.looks = [opening.settled_step, 2 * opening.settled_step - step]
-        elif unknown and onset * self._batch_size < _SURE:
+        elif unknown:
             opening.looks = [step - onset + -(-_LOOKS[-1][1] // self._batch_size)]
 
     def is_due(self, step: int) -> bool:

@@ -197,6 +197,23 @@ def test_few_clips_of_a_foreign_domain_are_not_taken_for_a_known_task() -> None:
         assert begin(judge, clips, "t2", 1).name is None, f"seed {seed}"
 
 
+def test_a_return_whose_first_clips_come_mixed_is_known_a_little_later() -> None:
+    clips = Domains()
+    a, b = clips.world.domain(), clips.world.domain()
+    judge = clips.judge()
+    clips.learn((a, 1.0), steps=20)
+    clips.learn((b, 1.0), steps=2)
+    begin(judge, clips, "t1", 2)
+    clips.learn((b, 1.0), steps=20)
+    clips.learn((b, 0.4), (a, 0.6), steps=2)
+    assert begin(judge, clips, "t2", 2).name is None
+    known = []
+    for _ in range(4):
+        clips.learn((a, 1.0))
+        known.append(judge.recognise_late("t3", clips.step))
+    assert [name for name in known if name] == ["t1"]
+
+
 def test_an_operators_name_is_not_taken_back_by_a_late_recognition() -> None:
     clips = Domains()
     a, b = clips.world.domain(), clips.world.domain()
