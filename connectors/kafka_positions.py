@@ -43,11 +43,13 @@ class Positions:
 
     Attributes:
         unplaced: assigned partitions that stay paused until `place` has looked at them.
+        unknown: those of them that begin wherever the group has come to, as no checkpoint of ours has them.
         lost: records that were gone before they were read; 1 for each time that their number is not known.
     """
 
     def __init__(self, options: KafkaOptions, handover: Handover) -> None:
         self.unplaced: set[TopicPartition] = set()
+        self.unknown: set[TopicPartition] = set()
         self.lost: Counter[Partition] = Counter()
         self._topic_ids: dict[str, UUID] = {}
         self._options = options
@@ -76,6 +78,12 @@ class Positions:
                 return  # paused until we know
             before = self._committed.get(tp)
             if committed is not None:
+                if tp in self.unknown:
+                    log.info(
+                        "%s/%s: no checkpoint here has it; going on from offset %d, which its group has committed",
+                        *tp,
+                        committed,
+                    )
                 if before is not None and committed > max(before, consumer.position(tp, timeout_ms=_LOOKUP_MS) or 0):
                     self._move(consumer, tp, committed)
                     self._finished[tp] = committed
@@ -83,6 +91,7 @@ class Positions:
             else:
                 self._committed.setdefault(tp, -1)
             self.unplaced.discard(tp)
+            self.unknown.discard(tp)
 
     def handed_over(self, tp: TopicPartition, committed: int) -> None:
         """The partition goes with this offset at the broker: what is committed beyond is another member's."""
@@ -194,6 +203,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
             start = self._handover.assign(partition_of(tp))
             if start is not None:
                 self._consumer.seek(tp, start)
+            else:
+                self._positions.unknown.add(tp)
             self._consumer.pause(tp)
             self._positions.unplaced.add(tp)
 

@@ -65,8 +65,9 @@ def test_it_is_a_source_with_dead_letters(kafka: KafkaBroker) -> None:
 
 
 def test_it_reads_in_order_from_the_given_offsets_whatever_the_broker_has_committed(
-    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "streamlearn")
     topic = new_topic(partitions=2)
     for partition in (0, 1):
         send(kafka, topic, numbers(100), partition)
@@ -79,7 +80,9 @@ def test_it_reads_in_order_from_the_given_offsets_whatever_the_broker_has_commit
     records = collect(open_source(options(kafka, topic), {p0: 40}), 60 + 20)
 
     assert values([r for r in records if r.position.partition == "0"]) == numbers(60, start=40)
-    # A partition that the checkpoint does not know begins at the committed offset.
+    # A partition that the checkpoint does not know begins at the committed offset, and that is said.
+    assert f"{topic}/1: no checkpoint here has it; going on from offset 80" in caplog.text
+    assert f"{topic}/0: no checkpoint" not in caplog.text
     assert values([r for r in records if r.position.partition == "1"]) == numbers(20, start=80)
     assert [r.position.offset for r in records if r.position.partition == "0"] == list(range(40, 100))
 
