@@ -49,6 +49,7 @@ def run_demo(
                 "folder.watch": True,
                 "api.host": host,
                 "api.port": port,
+                "evaluate.budget_ratio": 0.2,  # the curves are what there is to see
             },
         )
         stop = stop_signal()

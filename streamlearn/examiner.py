@@ -2,7 +2,7 @@
 
 The time of evaluations is bought with the learner's: each second that it works earns `evaluate.budget_ratio` seconds,
 and a task is asked when there is what the last one cost, and as much again put by for the end of the current task,
-since forgetting is measured from there. Where tasks end more often than the budget can pay, every other end is not
+since forgetting is measured from there. Where tasks end more often than the budget can pay, some ends are not
 asked, so that past tasks have their turns. Those go to the current task and to the past one that has waited longest,
 one each: the more tasks, the less often an old one is asked, at the same cost. While the source is silent nobody waits
 for the time, and every task is asked.
@@ -23,6 +23,8 @@ from streamlearn.evaluator import Measured
 from streamlearn.metrics import Metrics
 from streamlearn.scoreboard import Scoreboard
 from streamlearn.search import Snapshot
+
+_MOST_ENDS = 3  # asked one after the other, where the budget cannot pay for another turn as well
 
 
 class Asks(Protocol):
@@ -67,7 +69,7 @@ class Examiner:
         self._ratio, self._clock = budget_ratio, clock
         self._credit_s = 0.0
         self._task_s = 0.0  # what a task costs, as far as is known
-        self._last_was_end = False
+        self._ends = 0  # that were asked since another turn
         self._hurry = threading.Event()  # set: end after the task that is being asked, unless the budget has more
         self._asked_at: dict[str, int] = {}  # clips seen at a task's last turn
         self._current_had_turn = False
@@ -87,7 +89,7 @@ class Examiner:
 
     @property
     def _spare_s(self) -> float:
-        return self._credit_s - (0.0 if self._last_was_end else self._task_s)
+        return self._credit_s - (0.0 if self._ends else self._task_s)
 
     def begin(
         self,
@@ -119,7 +121,7 @@ class Examiner:
 
         Its forward transfer waits for another turn.
         """
-        if self._credit_s >= (2 * self._task_s if self._last_was_end else 0.0):  # a past task's turn comes between
+        if self._credit_s >= (2 * self._task_s if self._ends >= _MOST_ENDS else 0.0):
             self._hurry.set()
             self._running = self._thread.submit(self._ask, snapshot, [task], clips_seen, {}, 0.0, at_end=True)
 
@@ -142,7 +144,7 @@ class Examiner:
         turns = running.result()
         self._credit_s -= _charged_s(turns)
         self._task_s = max(turn.seconds for turn in turns)
-        self._last_was_end = turns[-1].at_end
+        self._ends = self._ends + 1 if turns[-1].at_end else 0
         self._last_s = self._clock()
         found = [turn.measured for turn in turns if turn.measured is not None]
         for turn in turns:
