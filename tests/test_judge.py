@@ -137,6 +137,18 @@ def begin(judge: Judge, clips: Domains, task: str, onset: int) -> Boundary:
     return verdict.boundary
 
 
+def in_a_second_task() -> tuple[Domains, Judge, Vectors, Vectors]:
+    """A task of domain a has ended, one of b has gone on for a while."""
+    clips = Domains()
+    a, b = clips.world.domain(), clips.world.domain()
+    judge = clips.judge()
+    clips.learn((a, 1.0), steps=20)
+    clips.learn((b, 1.0), steps=2)
+    begin(judge, clips, "t1", 2)
+    clips.learn((b, 1.0), steps=20)
+    return clips, judge, a, b
+
+
 def mixed(clips: Domains, old: Vectors, new: Vectors, first: float, last: float, steps: int) -> None:
     for share in np.linspace(first, last, steps):
         clips.learn((old, 1 - share), (new, share))
@@ -198,13 +210,7 @@ def test_few_clips_of_a_foreign_domain_are_not_taken_for_a_known_task() -> None:
 
 
 def test_a_return_whose_first_clips_come_mixed_is_known_a_little_later() -> None:
-    clips = Domains()
-    a, b = clips.world.domain(), clips.world.domain()
-    judge = clips.judge()
-    clips.learn((a, 1.0), steps=20)
-    clips.learn((b, 1.0), steps=2)
-    begin(judge, clips, "t1", 2)
-    clips.learn((b, 1.0), steps=20)
+    clips, judge, a, b = in_a_second_task()
     clips.learn((b, 0.4), (a, 0.6), steps=2)
     assert begin(judge, clips, "t2", 2).name is None
     known = []
@@ -215,13 +221,7 @@ def test_a_return_whose_first_clips_come_mixed_is_known_a_little_later() -> None
 
 
 def test_an_operators_name_is_not_taken_back_by_a_late_recognition() -> None:
-    clips = Domains()
-    a, b = clips.world.domain(), clips.world.domain()
-    judge = clips.judge()
-    clips.learn((a, 1.0), steps=20)
-    clips.learn((b, 1.0), steps=2)
-    begin(judge, clips, "t1", 2)
-    clips.learn((b, 1.0), steps=20)
+    clips, judge, a, _ = in_a_second_task()
     clips.learn((a, 1.0), steps=1)
     judge.judge(Boundary("drift", 9.0, 1), "t2", clips.step)
     judge.close("t2", clips.step - 1)
