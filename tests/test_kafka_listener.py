@@ -14,6 +14,8 @@ from kafka.future import Future
 from kafka.net.selector import NetworkSelector
 
 from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_listener import Listener
+from streamlearn.connectors.kafka_memo import Memo
 from streamlearn.connectors.kafka_positions import Positions
 from streamlearn.records import Partition, Position, Record
 from streamlearn.settings import KafkaSettings
@@ -58,10 +60,11 @@ class Group:
 
     def __init__(self, patience_ms: int) -> None:
         self.handover = Handover({P: 0}, max_records=100, max_bytes=10_000)
-        self.positions = Positions(KafkaSettings(), self.handover)
+        self.positions = Positions(KafkaSettings(), self.handover, Memo({P: 0}))
         self.consumer, self.closing = Consumer(patience_ms), threading.Event()
-        self.listener: ConsumerRebalanceListener = self.positions.listener(self.consumer, self.closing)
+        self.listener: ConsumerRebalanceListener = Listener(self.positions, self.handover, self.consumer, self.closing)
         self.listener.on_partitions_assigned([TP])
+        self.positions.unplaced.clear()  # as `place` does
         self.handover.put(P, [Record(None, b"", Position("clips", "0", n)) for n in range(10)])
         self.handover.take(10, 0)
         self.handover.saved({P: 4})
