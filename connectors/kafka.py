@@ -137,9 +137,9 @@ class KafkaSource:
     def commit(self, offsets: Offsets) -> None:
         """Let the broker know, soon; of partitions that went to another member it will hear from that one."""
         if self._reader is not None:
-            self._memo.settle(offsets)
             self._reader.commit(offsets)
             self._handover.saved(offsets)
+            self._memo.settle(offsets)
 
     def revoked(self) -> Collection[Partition]:
         """Partitions that a rebalance takes away; it waits for `give_back` and a commit, but not for long.

@@ -35,11 +35,10 @@ class Memo:
     def of(self, offsets: Offsets) -> dict[str, Any]:
         """What to keep beside these offsets, for JSON."""
         with self._lock:
-            self._settle(offsets)
             logs, line = dict(self._logs), {p: at for p, at in self._line.items() if p not in offsets}
             for partition, (log, _) in self._gone.items():
-                if log is not None and partition in offsets:
-                    logs[partition] = log  # its offset is still of this one
+                if log is not None and partition in offsets and self._is_gone(partition, offsets[partition]):
+                    logs[partition] = log
             return {
                 "reader": self.reader,
                 "logs": [[*p, log] for p, log in logs.items() if p in offsets or p in line],
@@ -47,9 +46,11 @@ class Memo:
             }
 
     def settle(self, offsets: Offsets) -> None:
-        """A checkpoint has these."""
+        """A checkpoint has these, and nobody goes by those of the one before."""
         with self._lock:
-            self._settle(offsets)
+            for partition in [p for p in self._gone if p in offsets and not self._is_gone(p, offsets[p])]:
+                del self._gone[partition]
+            self._offsets.update(offsets)
 
     def log_of(self, partition: Partition) -> str | None:
         """The id of the log that it is read from, or was; None where that is not known."""
@@ -83,11 +84,6 @@ class Memo:
             self._line[partition] = offset
             if log is not None:
                 self._logs.setdefault(partition, log)
-
-    def _settle(self, offsets: Offsets) -> None:
-        for partition in [p for p in self._gone if p in offsets and not self._is_gone(p, offsets[p])]:
-            del self._gone[partition]
-        self._offsets.update(offsets)
 
     def _is_gone(self, partition: Partition, offset: int) -> bool:
         """Offsets of one log only grow: one that is not between the last checkpoint's and the end is of the other."""

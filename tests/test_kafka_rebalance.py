@@ -198,6 +198,7 @@ def test_a_learner_that_stalls_keeps_its_place_and_lets_its_partitions_go(
                 until(lambda: set(one.learned + two.learned + three.learned) == ids)
                 until(lambda: one.idle and two.idle and three.idle)
     assert "no checkpoint within 1.5 s of a rebalance" in caplog.text
+    assert one.source.late_handovers > 0
     # Of what went it has learned nothing since, though it held some of it, decoded.
     assert set(one.learned) - learned <= mine
     assert max(Counter(one.learned).values()) == 1
