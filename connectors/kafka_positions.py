@@ -63,7 +63,7 @@ class Positions:
         self.follow_topics(consumer)
         found: dict[TopicPartition, OffsetAndMetadata | None] = {}
         try:
-            for tp in self.unplaced:
+            for tp in list(self.unplaced):
                 found[tp] = consumer.committed(tp, metadata=True, timeout_ms=_LOOKUP_MS)
         except kafka_errors.KafkaTimeoutError:
             pass  # the others stay paused until we know
@@ -137,12 +137,11 @@ class Positions:
         """
         told = {}
         for partition, offset in offsets.items():
-            tp = topic_partition(partition)
-            stretches = self._stretches.get(tp)
+            tp, said = topic_partition(partition), ""
             if tp in self.unplaced or offset < self._finished.get(tp, 0) or self._memo.is_gone(partition, offset):
                 continue
-            sound = stretches is not None and stretches.parts[-1].begin <= offset
-            said = Stretches(self._memo.log_of(partition), stretches.parts, offset).metadata() if sound else ""
+            if (ours := self._stretches.get(tp)) is not None and ours.parts[-1].begin <= offset:
+                said = Stretches(self._memo.log_of(partition), ours.parts, offset).metadata()
             told[tp] = OffsetAndMetadata(offset, said, -1)
         return told
 

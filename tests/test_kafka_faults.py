@@ -21,35 +21,32 @@ from tests.poison import KINDS, MAX_BYTES, MAX_CAPTION_CHARS, MAX_PIXELS, Place,
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.parametrize(
+    ("records", "limits", "in_pieces"),
+    [
+        # One fetch brings all of it, in 3 s: longer than the session may be silent.
+        pytest.param(15, {"session_timeout_ms": 2_000}, False, id="slower than the session"),
+        # In 6 s; a request may take 2, and is then made anew: for ever, if it were not for less.
+        pytest.param(30, {"request_timeout_ms": 2_000}, True, id="slower than a request"),
+    ],
+)
 def test_a_broker_throttled_to_50_kb_a_second_costs_time_and_nothing_else(
-    own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+    own_kafka: KafkaBroker,
+    new_topic: NewTopic,
+    open_source: OpenSource,
+    records: int,
+    limits: dict[str, int],
+    in_pieces: bool,
 ) -> None:
     topic = new_topic()
-    sent = [b"%d" % n + bytes(10_000) for n in range(15)]
+    sent = [b"%d" % n + bytes(10_000) for n in range(records)]
     send(own_kafka, topic, sent)
     with proxied(own_kafka) as proxy:
         proxy.bytes_per_s = 50_000
-        # A fetch of 150 kB takes 3 s: longer than the session may be silent, and than a request's timeout allows.
-        source = open_source(
-            options(own_kafka, topic, bootstrap_servers=[proxy.address], session_timeout_ms=2_000)
-        )  # fmt: skip
-        assert values(collect(source, len(sent))) == sent
+        source = open_source(options(own_kafka, topic, bootstrap_servers=[proxy.address], **limits))
+        assert values(collect(source, records)) == sent
         assert source.poll(0.2) == []
-        assert source.restarts == 0
-        source.close()
-
-
-def test_what_cannot_come_within_a_requests_timeout_is_asked_for_in_small_pieces(
-    own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
-) -> None:
-    topic = new_topic()
-    sent = [b"%d" % n + bytes(10_000) for n in range(30)]
-    send(own_kafka, topic, sent)
-    with proxied(own_kafka) as proxy:
-        proxy.bytes_per_s = 50_000
-        # One fetch would bring all 300 kB, in 6 s; a request may take 2, and is then made anew: for ever.
-        source = open_source(options(own_kafka, topic, bootstrap_servers=[proxy.address], request_timeout_ms=2_000))
-        assert values(collect(source, len(sent))) == sent
+        assert (source.restarts > 0) is in_pieces
         source.close()
 
 

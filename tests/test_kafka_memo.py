@@ -39,7 +39,7 @@ class Group:
 
     def __init__(self, kafka: KafkaBroker, topic: str, open_source: OpenSource) -> None:
         self.kafka, self.topic, self.open = kafka, topic, open_source
-        self.settings: KafkaSettings = options(kafka, topic)
+        self.settings: KafkaSettings = options(kafka, topic, client=SOON)
 
     def go_on(self, checkpoint: Checkpoint = NONE, **others: Any) -> KafkaSource:
         return self.open(self.settings.model_copy(update=others), *checkpoint)
@@ -172,7 +172,7 @@ def test_a_topic_that_was_made_anew_while_it_was_down_is_read_from_its_beginning
 def test_until_something_of_the_new_log_is_learned_checkpoints_are_of_the_old_one(group: Callable[..., Group]) -> None:
     one = group(records=10)
     p0 = Partition(one.topic, "0")
-    source = one.go_on(client=SOON, max_poll_records=1)
+    source = one.go_on(max_poll_records=1)
     collect(source, 10)
     before = source.memo({p0: 10})
     source.commit({p0: 10})
@@ -195,6 +195,44 @@ def test_until_something_of_the_new_log_is_learned_checkpoints_are_of_the_old_on
     assert values(collect(one.go_on(Checkpoint({p0: 1}, after)), 49)) == numbers(49, start=1001)
 
 
+def log_in(memo: Memo, offset: int) -> str:
+    return str(memo.of({P0: offset})["logs"][0][2])
+
+
+P0 = Partition("clips", "0")
+
+
+def test_an_offset_is_of_the_old_log_for_as_long_as_it_may_be() -> None:
+    memo = Memo({P0: 10})
+    memo.reads(P0, "old")
+    assert log_in(memo, 20) == "old"
+    memo.turn_back(P0, 20)  # it had delivered up to there, and the checkpoint is at 10
+    memo.reads(P0, "new")
+    assert [log_in(memo, offset) for offset in (0, 9, 10, 20, 21)] == ["new", "new", "old", "old", "new"]
+    memo.settle({P0: 15})
+    assert (log_in(memo, 14), log_in(memo, 15)) == ("new", "old")
+    assert memo.is_gone(P0, 15)
+    memo.settle({P0: 3})  # which only the new one has
+    assert log_in(memo, 15) == "new"
+    assert not memo.is_gone(P0, 15)
+
+
+def test_of_a_log_that_is_made_anew_twice_the_offset_is_still_of_the_first() -> None:
+    memo = Memo({P0: 10}, {"reader": "a", "logs": [[*P0, "first"]], "line": []})
+    for log, stood in (("second", 12), ("third", 30)):
+        memo.turn_back(P0, stood)
+        memo.reads(P0, log)
+    assert [log_in(memo, offset) for offset in (5, 10, 30)] == ["third", "first", "first"]
+
+
+@pytest.mark.parametrize("kept", [None, "text", 7, [], {}, {"reader": 3}, {"of": "another source"}])
+def test_a_memo_that_is_not_of_its_making_counts_as_none(kept: Any) -> None:
+    memo = Memo({P0: 1}, kept)
+    assert memo.is_new
+    assert memo.log_of(P0) is None
+    assert not Memo({P0: 1}, memo.of({P0: 1})).is_new
+
+
 def test_a_commit_of_another_log_is_none(group: Callable[..., Group]) -> None:
     """As of a member that has not noticed yet that the topic was made anew."""
     one = group(records=10)
@@ -205,7 +243,7 @@ def test_a_commit_of_another_log_is_none(group: Callable[..., Group]) -> None:
 def test_the_line_of_latest_is_kept_where_the_broker_forgets(kafka: KafkaBroker, group: Callable[..., Group]) -> None:
     """As it does of a group that is empty for a week."""
     one = group(records=1, partitions=2)
-    one.settings = options(kafka, one.topic, auto_offset_reset="latest")
+    one.settings = options(kafka, one.topic, auto_offset_reset="latest", client=SOON)
     source = one.go_on()
     until(lambda: source.poll(0) == [] and len(source.lag()) == 2)
     send(kafka, one.topic, [b"learned"], partition=0)
