@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.connectors.kafka_schemas import SchemaRegistry
 from streamlearn.errors import CODES, RejectedClip
 from streamlearn.loader import Loader, LoadOptions, load
@@ -21,33 +22,34 @@ from tests.poison import KINDS, MAX_BYTES, MAX_CAPTION_CHARS, MAX_PIXELS, Place,
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("records", "limits", "in_pieces"),
-    [
-        # One fetch brings all of it, in 3 s: longer than the session may be silent.
-        pytest.param(15, {"session_timeout_ms": 2_000}, False, id="slower than the session"),
-        # In 6 s; a request may take 2, and is then made anew: for ever, if it were not for less.
-        pytest.param(30, {"request_timeout_ms": 2_000}, True, id="slower than a request"),
-    ],
-)
-def test_a_broker_throttled_to_50_kb_a_second_costs_time_and_nothing_else(
-    own_kafka: KafkaBroker,
-    new_topic: NewTopic,
-    open_source: OpenSource,
-    records: int,
-    limits: dict[str, int],
-    in_pieces: bool,
-) -> None:
-    topic = new_topic()
+def read_at_50_kb_a_second(
+    broker: KafkaBroker, topic: str, open_source: OpenSource, records: int, **limits: int
+) -> KafkaSource:
+    """So many records of 10 kB each, all and once; returns the source, closed."""
     sent = [b"%d" % n + bytes(10_000) for n in range(records)]
-    send(own_kafka, topic, sent)
-    with proxied(own_kafka) as proxy:
+    send(broker, topic, sent)
+    with proxied(broker) as proxy:
         proxy.bytes_per_s = 50_000
-        source = open_source(options(own_kafka, topic, bootstrap_servers=[proxy.address], **limits))
+        source = open_source(options(broker, topic, bootstrap_servers=[proxy.address], **limits))
         assert values(collect(source, records)) == sent
         assert source.poll(0.2) == []
-        assert (source.restarts > 0) is in_pieces
         source.close()
+    return source
+
+
+def test_a_broker_that_is_slower_than_the_session_costs_time_and_nothing_else(
+    own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    # A fetch of 150 kB takes 3 s: longer than the session may be silent.
+    source = read_at_50_kb_a_second(own_kafka, new_topic(), open_source, 15, session_timeout_ms=2_000)
+    assert source.restarts == 0
+
+
+def test_what_cannot_come_within_a_requests_timeout_is_asked_for_in_small_pieces(
+    own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    # One fetch would bring all 300 kB, in 6 s; a request may take 2, and is then made anew: for ever.
+    read_at_50_kb_a_second(own_kafka, new_topic(), open_source, 30, request_timeout_ms=2_000)
 
 
 def test_connections_that_are_reset_again_and_again_lose_and_double_nothing(
