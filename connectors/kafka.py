@@ -15,6 +15,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from streamlearn.connectors.kafka_client import KafkaOptions, client_config, open_client
 from streamlearn.connectors.kafka_events import KafkaEvents
 from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_memo import Memo
 from streamlearn.connectors.kafka_producer import KafkaDeadLetters
 from streamlearn.connectors.kafka_publisher import KafkaPublisher
 from streamlearn.connectors.kafka_reader import Reader
@@ -42,6 +43,8 @@ class KafkaSource:
         self._registry = SchemaRegistry.of(options)
         self._handover = self._new_handover({})
         self._reader: Reader | None = None
+        self._memo = Memo({})
+        self._kept: Any = None
 
     @classmethod
     def from_settings(cls, settings: Any) -> KafkaSource:
@@ -86,11 +89,24 @@ class KafkaSource:
         """Records that were gone before they were read; 1 where their number is not known."""
         return self._reader.lost if self._reader else {}
 
+    @property
+    def late_handovers(self) -> int:
+        """Rebalances that got no checkpoint in time: what was learned since the last one is learned again."""
+        return self._reader.late_handovers if self._reader else 0
+
+    def memo(self, offsets: Offsets) -> Any:
+        """Who this reader is, of which logs the offsets are, and where others begin that it has learned nothing of."""
+        return self._memo.of(offsets)
+
+    def remember(self, memo: Any) -> None:
+        """Go on as the same reader."""
+        self._kept = memo
+
     def start(self, offsets: Offsets) -> None:
         """Join the group, in the background: a broker that is away is reported by `poll`."""
         assert self._reader is None, "a source is started once"
-        self._handover = self._new_handover(offsets)
-        self._reader = Reader(self._options, self._connect, self._subscription, self._handover)
+        self._handover, self._memo = self._new_handover(offsets), Memo(offsets, self._kept)
+        self._reader = Reader(self._options, self._connect, self._subscription, self._handover, self._memo)
         self._reader.start()
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
@@ -123,6 +139,7 @@ class KafkaSource:
         if self._reader is not None:
             self._reader.commit(offsets)
             self._handover.saved(offsets)
+            self._memo.settle(offsets)
 
     def revoked(self) -> Collection[Partition]:
         """Partitions that a rebalance takes away; it waits for `give_back` and a commit, but not for long.

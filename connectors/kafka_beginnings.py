@@ -6,25 +6,17 @@ partition that was empty then is read from there after a restart too, and one th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 
-def begin_at_beginning(consumer: KafkaConsumer, partitions: Collection[TopicPartition]) -> None:
-    """With the oldest record that there is."""
-    consumer.seek_to_beginning(*partitions)
-
-
-def begin_at_line(
-    consumer: KafkaConsumer, partitions: Collection[TopicPartition], *, began: bool, timeout_ms: int
-) -> None:
-    """At the end of the log as it was when the group began, which may be now.
+def draw_line(consumer: KafkaConsumer, *, began: bool, timeout_ms: int) -> Mapping[TopicPartition, int]:
+    """The end of each log as it was when the group began, which may be now; a partition without one came later.
 
     Args:
-        consumer: has these partitions.
-        partitions: of which no offset is known.
+        consumer: of a member.
         began: a checkpoint has offsets of other partitions: the group has read before, whatever the broker remembers.
         timeout_ms: of each question to the broker.
     """
@@ -35,11 +27,7 @@ def begin_at_line(
     if not line and not began:
         line = consumer.end_offsets(everything, timeout_ms=timeout_ms)
         consumer.commit({tp: OffsetAndMetadata(end, "", -1) for tp, end in line.items()}, timeout_ms=timeout_ms)
-    for tp in partitions:
-        if tp in line:
-            consumer.seek(tp, line[tp])
-        else:
-            begin_at_beginning(consumer, [tp])
+    return line
 
 
 def _everything(consumer: KafkaConsumer) -> list[TopicPartition]:

@@ -109,6 +109,11 @@ class Handover:
             self._revoked.discard(partition)  # what the caller holds of it is its to finish
             return self._next.get(partition)
 
+    def stands(self, partition: Partition) -> int | None:
+        """What is to be handed over next of a partition, once that is known."""
+        with self._condition:
+            return self._next.get(partition)
+
     def revoke(self, partitions: Iterable[Partition] | None = None) -> set[Partition]:
         """These partitions (all of them for None) go; what was not handed over is for their next owner to read.
 

@@ -1,29 +1,27 @@
 """Where each partition is read from: what `start` was given, where we were, or what the log still has.
 
 The broker's committed offsets are not the truth: they decide only for a partition that nothing else is known of, and
-tell of a partition that comes back how far another member has finished it meanwhile.
+tell how far other members have learned one while it was not ours.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
-from uuid import UUID
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.structs import OffsetAndMetadata
 
-from streamlearn.connectors.kafka_beginnings import begin_at_beginning, begin_at_line
-from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions
+from streamlearn.connectors.kafka_beginnings import draw_line
+from streamlearn.connectors.kafka_client import KafkaOptions
 from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_memo import Memo
+from streamlearn.connectors.kafka_stretches import Stretch, Stretches
 from streamlearn.errors import SourceLostError
-from streamlearn.records import Partition
+from streamlearn.records import Offsets, Partition
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +32,6 @@ ASTRAY = (
     kafka_errors.LogTruncationError,
 )
 _LOOKUP_MS = 200
-_TICK_S = 0.02
-_COMMIT_S = 5.0
 
 
 class Positions:
@@ -43,63 +39,115 @@ class Positions:
 
     Attributes:
         unplaced: assigned partitions that stay paused until `place` has looked at them.
-        unknown: those of them that begin wherever the group has come to, as no checkpoint of ours has them.
         lost: records that were gone before they were read; 1 for each time that their number is not known.
+        late_handovers: rebalances that did not get the checkpoint they waited for.
     """
 
-    def __init__(self, options: KafkaOptions, handover: Handover) -> None:
+    def __init__(self, options: KafkaOptions, handover: Handover, memo: Memo) -> None:
         self.unplaced: set[TopicPartition] = set()
-        self.unknown: set[TopicPartition] = set()
         self.lost: Counter[Partition] = Counter()
-        self._topic_ids: dict[str, UUID] = {}
+        self.late_handovers = 0
         self._options = options
         self._handover = handover
+        self._memo = memo
+        self._stretches: dict[TopicPartition, Stretches] = {}  # up to where ours goes on
         self._committed: dict[TopicPartition, int] = {}  # at the broker, while the partition was ours
         self._finished: dict[TopicPartition, int] = {}  # by another member, while the partition was its
 
-    def listener(self, consumer: KafkaConsumer, closing: threading.Event) -> ConsumerRebalanceListener:
-        """What to subscribe with; once `closing` is set, nothing is waited for."""
-        return _Listener(self, self._handover, consumer, closing)
-
     def place(self, consumer: KafkaConsumer) -> None:
-        """Let new partitions be read, from after what another member's checkpoints hold if that is further.
-
-        Only an offset that was committed since we had the partition says so: one from before `start` may be ahead
-        of the checkpoint that we were started with, and what lies between is to be read again.
+        """Let new partitions be read, from after what other members have learned of them.
 
         Raises:
             SourceLostError: its topic was made anew, and `on_truncated` says that this is the end.
         """
         self.follow_topics(consumer)
-        for tp in list(self.unplaced):
-            try:
-                committed = consumer.committed(tp, timeout_ms=_LOOKUP_MS)
-            except kafka_errors.KafkaTimeoutError:
-                return  # paused until we know
-            before = self._committed.get(tp)
-            if committed is not None:
-                if tp in self.unknown:
-                    log.info(
-                        "%s/%s: no checkpoint here has it; going on from offset %d, which its group has committed",
-                        *tp,
-                        committed,
-                    )
-                if before is not None and committed > max(before, consumer.position(tp, timeout_ms=_LOOKUP_MS) or 0):
-                    self._move(consumer, tp, committed)
-                    self._finished[tp] = committed
-                self._committed[tp] = committed
-            else:
-                self._committed.setdefault(tp, -1)
-            self.unplaced.discard(tp)
-            self.unknown.discard(tp)
+        found: dict[TopicPartition, OffsetAndMetadata | None] = {}
+        try:
+            for tp in list(self.unplaced):
+                found[tp] = consumer.committed(tp, metadata=True, timeout_ms=_LOOKUP_MS)
+        except kafka_errors.KafkaTimeoutError:
+            pass  # the others stay paused until we know
+        # Together, as each time all partitions that there are must be asked for.
+        if new := [tp for tp, committed in found.items() if not self._place(consumer, tp, committed)]:
+            self._begin(consumer, new)
+        self.unplaced.difference_update(found)
+
+    def _place(self, consumer: KafkaConsumer, tp: TopicPartition, committed: OffsetAndMetadata | None) -> bool:
+        """Whether it is known where to go on."""
+        stands = self._handover.stands(partition_of(tp))
+        known = None if committed is None else Stretches.read(committed.metadata, committed.offset)
+        if known is not None and self._is_of_another_log(tp, known):
+            committed = known = None  # by a member that has not noticed yet
+        if committed is None:
+            self._committed.setdefault(tp, -1)
+            if stands is None:
+                return False
+        elif stands is None:
+            stands = self._unknown(tp, committed.offset, known)
+            self._move(consumer, tp, stands)
+        elif (further := self._learned_by_others(tp, stands, committed.offset, known)) > stands:
+            log.info("%s/%s: other members have learned offsets %d to %d", *tp, stands, further - 1)
+            self._move(consumer, tp, further)
+            self._finished[tp] = stands = further
+        if committed is not None:
+            self._committed[tp] = committed.offset
+        if known is not None:
+            self._stretches[tp] = known.gone_on(self._memo.reader, stands)
+        elif tp not in self._stretches or committed is not None:
+            self._start_stretch(tp, stands)
+        return True
+
+    def _unknown(self, tp: TopicPartition, committed: int, known: Stretches | None) -> int:
+        """Where to begin what no checkpoint of ours has: at the group's offset, unless it was us who came so far."""
+        own = None if known is None else known.begin_of(self._memo.reader)
+        if own is not None:
+            log.warning(
+                "%s/%s: no checkpoint here has it, as if the state directory were an old one; it has learned it from"
+                " offset %d on before, and does so again",
+                *tp,
+                own,
+            )
+            return own
+        log.info(
+            "%s/%s: no checkpoint here has it; going on from offset %d, which its group has committed", *tp, committed
+        )
+        return committed
+
+    def _learned_by_others(self, tp: TopicPartition, stands: int, committed: int, known: Stretches | None) -> int:
+        """Up to where others have it from where we stand.
+
+        Where nobody says who came so far, only an offset that was committed since we had the partition is theirs: one
+        from before `start` may be ahead of the checkpoint that we were started with, and what lies between is to be
+        read again. A reader that is new, with offsets that are not, cannot tell either: stretches may be its own.
+        """
+        reader, before = self._memo.reader, self._committed.get(tp)
+        if known is not None and not (self._memo.is_new and known.begin_of(reader) is None):
+            return known.beyond_others(reader, stands)
+        return committed if before is not None and committed > max(before, stands) else stands
+
+    def _is_of_another_log(self, tp: TopicPartition, known: Stretches) -> bool:
+        log_id = self._memo.log_of(partition_of(tp))
+        return None not in (log_id, known.log) and log_id != known.log
+
+    def commitments(self, offsets: Offsets) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What to tell the broker of a checkpoint's offsets, whose partitions are ours.
+
+        Not of a partition where another member is further and we have not read on, nor before we have asked how far
+        it is; nor what is of a log that is gone.
+        """
+        told = {}
+        for partition, offset in offsets.items():
+            tp, said = topic_partition(partition), ""
+            if tp in self.unplaced or offset < self._finished.get(tp, 0) or self._memo.is_gone(partition, offset):
+                continue
+            if (ours := self._stretches.get(tp)) is not None and ours.parts[-1].begin <= offset:
+                said = Stretches(self._memo.log_of(partition), ours.parts, offset).metadata()
+            told[tp] = OffsetAndMetadata(offset, said, -1)
+        return told
 
     def handed_over(self, tp: TopicPartition, committed: int) -> None:
         """The partition goes with this offset at the broker: what is committed beyond is another member's."""
         self._committed[tp] = committed
-
-    def takes_back(self, tp: TopicPartition, offset: int) -> bool:
-        """Whether to commit `offset` would take back what another member has finished and we need not read."""
-        return offset < self._finished.get(tp, 0)
 
     def follow_topics(self, consumer: KafkaConsumer) -> None:
         """Notice topics that were deleted and made anew: our offsets are not of this log, even where it has them.
@@ -107,20 +155,20 @@ class Positions:
         Raises:
             SourceLostError: there is one, and `on_truncated` says that this is the end.
         """
-        for topic in {tp.topic for tp in consumer.assignment()}:
-            # There is no public way to the id; the client itself uses it for its epochs alone.
-            now = consumer._cluster.topic_id(topic)
-            before = self._topic_ids.get(topic, now)
-            if now is None:
-                continue
-            if now != before:
-                anew = [tp for tp in consumer.assignment() if tp.topic == topic]
-                earliest = consumer.beginning_offsets(anew, timeout_ms=self._options.request_timeout_ms)
-                for tp in anew:
-                    self._lose(consumer, tp, earliest[tp], "its topic was deleted and made anew")
-                    self._committed.pop(tp, None)
-                    self._finished.pop(tp, None)
-            self._topic_ids[topic] = now
+        anew = {}
+        for tp in consumer.assignment():
+            now, before = _log_id(consumer, tp), self._memo.log_of(partition_of(tp))
+            if now is not None and before is None:
+                self._memo.reads(partition_of(tp), now)
+            elif now not in (None, before):
+                anew[tp] = now
+        if anew:
+            earliest = consumer.beginning_offsets(list(anew), timeout_ms=self._options.request_timeout_ms)
+            for tp, log_id in anew.items():
+                self._lose(consumer, tp, earliest[tp], "its topic was deleted and made anew")
+                self._memo.reads(partition_of(tp), log_id)
+                self._committed.pop(tp, None)
+                self._finished.pop(tp, None)
 
     def forget(self) -> None:
         """The consumer is gone, and its partitions with it."""
@@ -142,11 +190,14 @@ class Positions:
                 self._follow_truncation(consumer, error.divergent_offsets)
 
     def _begin(self, consumer: KafkaConsumer, partitions: Collection[TopicPartition]) -> None:
-        if self._options.auto_offset_reset == "earliest":
-            begin_at_beginning(consumer, partitions)
-        else:
-            timeout_ms = self._options.request_timeout_ms
-            begin_at_line(consumer, partitions, began=self._handover.resumed, timeout_ms=timeout_ms)
+        timeout_ms = self._options.request_timeout_ms
+        if self._options.auto_offset_reset == "latest":
+            for tp, offset in draw_line(consumer, began=self._handover.resumed, timeout_ms=timeout_ms).items():
+                self._memo.draw(partition_of(tp), offset, _log_id(consumer, tp))
+        earliest = consumer.beginning_offsets(list(partitions), timeout_ms=timeout_ms)
+        for tp in partitions:
+            line_at = self._memo.line(partition_of(tp))
+            self._move(consumer, tp, earliest[tp] if line_at is None else line_at)
 
     def _go_on_from_earliest(self, consumer: KafkaConsumer, wanted: Mapping[TopicPartition, int]) -> None:
         """The log holds none of the offsets we stand at: retention was faster, or it is another log by now."""
@@ -179,88 +230,25 @@ class Positions:
                 self._move(consumer, tp, end.offset)
 
     def _move(self, consumer: KafkaConsumer, tp: TopicPartition, offset: int) -> None:
-        self._handover.move(partition_of(tp), offset)
+        """Go on from `offset`; what lies behind it is nobody's, as far as is known here."""
+        partition = partition_of(tp)
+        if (stood := self._handover.stands(partition)) is not None and offset < stood:
+            self._memo.turn_back(partition, stood)
+        self._handover.move(partition, offset)
+        self._memo.draw(partition, offset, None)
+        self._start_stretch(tp, offset)
         if tp in consumer.assignment():
             consumer.seek(tp, offset)
 
+    def _start_stretch(self, tp: TopicPartition, offset: int) -> None:
+        log_id = self._memo.log_of(partition_of(tp))
+        self._stretches[tp] = Stretches(log_id, (Stretch(self._memo.reader, offset),), offset)
 
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Called on the client's I/O thread, inside a rebalance: it must not block; seek and pause are local.
 
-    The client awaits a revocation, and sends heartbeats meanwhile; only then does it let the partitions go.
-    """
-
-    def __init__(
-        self, positions: Positions, handover: Handover, consumer: KafkaConsumer, closing: threading.Event
-    ) -> None:
-        self._positions = positions
-        self._handover = handover
-        self._consumer = consumer
-        self._closing = closing
-
-    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        for tp in assigned:
-            start = self._handover.assign(partition_of(tp))
-            if start is not None:
-                self._consumer.seek(tp, start)
-            else:
-                self._positions.unknown.add(tp)
-            self._consumer.pause(tp)
-            self._positions.unplaced.add(tp)
-
-    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Let the caller finish what it has begun, for a while, and tell the next owner by a commit."""
-        gone = self._let_go(revoked)
-        self._handover.ask_back(gone)
-        wait_s = self._patience_s()
-        if not await self._until(lambda: self._handover.finished(gone) or self._closing.is_set(), wait_s):
-            log.warning(
-                "no checkpoint within %.1f s of a rebalance: what was learned since the last one of %s is learned"
-                " again by the next owner",
-                wait_s,
-                ", ".join(sorted(f"{p.topic}/{p.partition}" for p in gone)),
-            )
-        await self._commit(gone, min(_COMMIT_S, wait_s / 2))
-
-    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
-        self._let_go(lost)  # they are another's already: nothing to wait for, nothing that may be committed
-
-    def _let_go(self, partitions: Iterable[TopicPartition]) -> set[Partition]:
-        self._positions.unplaced.difference_update(partitions)
-        return self._handover.revoke(map(partition_of, partitions))
-
-    def _patience_s(self) -> float:
-        """Well below what the group gives a member that joins, and our own watchdog a consumer that gets nothing."""
-        config = self._consumer.config
-        names = ("session_timeout_ms", "max_poll_interval_ms", "request_timeout_ms")
-        return float(min(config[name] for name in names)) / 2000
-
-    async def _commit(self, gone: Iterable[Partition], timeout_s: float) -> None:
-        """What the newest checkpoint has of them, whether it was waited for or not: they are ours until we return."""
-        offsets = {
-            tp: OffsetAndMetadata(offset, "", -1)
-            for p, offset in self._handover.checkpoint(gone).items()
-            if not self._positions.takes_back(tp := topic_partition(p), offset)
-        }
-        if not offsets:
-            return
-        try:
-            future = self._consumer.commit_async(offsets, callback=log_failed_commit)
-            await self._until(lambda: future.is_done, timeout_s)
-        except CLIENT_ERRORS as error:
-            log_failed_commit(offsets, error)
-            return
-        if future.succeeded():
-            for tp, committed in offsets.items():
-                self._positions.handed_over(tp, committed.offset)
-
-    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether it comes to be true in time."""
-        end = time.monotonic() + timeout_s
-        tick = WakeupNotifier(self._consumer._net)  # there is no public way to wait on the client's loop
-        while not (true := condition()) and time.monotonic() < end:
-            await tick(_TICK_S)
-        return true
+def _log_id(consumer: KafkaConsumer, tp: TopicPartition) -> str | None:
+    """There is no public way to a topic's id; the client itself uses it for its epochs alone."""
+    found = consumer._cluster.topic_id(tp.topic)
+    return None if found is None else str(found.hex)
 
 
 def log_failed_commit(offsets: Mapping[TopicPartition, OffsetAndMetadata], outcome: object) -> None:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.base import MemberState
-from kafka.structs import OffsetAndMetadata
 
 from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions, as_source_error
 from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_listener import Listener
+from streamlearn.connectors.kafka_memo import Memo
 from streamlearn.connectors.kafka_positions import (
     ASTRAY,
     Positions,
@@ -62,6 +63,7 @@ class Reader:
         connect: Callable[[int | None], KafkaConsumer],
         subscription: Subscription,
         handover: Handover,
+        memo: Memo,
     ) -> None:
         self.connected = False
         self.restarts = 0
@@ -80,13 +82,18 @@ class Reader:
         self._trouble: type[BaseException] | None = None
         self._fetch_bytes: int | None = None  # in all, of the next consumer; None: as configured
         self._answered_at = self._member_at = 0.0
-        self._positions = Positions(options, handover)
+        self._positions = Positions(options, handover, memo)
         self._progress: dict[TopicPartition, tuple[int | None, float]] = {}
 
     @property
     def lost(self) -> Mapping[Partition, int]:
         """Records that were gone before they were read; 1 where their number is not known."""
         return dict(self._positions.lost)
+
+    @property
+    def late_handovers(self) -> int:
+        """Rebalances that did not get the checkpoint they waited for."""
+        return self._positions.late_handovers
 
     def start(self) -> None:
         """Begin, in the background."""
@@ -132,7 +139,7 @@ class Reader:
         self._progress.clear()
         probed: tuple[float, Collection[TopicPartition]] = (0.0, ())
         try:
-            listener = self._positions.listener(consumer, self._closing)
+            listener = Listener(self._positions, self._handover, consumer, self._closing)
             self._subscription.begin(consumer, listener)
             while not self._closing.is_set():
                 self._commit(consumer)
@@ -180,11 +187,9 @@ class Reader:
         with self._commit_lock:
             asked, self._to_commit = self._to_commit, {}
         assigned = consumer.assignment()
-        offsets = {
-            tp: OffsetAndMetadata(offset, "", -1)
-            for p, offset in asked.items()
-            if (tp := topic_partition(p)) in assigned and not self._positions.takes_back(tp, offset)
-        }
+        offsets = self._positions.commitments(
+            {p: offset for p, offset in asked.items() if topic_partition(p) in assigned}
+        )
         if not offsets:
             return
         if not wait:

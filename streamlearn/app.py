@@ -159,6 +159,7 @@ class Daemon:
                 reading_of(learner.online),
                 carry=settings.checkpoint.on_mismatch == "carry",
             ),
+            remember=self.feed.memo,
         )
         self.pipeline = Pipeline(
             feed=self.feed,
@@ -215,7 +216,7 @@ class Daemon:
             self.state.restore()
             self.scoreboard.export()
             self.server.start()
-            self.feed.start(self.state.offsets)
+            self.feed.start(self.state.offsets, self.state.memo)
         except BaseException:
             self._stack.close()
             raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -25,7 +26,7 @@ from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.lineage import Reading
 from streamlearn.metrics import Metrics
-from streamlearn.records import Partition
+from streamlearn.records import Offsets, Partition
 from streamlearn.score_book import ScoreBook
 from streamlearn.tasks import TaskLog
 
@@ -40,6 +41,8 @@ class Cut:
         offsets: the next to read, per partition, after everything that was processed.
         clips: clips processed since the stream began, the time axis of scores and tasks.
         parent: lineage and generation that a rollback went back to.
+        remember: what the source wants kept beside offsets.
+        memo: what it had kept beside those that were loaded.
     """
 
     learner: Learner
@@ -52,9 +55,11 @@ class Cut:
     generations: Generations
     metrics: Metrics
     reading: Reading
+    remember: Callable[[Offsets], Any]
     tasks: TaskLog = field(default_factory=TaskLog, init=False)
     offsets: dict[Partition, int] = field(default_factory=dict, init=False)
     began: dict[Partition, int] = field(default_factory=dict, init=False)  # where reading of each began
+    memo: Any = field(default=None, init=False)
     clips: int = field(default=0, init=False)
     staleness_ratio: float | None = field(default=None, init=False)
     lineage: str = field(default_factory=lambda: uuid4().hex, init=False)
@@ -116,6 +121,7 @@ class Cut:
             "learner": self.learner.describe(),
             "clips": self.clips,
             "began": [[*partition, offset] for partition, offset in self.began.items()],
+            "memo": self.remember(self.offsets),
             "counts": dict(self.ledger.counts),
             "tasks": self.tasks.state_dict(),
             "eras": self.eras.state(),
@@ -140,6 +146,7 @@ class Cut:
         self.lineage, self.parent, self.clips = facts["lineage"], facts.get("parent"), facts["clips"]
         self.offsets = dict(generation.offsets)
         self.began = self.offsets | rollback.beginnings(facts)
+        self.memo = facts.get("memo")
         self._carried = [*facts.get("carried", ())]
         changed = self.reading.carried(facts.get("reading", {}), self.generations.state_dir)
         if changed:

@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from typing import Protocol
+from typing import Any, Protocol
 
 from streamlearn.backlog import Backlog
 from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.lag import Lag
 from streamlearn.metrics import Metrics
 from streamlearn.records import Event, Offsets, Partition, Record
-from streamlearn.source import EndOfStream, Revocable, Source
+from streamlearn.source import EndOfStream, Revocable, Source, begin, memo_of
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +64,18 @@ class Feed:
         self._begins = begins
         self._prepared: Source | None = None  # for `rewind`
         self._max_wait_s, self._max_age_s = max_wait_s, max_age_s
-        self._backlog = Backlog(batch_size)
-        self._batch_since = 0.0
+        self._backlog, self._lag = Backlog(batch_size), Lag(metrics)
+        self._batch_since, self._ended, self._wants_checkpoint = 0.0, False, False
         self._changed, self._closing = threading.Condition(), threading.Event()
-        self._ended = False
         self._failure: BaseException | None = None
         self._commit: Offsets | None = None
-        self._lag = Lag(metrics)
         self._interrupted, self._woken = threading.Event(), threading.Event()
-        self._wants_checkpoint = False
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.error: str | None = None  # why the source is away
 
-    def start(self, offsets: Offsets) -> None:
-        """Begin reading at `offsets`."""
-        self._source.start(offsets)
+    def start(self, offsets: Offsets, memo: Any = None) -> None:
+        """Begin reading at `offsets`, with the source's memo of them."""
+        begin(self._source, offsets, memo)
         self._metrics.source_connected.set(1)
         self._thread.start()
 
@@ -93,7 +90,7 @@ class Feed:
         self._prepared = self._prepared or self._reopen()
         return self._prepared
 
-    def rewind(self, offsets: Offsets) -> None:
+    def rewind(self, offsets: Offsets, memo: Any = None) -> None:
         """Read from `offsets` instead, with a new source; what was read and not handed over is dropped.
 
         From the thread that calls `next`.
@@ -108,7 +105,7 @@ class Feed:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._source, self._prepared = source, None
-        self.start(offsets)
+        self.start(offsets, memo)
 
     def next(self) -> Sequence[Event] | None:
         """The next batch: full, or what there is when the source is silent; empty when there is nothing, or on `wake`.
@@ -162,6 +159,10 @@ class Feed:
     def detail(self) -> str | None:
         """Why nothing comes, where the source knows."""
         return self.error or getattr(self._source, "waiting", None)
+
+    def memo(self, offsets: Offsets) -> Any:
+        """What the source wants kept beside these offsets, as JSON can."""
+        return memo_of(self._source, offsets)
 
     def lag(self) -> Mapping[Partition, int]:
         """Records that the source has not yet delivered."""

@@ -1,4 +1,4 @@
-"""What a source has not delivered yet, and what it lost, on the metrics; it knows no source's kind."""
+"""What a source has not delivered yet, what it lost or gave away late, on the metrics; it knows no source's kind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Lag:
         self._metrics.source_lag_records.clear()
         self._shown: set[Partition] = set()
         self._lost: Mapping[Partition, int] = {}
+        self._late = 0
 
     def report(self, source: Source) -> None:
         """Ask the source, from its own thread."""
@@ -33,3 +34,6 @@ class Lag:
         for of, records in lost.items():
             self._metrics.lost_records_total.labels(*of).inc(max(0, records - self._lost.get(of, 0)))
         self._lost = dict(lost)
+        late = getattr(source, "late_handovers", 0)
+        self._metrics.source_late_handovers_total.inc(max(0, late - self._late))
+        self._late = late

@@ -41,6 +41,7 @@ class Metrics:
     dead_letters_total: Counter
     source_lag_records: Gauge
     source_connected: Gauge
+    source_late_handovers_total: Counter
     lost_records_total: Counter
     events_total: Counter
     events_waiting: Gauge
@@ -116,6 +117,10 @@ class Metrics:
             dead_letters_total=counter("dead_letters_total", "Rejected records by error code.", "code"),
             source_lag_records=gauge("source_lag_records", "Records not yet delivered.", "topic", "partition"),
             source_connected=gauge("source_connected", "1: the source answers; 0: it is away."),
+            source_late_handovers_total=counter(
+                "source_late_handovers_total",
+                "Rebalances that got no checkpoint in time: what was learned since the last one is learned again.",
+            ),
             drift_score=gauge(
                 "drift_score", "The detector's statistic; of mean_shift about 1 where nothing drifts.", "detector"
             ),

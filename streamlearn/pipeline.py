@@ -195,7 +195,7 @@ class Pipeline:
         self.examiner.scoreboard.restart()
         self._outdated, self._unwritten = True, False
         if resume_from == "generation":
-            self.feed.rewind(self.state.offsets)
+            self.feed.rewind(self.state.offsets, self.state.memo)
         return done
 
     def finish_evaluation(self) -> None:

@@ -59,6 +59,7 @@ def prepare(
     resume_from: ResumeFrom,
     *,
     offsets: Offsets,
+    memo: Any,
     clips: int,
 ) -> tuple[Generation, Rollback]:
     """Verify the generation, and make what is to be published in its place; nothing is changed.
@@ -69,6 +70,7 @@ def prepare(
         generations: those of the state directory.
         catalog: likewise.
         offsets: the next to read after what was last processed.
+        memo: of the source, of these offsets.
         clips: processed so far.
 
     Raises:
@@ -101,6 +103,7 @@ def prepare(
             **target.state,
             "lineage": uuid4().hex,
             "parent": {"lineage": target.state["lineage"], "generation": number},
+            "memo": memo if resume_from == "latest" else target.state.get("memo"),
             "deleted": deleted,
             "counts": counts,
             "rollback": asdict(done),
@@ -152,9 +155,10 @@ def roll_back_offline(generations: Generations, number: int, resume_from: Resume
     with closing(Catalog(generations.state_dir / "catalog.db")) as catalog:
         # What was written after the last checkpoint is read again: it never happened.
         rewind(catalog, current)
-        facts: Mapping[str, int] = current.state
+        facts: Mapping[str, Any] = current.state
+        memo, clips = facts.get("memo"), facts["clips"]
         generation, done = prepare(
-            generations, catalog, number, resume_from, offsets=current.offsets, clips=facts["clips"]
+            generations, catalog, number, resume_from, offsets=current.offsets, memo=memo, clips=clips
         )
         publish(generations, generation, done)
         rewind(catalog, generation)

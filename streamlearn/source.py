@@ -12,7 +12,8 @@ failing a poll; `dead_letters() -> DeadLetters`, for one that has a place for re
 the state directory; `publisher() -> Publisher`, for one that clips can be written to, over HTTP; `events() ->
 EventSink | None`, for one that has a place for the daemon's events; `lost` (numbers by partition, which only
 grow), for one whose records can be gone before they are read; `revoked` and `give_back`, for one whose partitions can
-go to another reader, as `Revocable` says.
+go to another reader, as `Revocable` says; `late_handovers`, of such a one, how often it did not wait longer;
+`memo` and `remember`, for one that needs more than offsets to go on, as `Remembering` says.
 """
 
 from __future__ import annotations
@@ -95,6 +96,23 @@ class Revocable(Protocol):
 
 
 @runtime_checkable
+class Remembering(Protocol):
+    """A source to which offsets do not say enough: whose they are, or of which log.
+
+    Each checkpoint keeps what `memo` returns beside its offsets, and the next run hands both back. A rollback hands
+    back what the generation has; a checkpoint of an older version, or of another source, has none.
+    """
+
+    def memo(self, offsets: Offsets) -> Any:
+        """What to keep beside these offsets, as JSON can; None: nothing. From any thread, and must not wait."""
+        ...
+
+    def remember(self, memo: Any) -> None:
+        """Before `start`, if at all: what was kept beside its offsets. What is not of its making it ignores."""
+        ...
+
+
+@runtime_checkable
 class DeadLetters(Protocol):
     """Where rejected records go. The daemon moves no offset past one before `flush` has returned.
 
@@ -160,6 +178,18 @@ class EventSink(Protocol):
     def close(self) -> None:
         """Release everything; idempotent."""
         ...
+
+
+def begin(source: Source, offsets: Offsets, memo: Any) -> None:
+    """Start a source where a checkpoint ends, with what it had kept there."""
+    if memo is not None and isinstance(source, Remembering):
+        source.remember(memo)
+    source.start(offsets)
+
+
+def memo_of(source: Source, offsets: Offsets) -> Any:
+    """What a source wants kept beside these offsets; None: nothing."""
+    return source.memo(offsets) if isinstance(source, Remembering) else None
 
 
 def load_source_class(path: str) -> type[Source]:

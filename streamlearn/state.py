@@ -266,8 +266,9 @@ class State(Cut):
         """
         self.ledger.settle()
         self.dead_letters.flush()
+        memo = self.remember(self.offsets)
         generation, done = rollback.prepare(
-            self.generations, self.catalog, number, resume_from, offsets=self.offsets, clips=self.clips
+            self.generations, self.catalog, number, resume_from, offsets=self.offsets, memo=memo, clips=self.clips
         )
         try:
             rollback.publish(self.generations, generation, done)

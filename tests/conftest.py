@@ -10,6 +10,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Read when torch and huggingface_hub are first imported: one thread each, and nothing is ever downloaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,8 +24,9 @@ import torch
 
 from streamlearn import cli
 from streamlearn.connectors.kafka import KafkaSource
-from streamlearn.records import Partition
+from streamlearn.records import Offsets
 from streamlearn.settings import KafkaSettings
+from streamlearn.source import begin
 from tests.kafka_broker import BrokerUnavailable, KafkaBroker, find_broker
 from tests.kafka_source import OpenSource
 from tests.said import Said, Say
@@ -95,10 +97,10 @@ def open_source() -> Iterator[OpenSource]:
     """Start sources, and close them whatever happens to the test."""
     sources: list[KafkaSource] = []
 
-    def start(settings: KafkaSettings, offsets: dict[Partition, int] | None = None) -> KafkaSource:
+    def start(settings: KafkaSettings, offsets: Offsets | None = None, memo: Any = None) -> KafkaSource:
         source = KafkaSource(settings)
         sources.append(source)
-        source.start(offsets or {})
+        begin(source, offsets or {}, memo)
         return source
 
     yield start

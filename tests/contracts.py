@@ -9,6 +9,7 @@ It needs neither pytest nor anything of this folder: copy it beside your tests.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Any
 
 from streamlearn.errors import SourceError
 from streamlearn.records import Partition, Position, Record
-from streamlearn.source import DeadLetters, EndOfStream, EventSink, Publisher, Revocable, Source
+from streamlearn.source import DeadLetters, EndOfStream, EventSink, Publisher, Remembering, Revocable, Source
 
 _POLL_S = 0.2
 _QUIET_POLLS = 3  # that must bring nothing, where nothing is to come
@@ -40,6 +41,7 @@ def check_source(open_source: Open, count: int, *, cuts: int = 10, deadline_s: f
         check_resuming(open_source, records, done, deadline_s)
     check_pausing(open_source, records, deadline_s)
     check_keeping(open_source, records, deadline_s)
+    check_remembering(open_source, records, deadline_s)
     check_closing(open_source)
 
 
@@ -104,6 +106,28 @@ def check_keeping(open_source: Open, records: Sequence[Record], deadline_s: floa
         found += _read(source, len(records) - len(found), deadline_s)
         _silent(source, "asked what goes, behind the last record")
     assert _by_partition(found) == _by_partition(records), "being asked what goes has changed what it delivers"
+
+
+def check_remembering(open_source: Open, records: Sequence[Record], deadline_s: float) -> None:
+    """Where it has a memo: JSON keeps it, and it changes nothing of what follows; a strange one is ignored."""
+    half = len(records) // 2
+    offsets = _offsets(records[:half])
+    expected = [r for r in records if r.position.offset >= offsets.get(_partition(r), 0)]
+    memo: Any = {"of": "another source"}
+    for whose in ("another one's", "its own"):
+        source = open_source()
+        if not isinstance(source, Remembering):
+            return
+        try:
+            source.remember(memo)
+            source.start(offsets)
+            found = _read(source, len(expected), deadline_s)
+            assert _by_partition(found) == _by_partition(expected), f"with {whose} memo it delivers something else"
+            kept = source.memo(offsets)
+            memo = json.loads(json.dumps(kept))
+            assert memo == kept, "JSON makes something else of its memo"
+        finally:
+            source.close()
 
 
 def check_closing(open_source: Open) -> None:

@@ -80,6 +80,14 @@ def until(condition: Callable[[], object]) -> None:
         tick.wait(0.02)
 
 
+def make_anew(kafka: KafkaBroker, topic: str) -> None:
+    """Delete a topic and create it again, once the broker has forgotten the old one."""
+    with kafka.admin() as admin:
+        admin.delete_topics([topic])
+        until(lambda: topic not in admin.list_topics())
+    kafka.create_topic(topic)
+
+
 def members(broker: KafkaBroker, group: str) -> dict[str, list[Any]]:
     """Member ids and what they were assigned."""
     with broker.admin() as admin:

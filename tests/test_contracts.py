@@ -17,6 +17,7 @@ from streamlearn.testing import ListSource
 from tests.contracts import check_source
 from tests.kafka_broker import KafkaBroker
 from tests.kafka_source import NewTopic, numbers, options, send
+from tests.remembering import RememberingSource
 from tests.revoking import RevokingSource
 
 
@@ -31,6 +32,10 @@ def test_the_list_source_keeps_the_contract(ends: bool) -> None:
 
 def test_a_source_whose_partitions_can_go_keeps_the_contract() -> None:
     check_source(lambda: RevokingSource(records(), batch=2), 6)
+
+
+def test_a_source_that_remembers_keeps_the_contract() -> None:
+    check_source(lambda: RememberingSource(records(), batch=2), 6)
 
 
 @pytest.mark.parametrize("watch", [True, False])
@@ -117,6 +122,20 @@ class Grasping(RevokingSource):
         return set(held)
 
 
+class Scribbling(RememberingSource):
+    """Has a memo that comes back as something else."""
+
+    def memo(self, offsets: Offsets) -> dict[int, int]:
+        return dict(enumerate(offsets.values()))
+
+
+class Credulous(RememberingSource):
+    """Takes any memo for its own."""
+
+    def start(self, offsets: Offsets) -> None:
+        super().start({} if self._memo else offsets)
+
+
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [
@@ -128,6 +147,8 @@ class Grasping(RevokingSource):
         (Endless, "no Partition"),
         (Fickle, "no other reader"),
         (Grasping, "did not go"),
+        (Scribbling, "JSON"),
+        (Credulous, "another one's memo"),
     ],
 )
 def test_a_source_that_breaks_the_contract_is_found_out(cls: Callable[..., ListSource], sentence: str) -> None:

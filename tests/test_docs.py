@@ -64,7 +64,7 @@ def functions(path: Path) -> set[str]:
     names = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         inner = node.body if isinstance(node, ast.ClassDef) else []
-        names |= {f"{node.name}.{n.name}" for n in inner if isinstance(n, ast.FunctionDef)}  # type: ignore[union-attr]
+        names |= {f"{node.name}.{n.name}" for n in inner if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}  # type: ignore[union-attr]
         if isinstance(node, ast.FunctionDef):
             names.add(node.name)
     return names

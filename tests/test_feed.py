@@ -237,12 +237,13 @@ def test_a_slow_reader_pauses_the_source_and_loses_nothing() -> None:
 
 
 class Losing(Watched):
-    """Has lost so many records of a partition before its first poll; made anew, it begins to count anew."""
+    """Has lost so many records before its first poll, and given away late; made anew, it begins to count anew."""
 
     lost: ClassVar[dict[Partition, int]] = {Partition("list", "0"): 40}
+    late_handovers = 2
 
 
-def test_lost_records_are_counted_once_and_go_on_after_a_rewind() -> None:
+def test_what_was_lost_or_given_away_late_is_counted_once_and_goes_on_after_a_rewind() -> None:
     registry = CollectorRegistry()
     feed = Feed(
         Losing(records(4)),
@@ -259,9 +260,11 @@ def test_lost_records_are_counted_once_and_go_on_after_a_rewind() -> None:
         feed.start({})
         assert offsets_of(feed.next()) == [0, 1, 2, 3]
         assert registry.get_sample_value(name, labels) == 40
+        assert registry.get_sample_value("streamlearn_source_late_handovers_total") == 2
         feed.rewind({})
         assert offsets_of(feed.next()) == [0, 1, 2, 3]
         assert registry.get_sample_value(name, labels) == 80
+        assert registry.get_sample_value("streamlearn_source_late_handovers_total") == 4
     finally:
         feed.close()
 

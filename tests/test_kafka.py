@@ -24,6 +24,7 @@ from kafka.coordinator.base import MemberState
 
 from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_memo import Memo
 from streamlearn.connectors.kafka_reader import Reader
 from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.errors import SettingsError, SourceError
@@ -495,7 +496,10 @@ class HungConsumer:
 
     def seek(self, partition: TopicPartition, offset: int) -> None: ...
 
-    def committed(self, partition: TopicPartition, timeout_ms: float) -> None: ...
+    def committed(self, partition: TopicPartition, *, metadata: bool, timeout_ms: float) -> None: ...
+
+    def beginning_offsets(self, partitions: Sequence[TopicPartition], timeout_ms: float) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 5)
 
     def group_metadata(self) -> Any:
         return SimpleNamespace(state=MemberState.STABLE)
@@ -524,7 +528,8 @@ def test_a_consumer_that_gets_nothing_although_there_is_something_is_replaced_an
         return made[-1]
 
     settings = KafkaSettings(request_timeout_ms=1_000)
-    reader = Reader(settings, connect, Subscription(settings, {}), Handover({}, max_records=10, max_bytes=10))
+    handover = Handover({}, max_records=10, max_bytes=10)
+    reader = Reader(settings, connect, Subscription(settings, {}), handover, Memo({}))
     reader.start()
     until(lambda: reader.restarts == 1 and len(made) == 2)
     assert made[0].closed.is_set()

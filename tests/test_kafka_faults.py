@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.connectors.kafka_schemas import SchemaRegistry
 from streamlearn.errors import CODES, RejectedClip
 from streamlearn.loader import Loader, LoadOptions, load
@@ -21,36 +22,34 @@ from tests.poison import KINDS, MAX_BYTES, MAX_CAPTION_CHARS, MAX_PIXELS, Place,
 pytestmark = pytest.mark.slow
 
 
-def test_a_broker_throttled_to_50_kb_a_second_costs_time_and_nothing_else(
+def read_at_50_kb_a_second(
+    broker: KafkaBroker, topic: str, open_source: OpenSource, records: int, **limits: int
+) -> KafkaSource:
+    """So many records of 10 kB each, all and once; returns the source, closed."""
+    sent = [b"%d" % n + bytes(10_000) for n in range(records)]
+    send(broker, topic, sent)
+    with proxied(broker) as proxy:
+        proxy.bytes_per_s = 50_000
+        source = open_source(options(broker, topic, bootstrap_servers=[proxy.address], **limits))
+        assert values(collect(source, records)) == sent
+        assert source.poll(0.2) == []
+        source.close()
+    return source
+
+
+def test_a_broker_that_is_slower_than_the_session_costs_time_and_nothing_else(
     own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
 ) -> None:
-    topic = new_topic()
-    sent = [b"%d" % n + bytes(10_000) for n in range(15)]
-    send(own_kafka, topic, sent)
-    with proxied(own_kafka) as proxy:
-        proxy.bytes_per_s = 50_000
-        # A fetch of 150 kB takes 3 s: longer than the session may be silent, and than a request's timeout allows.
-        source = open_source(
-            options(own_kafka, topic, bootstrap_servers=[proxy.address], session_timeout_ms=2_000)
-        )  # fmt: skip
-        assert values(collect(source, len(sent))) == sent
-        assert source.poll(0.2) == []
-        assert source.restarts == 0
-        source.close()
+    # A fetch of 150 kB takes 3 s: longer than the session may be silent.
+    source = read_at_50_kb_a_second(own_kafka, new_topic(), open_source, 15, session_timeout_ms=2_000)
+    assert source.restarts == 0
 
 
 def test_what_cannot_come_within_a_requests_timeout_is_asked_for_in_small_pieces(
     own_kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
 ) -> None:
-    topic = new_topic()
-    sent = [b"%d" % n + bytes(10_000) for n in range(30)]
-    send(own_kafka, topic, sent)
-    with proxied(own_kafka) as proxy:
-        proxy.bytes_per_s = 50_000
-        # One fetch would bring all 300 kB, in 6 s; a request may take 2, and is then made anew: for ever.
-        source = open_source(options(own_kafka, topic, bootstrap_servers=[proxy.address], request_timeout_ms=2_000))
-        assert values(collect(source, len(sent))) == sent
-        source.close()
+    # One fetch would bring all 300 kB, in 6 s; a request may take 2, and is then made anew: for ever.
+    read_at_50_kb_a_second(own_kafka, new_topic(), open_source, 30, request_timeout_ms=2_000)
 
 
 def test_connections_that_are_reset_again_and_again_lose_and_double_nothing(

@@ -14,6 +14,8 @@ from kafka.future import Future
 from kafka.net.selector import NetworkSelector
 
 from streamlearn.connectors.kafka_handover import Handover
+from streamlearn.connectors.kafka_listener import Listener
+from streamlearn.connectors.kafka_memo import Memo
 from streamlearn.connectors.kafka_positions import Positions
 from streamlearn.records import Partition, Position, Record
 from streamlearn.settings import KafkaSettings
@@ -58,10 +60,11 @@ class Group:
 
     def __init__(self, patience_ms: int) -> None:
         self.handover = Handover({P: 0}, max_records=100, max_bytes=10_000)
-        self.positions = Positions(KafkaSettings(), self.handover)
+        self.positions = Positions(KafkaSettings(), self.handover, Memo({P: 0}))
         self.consumer, self.closing = Consumer(patience_ms), threading.Event()
-        self.listener: ConsumerRebalanceListener = self.positions.listener(self.consumer, self.closing)
+        self.listener: ConsumerRebalanceListener = Listener(self.positions, self.handover, self.consumer, self.closing)
         self.listener.on_partitions_assigned([TP])
+        self.positions.unplaced.clear()  # as `place` does
         self.handover.put(P, [Record(None, b"", Position("clips", "0", n)) for n in range(10)])
         self.handover.take(10, 0)
         self.handover.saved({P: 4})
@@ -90,6 +93,7 @@ def test_the_partition_goes_when_what_was_used_of_it_is_in_a_checkpoint_and_comm
     group.handover.saved({P: 7})
     revoking.join()
     assert group.consumer.commits == [{TP: 7}]
+    assert group.positions.late_handovers == 0
     assert group.handover.assign(P) == 7
 
 
@@ -106,6 +110,7 @@ def test_a_caller_that_does_not_come_to_it_is_waited_for_no_longer_than_that(
     group.revoke()
     assert "no checkpoint within 0.1 s of a rebalance" in caplog.text
     assert "clips/0" in caplog.text
+    assert group.positions.late_handovers == 1
     assert group.consumer.commits == [{TP: 4}]
     # It comes to it later, and reads on from there if the partition returns.
     assert group.handover.give_back({P: 6}) == {P}
@@ -123,6 +128,15 @@ def test_partitions_that_are_lost_are_another_ones_already(group: Group) -> None
     group.handover.revoked()
     group.listener.on_partitions_lost({TP})
     assert group.handover.revoked() == set()
+    assert group.consumer.commits == []
+
+
+def test_before_it_is_known_how_far_others_are_nothing_is_committed(group: Group) -> None:
+    """Our checkpoint may lie far behind what the member that had the partition before us has committed."""
+    assert {tp: told.offset for tp, told in group.positions.commitments({P: 4}).items()} == {TP: 4}
+    group.positions.unplaced.add(TP)
+    assert group.positions.commitments({P: 4}) == {}
+    group.revoke()
     assert group.consumer.commits == []
 
 

@@ -15,7 +15,19 @@ from streamlearn.errors import SourceLostError
 from streamlearn.records import Partition
 from streamlearn.settings import KafkaSettings
 from tests.kafka_broker import KafkaBroker
-from tests.kafka_source import NewTopic, OpenSource, collect, members, numbers, options, send, trouble, until, values
+from tests.kafka_source import (
+    NewTopic,
+    OpenSource,
+    collect,
+    make_anew,
+    members,
+    numbers,
+    options,
+    send,
+    trouble,
+    until,
+    values,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -148,14 +160,6 @@ def test_with_on_truncated_error_the_lost_range_is_said_and_the_stream_ends_ther
     assert not said.retriable
     with pytest.raises(SourceLostError):
         source.poll(0.1)
-
-
-def make_anew(kafka: KafkaBroker, topic: str) -> None:
-    """Delete a topic and create it again, once the broker has forgotten the old one."""
-    with kafka.admin() as admin:
-        admin.delete_topics([topic])
-        until(lambda: topic not in admin.list_topics())
-    kafka.create_topic(topic)
 
 
 @pytest.mark.parametrize("anew", [5, 100], ids=["shorter", "longer"])

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from streamlearn.app import Daemon
+from streamlearn.cut import Cut
 from streamlearn.errors import StateError
 from streamlearn.records import Offsets, Partition, Position, Record
 from streamlearn.rollback import roll_back_offline
@@ -28,6 +29,7 @@ from streamlearn.settings import load
 from streamlearn.source import EventSink
 from streamlearn.testing import ListSource
 from tests.daemon import until
+from tests.remembering import RememberingSource
 from tests.test_daemon import Stream, settled
 from tests.test_daemon import daemon as stream_daemon
 
@@ -385,6 +387,54 @@ def test_so_are_those_that_only_damaged_generations_have_met(tmp_path: Path) -> 
         settled(running)
         assert running.service.status()["clips"] == everything
     assert source.offsets[LATER] == 124
+
+
+class Kept(RememberingSource):
+    """Two batches, as often as it is opened; the one opened last is `opened`."""
+
+    opened: ClassVar[Kept]
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Kept:
+        cls.opened = cls(records()[:16])
+        return cls.opened
+
+
+CLIPS_0 = Partition("clips", "0")
+
+
+def test_each_generation_hands_back_what_the_source_kept_beside_its_offsets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SETTINGS, "source", "tests.test_rollback:Kept")
+    monkeypatch.setitem(SETTINGS, "checkpoint.interval_clips", 8)
+    with daemon(tmp_path) as (running, _):
+        assert Kept.opened.began == (None, {})
+        finished(running)
+        generations = running.state.generations
+        first = next(n for n in generations.numbers() if generations.read(n).offsets == {CLIPS_0: 8})
+        roll_back(running, first)
+        assert Kept.opened.began == ([[*CLIPS_0, 8]], {CLIPS_0: 8})
+        until(lambda: running.state.clips == 16, "the rest is read again")
+        roll_back(running, first, resume_from="latest")  # whose offsets are those of the present, and so is the memo
+    with daemon(tmp_path):
+        assert Kept.opened.began == ([[*CLIPS_0, 16]], {CLIPS_0: 16})
+    for resume_from, offset in (("latest", 16), ("generation", 8)):
+        roll_back_offline(generations, first, resume_from)  # type: ignore[arg-type]
+        with daemon(tmp_path):
+            assert Kept.opened.began == ([[*CLIPS_0, offset]], {CLIPS_0: offset})
+
+
+def test_a_generation_of_an_older_version_has_nothing_to_hand_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = Cut.facts
+    monkeypatch.setattr(Cut, "facts", lambda cut: {name: v for name, v in facts(cut).items() if name != "memo"})
+    monkeypatch.setitem(SETTINGS, "source", "tests.test_rollback:Kept")
+    with daemon(tmp_path) as (running, _):
+        finished(running)
+    with daemon(tmp_path):
+        assert Kept.opened.began == (None, {CLIPS_0: 16})
 
 
 def test_generations_of_another_state_directory_are_refused(tmp_path: Path) -> None:
