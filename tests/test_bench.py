@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from streamlearn import cli
 from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
-from streamlearn.bench.gallery import both_ways, caption_search, thinned
+from streamlearn.bench.gallery import both_ways, caption_search, encode_texts, questions, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
 from streamlearn.bench.report import differences, mean_and_error, report, shown, value
 from streamlearn.bench.runs import RESULTS, Results, best_rates, grid, run_all
@@ -255,6 +255,7 @@ def test_trial_repeats_to_the_last_bit_and_measures_every_copy(rendered: Path) -
     assert set(result["served"]["judged"]) == {"1", "2", "4", "all"}
     lost = result["served"]["plain"]["all"]
     assert 0 <= lost["forgetting_pool"]["5"] < lost["forgetting"]["5"] < 100  # the pool's growth counts as loss
+    assert set(result["served"]["single"]) == {"t2v", "v2t"}
     assert result["revisits"] == []
     local = result["copies"]["local"]
     assert set(local["tasks"]) == set(DOMAINS)
@@ -273,7 +274,10 @@ def test_clips_that_come_back_are_asked_for_as_each_era_would_encode_them(render
     assert len(result["sealed_with"]) == 4
     pool = result["served"]["plain"]["all"]["t2v"]
     assert visit["anew"]["all"] == pool
-    first, *_, last = trial.eras.eras
+    first, *sealed, last = trial.eras.eras
+    texts = encode_texts(last.pairs["local"], [c for era in trial.eras.eras for c in questions(trial.corpus, era.rows)])
+    stored = [era.vectors[era.chosen] for era in (first, *sealed)]
+    assert result["served"]["single"] == both_ways(texts @ np.concatenate([*stored, last.vectors["local"]]).T)
     plain = trial.eras.ranks_with(last.rows, 3)  # they are there already
     assert sorted(plain) == sorted(row for era in trial.eras.eras for row in era.rows)
     assert visit["anew"]["all"]["5"] == 100 * np.mean([rank <= 5 for rank in plain.values()])
