@@ -84,14 +84,21 @@ class LearnerSettings(Section):
     batch_size: int = Field(32, ge=1, description="Clips per step.")
     temperature: float = Field(0.07, gt=0, description="Of InfoNCE.")
     queue_size: int = Field(
-        128, ge=1, description="Keys per modality. Keep it near 4 batches: older keys poison the contrast."
+        128,
+        ge=1,
+        description="Keys per modality, replayed clips' among them. Keep it near 4 batches: older keys poison the"
+        " contrast.",
     )
     queue_at_boundary: Literal["keep", "clear", "age_limit"] = Field(
         "clear",
-        description="What happens to the queues when a task starts; age_limit: keys of the last queue_max_age_clips"
-        " stay. At any time no key is older than queue_size clips.",
+        description="What happens to the queues when a task starts; age_limit: keys that came with the last"
+        " queue_max_age_clips stay, replayed ones too. At any time no key is older than queue_size clips.",
     )
-    queue_max_age_clips: int = Field(32, ge=1, description="With queue_at_boundary = age_limit.")
+    queue_max_age_clips: int = Field(
+        32,
+        ge=1,
+        description="With queue_at_boundary = age_limit. Counts new clips; from queue_size on, all keys stay.",
+    )
     local_momentum: Momentum = Field(
         "640 clips", description="How slowly the local momentum encoders follow: m, or a horizon such as '640 clips'."
     )
