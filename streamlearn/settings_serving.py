@@ -48,7 +48,8 @@ class SearchSettings(Section):
     """The read side."""
 
     mode: Literal["eras", "single"] = Field(
-        "eras", description="eras: each era is asked with its own text encoder; single: all with today's."
+        "eras",
+        description="eras: each era is asked with its own text encoder; single: all with today's, by cosine alone.",
     )
     max_limit: int = Field(200, ge=1, le=MAX_LIMIT, description="Largest `limit` of a query.")
     publish_interval_clips: int = Field(
