@@ -112,7 +112,7 @@ def cvlm(
         )
         _run([("tuning", spec) for spec in grid([base], methods=tuned, learning_rates=rates)], results, workers)
         # What a control takes its rate from may have been tuned by an earlier run of the same stream and settings.
-        known = [*tuned, *(method_of(name).rate_of for name in unknown)]
+        known = [method_of(name).rate_of or name for name in unknown]
         best |= best_rates(results.of("tuning", grid([base], methods=known, learning_rates=rates)), unknown)
     reported = [
         ("reported", replace(plain, corpus=corpus(seed), seed=seed, order=order, method=name, learning_rate=best[name]))
