@@ -109,7 +109,7 @@ def read_methods(text: str, common: Mapping[str, Any]) -> tuple[list[str], dict[
     return names, rates
 
 
-def read_shared(pairs: Sequence[str], *, decoded: bool) -> dict[str, dict[str, Any]]:
+def read_shared(pairs: Sequence[str], *, decoded: bool) -> dict[str, Any]:
     """What `--set` says, by section; those of the learner are looked at with each method.
 
     Args:
@@ -119,7 +119,7 @@ def read_shared(pairs: Sequence[str], *, decoded: bool) -> dict[str, dict[str, A
     Raises:
         SettingsError: a setting is not known, wrong, or would do nothing.
     """
-    shared: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    shared: dict[str, Any] = {section: {} for section in _SECTIONS}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         section, dot, leaf = name.strip().partition(".")
