@@ -121,8 +121,8 @@ class LearnerSettings(Section):
     )
     global_pair: bool = Field(
         False,
-        description="Keep a second momentum pair that is never restarted, as the paper does. It gained nothing that was"
-        " measured (docs/log.md), and costs memory.",
+        description="Keep a second momentum pair that is never restarted, as the paper does; bmu. It gained nothing"
+        " that was measured (docs/log.md), and costs memory.",
     )
     global_momentum: Momentum = Field("6400 clips", description="As local_momentum, for the global pair.")
     global_pull: Momentum = Field(
