@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,11 +21,13 @@ err = Console(stderr=True)
 
 _METHODS = "inbatch,moco,moco-matched,bmu-local,bmu,restart"
 _RATES = "1e-4,2e-4,4e-4,8e-4"
-_SECTIONS = ("learner", "model", "drift", "search", "media")
+_AGAINST = "bmu-local"
+_QUICK_TAKES = frozenset({"out", "quick", "workers", "cache", "tuning_seed"})
 
 
 @bench_app.command()
 def cvlm(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of trials.jsonl and the report; finished trials are kept.")],
     methods: Annotated[
         str, typer.Option(help="Separated by commas; docs/bench.md names them. NAME@RATE is not tuned.")
@@ -35,7 +37,7 @@ def cvlm(
         str, typer.Option(help="forward, reverse, iid (joint training), or digits as 20413.")
     ] = "forward,reverse",
     learning_rates: Annotated[str, typer.Option(help="The grid; a single one is not tuned.")] = _RATES,
-    tuning_seed: Annotated[int, typer.Option(help="Learning rates are picked on this seed alone.")] = 0,
+    tuning_seed: Annotated[int, typer.Option(min=0, help="Learning rates are picked on this seed alone.")] = 0,
     boundaries: Annotated[
         str, typer.Option(help="detector, oracle, doubled, halved, late25, late50 or none.")
     ] = "detector",
@@ -57,25 +59,43 @@ def cvlm(
 ) -> None:
     """Continual video-language learning: methods x seeds x orders, each at its own best learning rate."""
     from streamlearn.bench.methods import method_of
+    from streamlearn.bench.options import (
+        read_boundaries,
+        read_methods,
+        read_orders,
+        read_rates,
+        read_seeds,
+        read_shared,
+    )
     from streamlearn.bench.quick import CLIPS, DOMAINS, TEST, check, quick_trials
     from streamlearn.bench.runs import Results, best_rates, grid
     from streamlearn.bench.trial import Spec
+    from streamlearn.connectors.scenes import DOMAINS as ALL_DOMAINS
 
-    results, cache = Results(out), cache or out / "clips"
+    cache = cache or out / "clips"
     if quick:
-        _run(quick_trials(_synthetic(cache, tuning_seed, CLIPS, TEST, DOMAINS), tuning_seed), results, workers)
+        _refuse_given(ctx, "--quick is always the same trials: leave out", but=_QUICK_TAKES)
+        trials = quick_trials(_synthetic(cache, tuning_seed, CLIPS, TEST, DOMAINS), tuning_seed)
+        results = Results(out)
+        _run(trials, results, workers)
         _finish(results, out)
-        if wrong := check(results.lines):
+        if wrong := check(results.of("reported", [spec for _, spec in trials])):
             err.print("\n".join(wrong), style="red", markup=False, highlight=False)
             raise typer.Exit(1)
         return
-    shared = _shared(override)
+    if stream:
+        _refuse_given(ctx, "--stream brings clips of its own: leave out", those={"clips", "test"})
+    else:
+        _refuse_given(ctx, "without --stream there are no manifests: leave out", those={"split"})
+    boundaries = read_boundaries(boundaries)
+    shared = read_shared(override or (), decoded=bool(stream))
     media = shared.pop("media")
-    rates = [float(rate) for rate in learning_rates.split(",")]
-    names, best = _with_rates(methods)
+    rates, seed_numbers = read_rates(learning_rates), read_seeds(seeds)
+    order_names = read_orders(orders, len(stream or ALL_DOMAINS))
+    names, best = read_methods(methods, shared["learner"])
     if len(rates) == 1:
         best = dict.fromkeys(names, rates[0]) | best
-    order_names = orders.split(",")
+    results = Results(out)
 
     def corpus(seed: int) -> str:
         return str(
@@ -91,10 +111,12 @@ def cvlm(
             plain, corpus=corpus(tuning_seed), seed=tuning_seed, order="forward", asked_per_task=1, eras=False
         )
         _run([("tuning", spec) for spec in grid([base], methods=tuned, learning_rates=rates)], results, workers)
-        best |= best_rates(results.lines, unknown)
+        # What a control takes its rate from may have been tuned by an earlier run of the same stream and settings.
+        known = [method_of(name).rate_of or name for name in unknown]
+        best |= best_rates(results.of("tuning", grid([base], methods=known, learning_rates=rates)), unknown)
     reported = [
         ("reported", replace(plain, corpus=corpus(seed), seed=seed, order=order, method=name, learning_rate=best[name]))
-        for seed in map(int, seeds.split(","))
+        for seed in seed_numbers
         for order in order_names
         for name in names
     ]
@@ -105,37 +127,31 @@ def cvlm(
 @bench_app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="Folder with trials.jsonl.")],
-    against: Annotated[str, typer.Option(help="The method that others are compared with.")] = "bmu-local",
+    against: Annotated[
+        str | None, typer.Option(help="The method that others are compared with; bmu-local where it is there.")
+    ] = None,
 ) -> None:
     """Make report.md and its pictures anew from finished trials."""
-    from streamlearn.bench.runs import Results
+    from streamlearn.bench.report import by_method, setups
+    from streamlearn.bench.runs import RESULTS, Results
 
-    _finish(Results(out), out, against)
-
-
-def _with_rates(methods: str) -> tuple[list[str], dict[str, float]]:
-    """The methods of `NAME,NAME@RATE,...`, and the rates that were named."""
-    names, rates = [], {}
-    for text in methods.split(","):
-        name, at, rate = text.strip().partition("@")
-        names.append(name)
-        if at:
-            try:
-                rates[name] = float(rate)
-            except ValueError as error:
-                raise SettingsError(f"--methods {text}: after @ comes a learning rate, as in {name}@2e-4") from error
-    return names, rates
+    if not (out / RESULTS).is_file() or not (results := Results(out)).lines:
+        raise SettingsError(f"{out} holds no trials: name the --out of a `streamlearn bench cvlm`")
+    known = {name for lines in setups(results.lines).values() for name in by_method(lines)}
+    if against is not None and against not in known:
+        raise SettingsError(f"--against {against}: must be one of {', '.join(sorted(known))}, which were reported")
+    _finish(results, out, against or _AGAINST)
 
 
-def _shared(override: Sequence[str] | None) -> dict[str, Any]:
-    shared: dict[str, Any] = {section: {} for section in _SECTIONS}
-    for pair in override or ():
-        name, equals, value = pair.partition("=")
-        section, dot, leaf = name.strip().partition(".")
-        if not (equals and dot and section in shared):
-            raise SettingsError(f"--set {pair}: write SECTION.NAME=VALUE, the section being one of {', '.join(shared)}")
-        shared[section][leaf] = value
-    return shared
+def _refuse_given(ctx: typer.Context, why: str, *, those: Set[str] | None = None, but: Set[str] = frozenset()) -> None:
+    """Options that would do nothing, where somebody gave them: of all, or of `those`."""
+    given = {
+        param.name: param.opts[0]
+        for param in ctx.command.params
+        if param.name and (source := ctx.get_parameter_source(param.name)) is not None and source.name != "DEFAULT"
+    }
+    if wrong := [option for name, option in given.items() if name not in but and (those is None or name in those)]:
+        raise SettingsError(f"{why} {', '.join(wrong)}")
 
 
 def _run(trials: Sequence[tuple[str, Spec]], results: Results, workers: int) -> None:
@@ -191,7 +207,7 @@ def _decoded(cache: Path, folders: Sequence[Path], split: str, media: dict[str, 
         )  # fmt: skip
 
 
-def _finish(results: Results, out: Path, against: str = "bmu-local") -> None:
+def _finish(results: Results, out: Path, against: str = _AGAINST) -> None:
     from streamlearn.bench.plots import plot_all
     from streamlearn.bench.report import report
 

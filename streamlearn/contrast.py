@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class KeyQueue:
-    """The last `size` keys of both modalities, with the id of their video.
+    """The last `size` keys of both modalities, with the id of their video and when it came.
 
     Args:
         size: keys kept per modality.
@@ -27,32 +27,46 @@ class KeyQueue:
         self.video = torch.zeros(size, dim, device=device)
         self.text = torch.zeros(size, dim, device=device)
         self.ids = torch.zeros(size, dtype=torch.int64, device=device)
+        self.came = torch.zeros(size, dtype=torch.int64, device=device)  # the value of `clips` when a key was written
         self.enqueued = 0  # keys ever written since the last clear
+        self.clips = 0  # new clips since the last clear: fewer than keys where some were replayed
 
     def __len__(self) -> int:
         return min(self.enqueued, self.size)
 
-    def push(self, video: Tensor, text: Tensor, ids: Tensor) -> None:
-        """Write keys over the oldest. Shape: (n, dim), (n, dim), (n,) for any n."""
+    def push(self, video: Tensor, text: Tensor, ids: Tensor, new: int | None = None) -> None:
+        """Write keys over the oldest. Shape: (n, dim), (n, dim), (n,) for any n.
+
+        The first `new` of them, all by default, are of clips that came now; the others were replayed beside these.
+        """
+        new = len(ids) if new is None else new
+        came = self.clips + torch.arange(1, len(ids) + 1, device=self.came.device).clamp(max=new)
+        self.clips += new
+        self._write(video, text, ids, came)
+
+    def _write(self, video: Tensor, text: Tensor, ids: Tensor, came: Tensor) -> None:
         n = len(ids)
         # Of more keys than there are slots only the newest survive, each in the slot it would have ended in.
         keep = slice(max(0, n - self.size), n)
         slots = (torch.arange(n, device=self.ids.device)[keep] + self.enqueued) % self.size
         self.video[slots], self.text[slots], self.ids[slots] = video[keep], text[keep], ids[keep]
+        self.came[slots] = came[keep]
         self.enqueued += n
 
     def clear(self) -> None:
         """Forget every key, also in what a checkpoint writes."""
-        self.enqueued = 0
-        for held in (self.video, self.text, self.ids):
+        self.enqueued = self.clips = 0
+        for held in (self.video, self.text, self.ids, self.came):
             held.zero_()
 
-    def keep_newest(self, n: int) -> None:
-        """Forget all but the newest n keys."""
-        newest = self._in_order()[-n:]
-        video, text, ids = self.video[newest], self.text[newest], self.ids[newest]
+    def keep_last(self, clips: int) -> None:
+        """Forget all keys but those that came with the last so many new clips, their own and replayed ones."""
+        order, now = torch.tensor(self._in_order(), dtype=torch.int64, device=self.came.device), self.clips
+        young = order[self.came[order] > now - clips]
+        kept = self.video[young], self.text[young], self.ids[young], self.came[young]
         self.clear()
-        self.push(video, text, ids)
+        self.clips = now
+        self._write(*kept)
 
     def _in_order(self) -> list[int]:
         """The slots that hold a key, oldest first."""
@@ -61,7 +75,7 @@ class KeyQueue:
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors that bring back exactly this queue."""
         return {
-            "video": self.video, "text": self.text, "ids": self.ids,
+            "video": self.video, "text": self.text, "ids": self.ids, "came": self.came,
             "enqueued": torch.tensor(self.enqueued, dtype=torch.int64),
         }  # fmt: skip
 
@@ -76,10 +90,14 @@ class KeyQueue:
         self.clear()
         if size == self.size:
             self.enqueued = enqueued - held  # the same slots again, so that the resumed run is bit-equal
-        self.push(
+        # Older checkpoints do not know when keys came: a clip each.
+        came = state["came"][order] if "came" in state else torch.arange(1, held + 1)
+        self.clips = int(came[-1]) if held else 0
+        self._write(
             state["video"][order].to(self.video),
             state["text"][order].to(self.text),
             state["ids"][order].to(self.ids.device),
+            came.to(self.came.device),
         )
 
 

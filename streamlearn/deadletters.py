@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
@@ -94,7 +94,7 @@ class Mark(NamedTuple):
 
     codes: tuple[str, ...]
     ends: Mapping[str, int]
-    left: Mapping[str, Sequence[int]] = MappingProxyType({})
+    left: Mapping[str, Collection[int]] = MappingProxyType({})
 
     def covers(self, code: str, partition: str, offset: int) -> bool:
         """Whether a letter is among them."""
@@ -106,13 +106,14 @@ class Mark(NamedTuple):
         return {
             "replayed": list(self.codes),
             "ends": dict(self.ends),
-            "left": {p: list(o) for p, o in self.left.items()},
+            "left": {partition: sorted(offsets) for partition, offsets in self.left.items()},
         }
 
     @classmethod
     def from_json(cls, mark: Mapping[str, Any]) -> Mark:
         """As it was written, also by who knew of nothing that is left."""
-        return cls(tuple(mark["replayed"]), mark["ends"], mark.get("left", {}))
+        left = {partition: frozenset(offsets) for partition, offsets in mark.get("left", {}).items()}  # asked a letter
+        return cls(tuple(mark["replayed"]), mark["ends"], left)
 
 
 def read_dead_letters(path: Path) -> Iterator[Rejected]:

@@ -271,8 +271,9 @@ class Eras:
             era.absorbed = [*facts.get("absorbed", ())]
             era.captions = tensors["captions"][f"{era.number:04d}"].numpy()
             era.sealed_step = facts["sealed_step"]
-            if "caption_clips" in tensors:
-                era.caption_clips = tensors["caption_clips"][f"{era.number:04d}"].numpy()
+            clips = tensors.get("caption_clips", tensors.get("shown"))  # as format 3 called it at first
+            if clips is not None:
+                era.caption_clips = clips[f"{era.number:04d}"].numpy()
             elif era.sealed_step is None:  # format 2: they begin anew together
                 era.captions = era.caption_clips
             if "caption_rows" in tensors:

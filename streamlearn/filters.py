@@ -14,16 +14,7 @@ from typing import Any
 
 from streamlearn.errors import SearchError
 
-_COLUMNS = {
-    "video_id": "video_id",
-    "uri": "uri",
-    "task": "task",
-    "split": "split",
-    "topic": "topic",
-    "partition": "partition",
-    "step": "step",
-    "time": "time_us",
-}
+_COLUMNS = {"task": "task", "time": "time_us"}  # beside metadata: what `schemas` lets through
 _RANGES = {"gte": ">=", "gt": ">", "lte": "<=", "lt": "<"}
 _MAX_FIELDS = 32
 _MAX_VALUES = 1_000

@@ -114,7 +114,7 @@ class Learner:
         if torch.isfinite(grad_norm):
             self.optimizer.step()
             self.method.update(n)
-            self.method.push(views, ids)
+            self.method.push(views, ids, n)
         else:
             log.warning("step %d: the gradient is not finite; the batch was not learned", self.steps)
         self.optimizer.zero_grad()

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Scalar = str | int | float | bool
 
-#: A page of answers is never longer than this, whatever `search.max_limit` allows.
+#: A page of answers is never longer than this, and `search.max_limit` no more.
 MAX_LIMIT = 10_000
 _MAX_FILTER_FIELDS = 32
 _MAX_FILTER_VALUES = 256

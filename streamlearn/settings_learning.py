@@ -25,13 +25,13 @@ class ModelSettings(Section):
     pooling: Literal["mean", "temporal"] = Field(
         "mean",
         description="How the frames of an image model become one clip: their mean, or a transformer block over them"
-        " that starts as the mean. Video models and tiny pool by themselves.",
+        " that starts as the mean. Video models and tiny pool by themselves; temporal is refused with tiny.",
     )
     trainable: Literal["all", "heads", "lora"] = Field(
         "all",
         description="What is learned: everything; heads: only what comes after the pretrained trunks; lora: heads and"
         " adapters inside the trunks (needs the extra streamlearn[lora]). A tiny tower beside a pretrained one is"
-        " learned whole.",
+        " learned whole; two of them have no trunk, and take all alone.",
     )
     lora_rank: int = Field(8, ge=1, le=1024, description="Of the adapters.")
     warm_start: str = Field(
@@ -40,6 +40,19 @@ class ModelSettings(Section):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(0, ge=0, description="CPU threads of the learner; 0: the cores that media.workers leave.")
+
+    @model_validator(mode="after")
+    def _of_pretrained_towers(self) -> ModelSettings:
+        if self.pooling == "temporal" and self.video == "tiny":
+            raise ValueError(
+                "pooling = temporal does nothing with model.video = tiny, which pools by itself: leave it out"
+            )
+        if self.trainable != "all" and self.video == self.text == "tiny":
+            raise ValueError(
+                f"trainable = {self.trainable} needs a pretrained tower, whose trunk it fixes; model.video and"
+                " model.text are tiny: leave it out"
+            )
+        return self
 
 
 Momentum = float | str
@@ -84,14 +97,21 @@ class LearnerSettings(Section):
     batch_size: int = Field(32, ge=1, description="Clips per step.")
     temperature: float = Field(0.07, gt=0, description="Of InfoNCE.")
     queue_size: int = Field(
-        128, ge=1, description="Keys per modality. Keep it near 4 batches: older keys poison the contrast."
+        128,
+        ge=1,
+        description="Keys per modality, replayed clips' among them. Keep it near 4 batches: older keys poison the"
+        " contrast.",
     )
     queue_at_boundary: Literal["keep", "clear", "age_limit"] = Field(
         "clear",
-        description="What happens to the queues when a task starts; age_limit: keys of the last queue_max_age_clips"
-        " stay. At any time no key is older than queue_size clips.",
+        description="What happens to the queues when a task starts; age_limit: keys that came with the last"
+        " queue_max_age_clips stay, replayed ones too. At any time no key is older than queue_size clips.",
     )
-    queue_max_age_clips: int = Field(32, ge=1, description="With queue_at_boundary = age_limit.")
+    queue_max_age_clips: int = Field(
+        32,
+        ge=1,
+        description="With queue_at_boundary = age_limit. Counts new clips; from queue_size on, all keys stay.",
+    )
     local_momentum: Momentum = Field(
         "640 clips", description="How slowly the local momentum encoders follow: m, or a horizon such as '640 clips'."
     )
@@ -101,8 +121,8 @@ class LearnerSettings(Section):
     )
     global_pair: bool = Field(
         False,
-        description="Keep a second momentum pair that is never restarted, as the paper does. It gained nothing that was"
-        " measured (docs/log.md), and costs memory.",
+        description="Keep a second momentum pair that is never restarted, as the paper does; bmu. It gained nothing"
+        " that was measured (docs/log.md), and costs memory.",
     )
     global_momentum: Momentum = Field("6400 clips", description="As local_momentum, for the global pair.")
     global_pull: Momentum = Field(
@@ -195,6 +215,10 @@ class LearnerSettings(Section):
     def _with_a_global_pair(self) -> LearnerSettings:
         if self.method == "bmu" and self.global_pair:
             return self
+        if self.global_pair:
+            raise ValueError(
+                f"global_pair = true does nothing with method = {self.method}: bmu alone keeps one; leave it out"
+            )
         for name, wanted in (("serve", self.serve == "global"), ("global_loss_weight", self.global_loss_weight > 0)):
             if wanted:
                 raise ValueError(
@@ -257,10 +281,9 @@ class DriftSettings(Section):
     )
     revisits: bool = Field(
         True,
-        description="A task that returns is continued under its name, in an era of its own until that ends. Needs"
-        " frozen_judge.",
+        description="A task that returns is continued under its name, in an era of its own until that ends. False"
+        " without frozen_judge, whatever is written.",
     )
-
     log: bool = Field(
         True,
         description="Keep what the detector saw in state_dir/drift.jsonl, 16 MiB at most, for `tasks tune`.",
@@ -275,13 +298,11 @@ class DriftSettings(Section):
         return value
 
     @model_validator(mode="after")
-    def _quorate(self) -> DriftSettings:
+    def _fitting(self) -> DriftSettings:
         if self.detector == "vote" and self.vote_quorum > len(self.vote):
             raise ValueError(f"vote_quorum = {self.vote_quorum} may not exceed the {len(self.vote)} of vote")
-        return self
-
-    @model_validator(mode="after")
-    def _fillable(self) -> DriftSettings:
+        if not self.frozen_judge:
+            self.revisits = False  # and so it is shown: whether anybody asked for it is not to be known here
         for name in ("reference_batches", *(["slow_reference_batches"] if self.slow_window_batches else [])):
             if self.warmup_batches > (held := getattr(self, name)):
                 raise ValueError(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from streamlearn.schemas import MAX_LIMIT
 from streamlearn.settings_base import Section
 
 
@@ -47,9 +48,10 @@ class SearchSettings(Section):
     """The read side."""
 
     mode: Literal["eras", "single"] = Field(
-        "eras", description="eras: each era is asked with its own text encoder; single: all with today's."
+        "eras",
+        description="eras: each era is asked with its own text encoder; single: all with today's, by cosine alone.",
     )
-    max_limit: int = Field(200, ge=1, description="Largest `limit` of a query.")
+    max_limit: int = Field(200, ge=1, le=MAX_LIMIT, description="Largest `limit` of a query.")
     publish_interval_clips: int = Field(
         128, ge=1, description="Clips between published snapshots; a silent source publishes at once."
     )
@@ -75,6 +77,7 @@ class SearchSettings(Section):
     )
     merge_loss: float | None = Field(
         None,
+        ge=0,
         description="Two eras in a row are merged where held-out clips lose no more mean reciprocal rank by it;"
         " null: never. Not validated beyond its tests.",
     )

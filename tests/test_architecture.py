@@ -82,7 +82,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench",),
     ("bench.corpus", "bench.methods"),
     ("bench.schedule", "bench.gallery"),
-    ("bench.sealed",),
+    ("bench.sealed", "bench.options"),
     ("bench.revisits",),
     ("bench.trial",),
     ("bench.runs",),

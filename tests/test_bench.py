@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from streamlearn import cli
 from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
-from streamlearn.bench.gallery import both_ways, caption_search, thinned
+from streamlearn.bench.gallery import both_ways, caption_search, encode_texts, questions, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
 from streamlearn.bench.report import differences, mean_and_error, report, shown, value
 from streamlearn.bench.runs import RESULTS, Results, best_rates, grid, run_all
@@ -111,6 +111,8 @@ def test_announced_boundaries_are_true_or_wrong_as_asked() -> None:
     assert announced(schedule, "halved", 32) == {128, 256}
     assert announced(schedule, "late25", 1) == {89, 153, 217, 281}
     assert announced(schedule, "detector", 32) == announced(schedule, "none", 32) == set()
+    with pytest.raises(SettingsError, match="must be one of detector, oracle, doubled"):
+        announced(schedule, "orakle", 32)
 
 
 def test_batches_end_where_a_task_is_announced() -> None:
@@ -240,7 +242,7 @@ def test_caption_search_finds_the_question_itself() -> None:
 
 
 def _timeless(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: v for name, v in result.items() if name not in ("pairs_per_s", "peak_bytes")}
+    return {name: v for name, v in result.items() if name != "pairs_per_s"}
 
 
 @pytest.mark.slow
@@ -255,6 +257,7 @@ def test_trial_repeats_to_the_last_bit_and_measures_every_copy(rendered: Path) -
     assert set(result["served"]["judged"]) == {"1", "2", "4", "all"}
     lost = result["served"]["plain"]["all"]
     assert 0 <= lost["forgetting_pool"]["5"] < lost["forgetting"]["5"] < 100  # the pool's growth counts as loss
+    assert set(result["served"]["single"]) == {"t2v", "v2t"}
     assert result["revisits"] == []
     local = result["copies"]["local"]
     assert set(local["tasks"]) == set(DOMAINS)
@@ -273,7 +276,10 @@ def test_clips_that_come_back_are_asked_for_as_each_era_would_encode_them(render
     assert len(result["sealed_with"]) == 4
     pool = result["served"]["plain"]["all"]["t2v"]
     assert visit["anew"]["all"] == pool
-    first, *_, last = trial.eras.eras
+    first, *sealed, last = trial.eras.eras
+    texts = encode_texts(last.pairs["local"], [c for era in trial.eras.eras for c in questions(trial.corpus, era.rows)])
+    stored = [era.vectors[era.chosen] for era in (first, *sealed)]
+    assert result["served"]["single"] == both_ways(texts @ np.concatenate([*stored, last.vectors["local"]]).T)
     plain = trial.eras.ranks_with(last.rows, 3)  # they are there already
     assert sorted(plain) == sorted(row for era in trial.eras.eras for row in era.rows)
     assert visit["anew"]["all"]["5"] == 100 * np.mean([rank <= 5 for rank in plain.values()])
@@ -317,12 +323,11 @@ def _line(method: str, rate: float, final: float, *, role: str = "reported", see
     return facts | {"spec": spec, "result": result}
 
 
-def test_rate_is_picked_by_final_recall_on_tuning_trials_alone() -> None:
+def test_rate_is_picked_by_final_recall() -> None:
     lines = [
         _line("bmu-local", 1e-4, 40.0, role="tuning"),
         _line("bmu-local", 4e-4, 50.0, role="tuning"),
         _line("bmu-local", 8e-4, 50.0, role="tuning"),
-        _line("bmu-local", 1e-4, 99.0),
         _line("moco", 1e-4, 45.0, role="tuning"),
         _line("moco", 2e-4, 44.0, role="tuning"),
     ]
@@ -330,6 +335,20 @@ def test_rate_is_picked_by_final_recall_on_tuning_trials_alone() -> None:
     assert list(best_rates(lines, names).values()) == [4e-4, 1e-4, 4e-4, 1e-4, 4e-4, 1e-4]
     with pytest.raises(SourceError, match="inbatch has no tuning trial"):
         best_rates(lines, ["inbatch"])
+
+
+def test_rates_are_picked_among_trials_of_the_same_settings_alone(tmp_path: Path) -> None:
+    plain = Spec("/somewhere/corpus", "moco", 1e-4, 0)
+    longer = replace(plain, learner={"queue_size": "1024"})
+    results = Results(tmp_path)
+    for spec, rate, final in ((plain, 1e-4, 90.0), (plain, 4e-4, 50.0), (longer, 1e-4, 50.0), (longer, 4e-4, 60.0)):
+        trial = replace(spec, learning_rate=rate)
+        for role, found in (("tuning", final), ("reported", 100 - final)):
+            results.add(role, trial, _line("moco", rate, found)["result"])
+    for base, best in ((plain, 1e-4), (longer, 4e-4)):
+        mine = results.of("tuning", grid([base], methods=["moco"], learning_rates=[1e-4, 4e-4]))
+        assert [line["spec"]["learning_rate"] for line in mine] == [1e-4, 4e-4]
+        assert best_rates(mine, ["moco"]) == {"moco": best}
 
 
 def test_grid_is_every_method_at_every_rate() -> None:
@@ -413,14 +432,61 @@ def test_wrong_setting_is_refused(tmp_path: Path) -> None:
     assert "the section being one of learner, model, drift, search, media" in str(answer.exception)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--boundaries orakle", "--boundaries orakle: must be one of detector, oracle,"),
+        ("--orders forward,backwards", "--orders forward,backwards: order 'backwards': must be forward, reverse, iid,"),
+        ("--seeds x", "--seeds x: write whole numbers"),
+        ("--seeds -1", "--seeds -1: write whole numbers"),
+        ("--learning-rates a,b", "--learning-rates a,b: a learning rate is a number above 0, as in 2e-4, not 'a'"),
+        ("--learning-rates 1e-4,0", "is a number above 0, as in 2e-4, not '0'"),
+        ("--methods moko", "--methods moko: method 'moko': must begin with one of inbatch,"),
+        ("--methods moco@1e-4,moco@2e-4", "moco is there twice"),
+        ("--methods moco:queue_sise=1", "learner.queue_sise: Extra inputs are not permitted"),
+        ("--set learner.queue_size=-1", "learner.queue_size: Input should be greater"),
+        ("--set search.max_eraz=9", "search.max_eraz: Extra inputs are not permitted"),
+        ("--set media.frames=4", "it needs --stream"),
+        ("--set drift.detector=kswin", "the benchmark's detector is mean_shift"),
+        ("--split part", "without --stream there are no manifests: leave out --split"),
+        ("--stream a --clips 100", "--stream brings clips of its own: leave out --clips"),
+        ("--quick --methods moco --seeds 1", "--quick is always the same trials: leave out --methods, --seeds"),
+        ("--quick --no-eras -s learner.queue_size=9", "leave out --eras, --set"),
+    ],
+)
+def test_option_that_cannot_be_meant_is_refused_before_anything_is_rendered(
+    tmp_path: Path, options: str, sentence: str
+) -> None:
+    out = tmp_path / "out"
+    answer = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(out), *options.split()])
+    assert isinstance(answer.exception, SettingsError), answer.output
+    assert sentence in str(answer.exception)
+    assert not out.exists()
+
+
+def test_report_of_no_trials_or_against_no_method_is_refused(tmp_path: Path) -> None:
+    def refused(*words: str) -> str:
+        answer = CliRunner().invoke(cli.app, ["bench", "report", *words])
+        assert isinstance(answer.exception, SettingsError), answer.output
+        return str(answer.exception)
+
+    absent = tmp_path / "absent"
+    assert "holds no trials: name the --out" in refused(str(absent))
+    assert not absent.exists()
+    (tmp_path / RESULTS).touch()
+    assert "holds no trials" in refused(str(tmp_path))
+    (tmp_path / RESULTS).write_text(json.dumps(_line("moco", 1e-4, 50.0)) + "\n")
+    assert "--against bmv: must be one of moco, which were reported" in refused(str(tmp_path), "--against", "bmv")
+    assert not (tmp_path / "report.md").exists()
+
+
 def test_rate_behind_a_method_is_not_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, str, float]] = []
 
     def run(trials: list[tuple[str, Spec]], results: Results, **_: Any) -> None:
         for role, spec in trials:
             ran.append((role, spec.method, spec.learning_rate))
-            line = _line(spec.method, spec.learning_rate, 50.0, role=role)
-            results.lines.append(line)
+            results.add(role, spec, _line(spec.method, spec.learning_rate, 50.0)["result"])
 
     monkeypatch.setattr("streamlearn.bench.runs.run_all", run)
     monkeypatch.setattr("streamlearn.bench.plots.plot_all", lambda lines, folder: [])
@@ -433,6 +499,10 @@ def test_rate_behind_a_method_is_not_tuned(tmp_path: Path, monkeypatch: pytest.M
     assert ran[2:] == [("reported", "moco", 2e-4), ("reported", "bmu", 1e-4)]
     wrong = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--methods", "moco@fast"])
     assert "after @ comes a learning rate, as in moco@2e-4" in str(wrong.exception)
+    ran.clear()
+    command[-1] = "3e-4,1e-3"  # what the first run found at other rates counts no longer
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    assert ran[-1] == ("reported", "bmu", 3e-4)
 
 
 def _quick() -> list[dict[str, Any]]:
@@ -456,6 +526,27 @@ def test_quick_checks_name_what_is_not_as_it_must_be() -> None:
     assert quick.check(lines) == []
     lines[1]["result"]["copies"]["online"]["learned"]["5"] = 59.0
     assert quick.check(lines) == ["moco has R@5 59.0 when it has learned a task; at least 60.0 is due"]
+
+
+def test_quick_checks_its_own_trials_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {line["spec"]["method"]: line["result"] for line in _quick()}
+    for method in ("bmu-local+replay500", f"bmu-local:{quick.LONG_QUEUE}"):
+        good[method] = _line(method, 4e-4, 70.0)["result"]
+        good[method]["copies"]["online"] = {"learned": {"5": 80.0}}
+
+    def run(trials: list[tuple[str, Spec]], results: Results, **_: Any) -> None:
+        for role, spec in trials:
+            results.add(role, spec, good[spec.method])
+        for method in quick.METHODS:  # others' trials, which came later and learned nothing
+            bad = _line(method, 1e-4, 0.0)["result"]
+            bad["copies"]["online"] = {"learned": {"5": 0.0}}
+            results.add("reported", Spec("elsewhere", method, 1e-4, 7), bad)
+
+    monkeypatch.setattr("streamlearn.bench.runs.run_all", run)
+    monkeypatch.setattr("streamlearn.bench.plots.plot_all", lambda lines, folder: [])
+    monkeypatch.setattr("streamlearn.bench.corpus.render_corpus", lambda cache, **_: cache)
+    answer = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--quick", "--workers", "1"])
+    assert answer.exit_code == 0, answer.output
 
 
 @pytest.mark.slow

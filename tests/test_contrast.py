@@ -35,7 +35,7 @@ def test_ring_cut_to_its_newest_keys_is_a_ring_that_saw_only_those(pushed: int, 
     cut, fresh = KeyQueue(7, 4), KeyQueue(7, 4)
     seen = keys(pushed)
     cut.push(*seen)
-    cut.keep_newest(newest)
+    cut.keep_last(newest)
     kept = min(newest, pushed, 7)
     fresh.push(*(part[pushed - kept :] for part in seen))
     for queue in (cut, fresh):
@@ -43,6 +43,32 @@ def test_ring_cut_to_its_newest_keys_is_a_ring_that_saw_only_those(pushed: int, 
     assert len(cut) == len(fresh)
     assert torch.equal(cut.ids[: len(cut)], fresh.ids[: len(fresh)])
     assert torch.equal(cut.text[: len(cut)], fresh.text[: len(fresh)])
+
+
+def test_ring_cut_by_age_counts_new_clips_and_keeps_what_was_replayed_beside_them() -> None:
+    queue = KeyQueue(16, 4)
+    for first in range(0, 60, 6):
+        queue.push(*keys(6, start=first), new=4)  # 54 to 57 are the last new clips, 58 and 59 were replayed
+    restored = KeyQueue(16, 4)
+    restored.load_state_dict(queue.state_dict())
+    for ring in (queue, restored):
+        ring.keep_last(6)
+        assert sorted(ring.ids[: len(ring)].tolist()) == [50, 51, 52, 53, *range(54, 60)]
+        ring.keep_last(4)
+        assert sorted(ring.ids[: len(ring)].tolist()) == list(range(54, 60))
+        ring.push(*keys(6, start=60), new=4)
+        ring.keep_last(5)
+        assert sorted(ring.ids[: len(ring)].tolist()) == list(range(57, 66))
+    assert all(torch.equal(queue.state_dict()[name], tensor) for name, tensor in restored.state_dict().items())
+
+
+def test_ring_of_an_older_checkpoint_takes_each_key_for_a_clip() -> None:
+    old, new = KeyQueue(7, 4), KeyQueue(7, 4)
+    old.push(*keys(9))
+    new.load_state_dict({name: tensor for name, tensor in old.state_dict().items() if name != "came"})
+    new.push(*keys(1, start=9))
+    new.keep_last(3)
+    assert sorted(new.ids[: len(new)].tolist()) == [7, 8, 9]
 
 
 @pytest.mark.parametrize("batches", [[3, 3, 3, 3], [8, 1, 1], [1] * 20, [20, 3]])

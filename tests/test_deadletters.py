@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 from pathlib import Path
@@ -118,6 +119,15 @@ def test_a_disk_that_fills_in_the_middle_of_a_flush_loses_no_letter(tmp_path: Pa
     dead.flush()
     dead.close()
     assert {letter.position.offset for letter in read_dead_letters(path)} == set(range(5))
+
+
+def test_a_mark_is_read_as_it_was_written_and_looks_up_what_is_left_at_once() -> None:
+    mark = Mark((), {"clips/0": 9}, {"clips/0": [5, 3]})
+    again = Mark.from_json(json.loads(json.dumps(mark.to_json())))
+    covered = [offset for offset in (2, 3, 5, 8, 9) if again.covers("unplayable", "clips/0", offset)]
+    assert covered == [2, 8]
+    assert isinstance(again.left["clips/0"], frozenset)  # a list would be gone through once a letter
+    assert again.to_json() == {"replayed": [], "ends": {"clips/0": 9}, "left": {"clips/0": [3, 5]}}
 
 
 def test_a_mark_after_a_torn_line_spoils_neither_itself_nor_the_letters(tmp_path: Path) -> None:

@@ -264,6 +264,16 @@ def test_a_state_from_before_there_were_readouts_goes_on(parts: Parts) -> None:
     assert readout is not None
 
 
+def test_a_state_that_calls_the_captions_clips_by_their_first_name_is_read_whole(parts: Parts) -> None:
+    old = tensors_of(parts)
+    old = {"shown" if kind == "caption_clips" else kind: part for kind, part in old.items()}
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), old)
+    np.testing.assert_array_equal(again.current.caption_clips, parts.eras.current.caption_clips)
+    np.testing.assert_array_equal(again.current.captions, parts.eras.current.captions)
+    assert len(again.current.captions)
+
+
 def test_the_learners_own_recall_is_that_of_its_encoders_alone(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Judge(parts)
     before = judge.measure(parts.publish(), "t4", 100)

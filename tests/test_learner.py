@@ -8,7 +8,7 @@ import torch
 
 from streamlearn.encoders import Towers
 from streamlearn.errors import StateError
-from streamlearn.learner import Learner
+from streamlearn.learner import Learner, id_hash
 from streamlearn.records import StepStats
 from streamlearn.reservoir import ClipStore, MemoryClips, Replayed
 from streamlearn.settings import LearnerSettings
@@ -273,6 +273,15 @@ def test_replayed_clips_are_a_share_of_the_batch_and_have_no_keys() -> None:
     assert learner.clips == 48
     assert len(asked) == 4 * 2  # a fifth of ten; nothing can be drawn in the first two steps
     assert int(learner.state_dict()["queue"]["enqueued"]) == 48 + len(asked)
+
+
+def test_age_limit_keeps_the_newest_clips_beside_replayed_ones() -> None:
+    learner = make(replay_clips=8, queue_at_boundary="age_limit", queue_max_age_clips=8)
+    run(learner, range(4))
+    learner.start_task()
+    queue = learner.method.queues["queue"]
+    assert len(queue) == 16
+    assert {id_hash(f"v3-{i}") for i in range(8)} < set(queue.ids[:16].tolist())
 
 
 def test_queue_survives_a_boundary_when_settings_say_keep() -> None:

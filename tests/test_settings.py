@@ -204,11 +204,32 @@ def test_rules_between_settings_name_both_and_the_remedy() -> None:
         ({"serve": "global"}, r"serve = global needs the global pair"),
         ({"method": "moco", "serve": "global"}, r"serve = global needs the global pair.*method = bmu"),
         ({"method": "lwf", "global_loss_weight": 0.5}, r"global_loss_weight = 0\.5 needs the global pair"),
+        ({"method": "moco", "global_pair": True}, r"global_pair = true .*method = moco.*leave it out"),
         ({"replay_ratio": 1.0}, r"replay_ratio.*less than 1"),
     ],
 )
 def test_settings_that_stall_learning_or_have_no_effect_are_refused(changes: dict[str, Any], named: str) -> None:
     assert re.search(named, refused(None, {f"learner.{name}": value for name, value in changes.items()}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"search.max_limit": 10_001}, r"search\.max_limit = 10001: .*less than or equal to 10000"),
+        ({"search.merge_loss": -0.1}, r"search\.merge_loss = -0\.1: .*greater than or equal to 0"),
+        ({"model.pooling": "temporal"}, r"model\.pooling = temporal .*model\.video = tiny"),
+        ({"model.pooling": "temporal", "model.text": "some/bert"}, r"model\.pooling = temporal .*model\.video = tiny"),
+        ({"model.trainable": "heads"}, r"model\.trainable = heads .*pretrained"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(changes: dict[str, Any], named: str) -> None:
+    assert re.search(named, refused(None, changes))
+
+
+def test_a_task_that_returns_is_not_looked_for_without_the_frozen_judge() -> None:
+    assert load().drift.revisits
+    assert not load(None, {"drift.frozen_judge": False}).drift.revisits
+    assert load(None, {"model.video": "some/vit", "model.pooling": "temporal", "model.trainable": "heads"})
 
 
 @pytest.mark.parametrize(

@@ -214,14 +214,17 @@ def copies_table(methods: Mapping[str, Sequence[Line]]) -> str:
 
 
 def curve_table(methods: Mapping[str, Sequence[Line]], rule: str = "judged") -> str:
-    """Text to video over the pool, R@1 / R@5, against the number of era encoders kept."""
-    head = ["method", "encoded anew", *(f"{kept} encoder{'s' * (kept != '1')}" for kept in KEPT)]
+    """Text to video over the pool, R@1 / R@5, against the number of era encoders kept.
+
+    Beside it everything encoded anew by today's pair, and the stored vectors asked with today's text encoder alone.
+    """
+    head = ["method", "encoded anew", "mode single", *(f"{kept} encoder{'s' * (kept != '1')}" for kept in KEPT)]
     head += ["all, cosine alone", "all, back (v2t)", "all, thinned query", "eras"]
     rows = []
     for name, lines in methods.items():
         if not numbers(lines, value(f"served.{rule}.all.t2v.5")):
             continue
-        paths = [f"copies.{SERVED}.pooled.t2v", *(f"served.{rule}.{kept}.t2v" for kept in KEPT)]
+        paths = [f"copies.{SERVED}.pooled.t2v", "served.single.t2v", *(f"served.{rule}.{kept}.t2v" for kept in KEPT)]
         paths += [f"served.{rule}.all.{what}" for what in ("cosine", "v2t", "thinned")]
         cells = [" / ".join(shown(numbers(lines, value(f"{path}.{k}"))) for k in (1, 5)).strip(" /") for path in paths]
         eras = sorted({len(line["result"]["sealed_with"]) for line in lines})

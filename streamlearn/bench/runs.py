@@ -63,6 +63,11 @@ class Results:
         """Whether the trial is in the file, for this purpose."""
         return any(line["key"] == spec.key and line["role"] == role for line in self.lines)
 
+    def of(self, role: str, specs: Iterable[Spec]) -> list[Line]:
+        """The lines of these trials alone; the folder may hold others, of other settings or streams."""
+        keys = {spec.key for spec in specs}
+        return [line for line in self.lines if line["role"] == role and line["key"] in keys]
+
     def add(self, role: str, spec: Spec, result: Mapping[str, Any]) -> None:
         """Append a finished trial."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -144,19 +149,22 @@ def merit(line: Line) -> float:
 
 
 def best_rates(lines: Iterable[Line], methods: Sequence[str]) -> dict[str, float]:
-    """By method, the learning rate whose tuning trials had the best mean merit; of equals the lower.
+    """By method, the learning rate whose trials had the best mean merit; of equals the lower.
 
     A control takes the rate of the method that it controls for. A method with settings, or with replay, that was not
     tuned itself takes the rate of the one without.
+
+    Args:
+        lines: of tuning trials that differ in method and rate alone (`Results.of`).
+        methods: whose rates are asked for.
 
     Raises:
         SourceError: a method has no tuning trial.
     """
     found: dict[str, dict[float, list[float]]] = {}
     for line in lines:
-        if line["role"] == "tuning":
-            spec = line["spec"]
-            found.setdefault(spec["method"], {}).setdefault(spec["learning_rate"], []).append(merit(line))
+        spec = line["spec"]
+        found.setdefault(spec["method"], {}).setdefault(spec["learning_rate"], []).append(merit(line))
     best = {
         method: max(sorted(rates), key=lambda rate, r=rates: sum(r[rate]) / len(r[rate]))  # type: ignore[misc]
         for method, rates in found.items()

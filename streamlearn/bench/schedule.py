@@ -114,7 +114,11 @@ def _share(rows: Ints, first: int, last: int, shares: int) -> Ints:
 
 
 def announced(schedule: Schedule, boundaries: str, batch_size: int) -> frozenset[int]:
-    """Where a task is said to begin, in clips learned before it; nowhere where the detector has to find it."""
+    """Where a task is said to begin, in clips learned before it; nowhere where the detector has to find it.
+
+    Raises:
+        SettingsError: `boundaries` is none of `BOUNDARIES`.
+    """
     starts, total = schedule.starts[1:], len(schedule.rows)
     match boundaries:
         case "oracle":
@@ -127,5 +131,6 @@ def announced(schedule: Schedule, boundaries: str, batch_size: int) -> frozenset
             return frozenset(starts[1::2])
         case "late25" | "late50":
             return frozenset(start + int(boundaries[4:]) * batch_size for start in starts)
-        case _:
+        case "detector" | "none":
             return frozenset()
+    raise SettingsError(f"boundaries {boundaries!r}: must be one of {', '.join(BOUNDARIES)}")

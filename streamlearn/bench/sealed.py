@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, Ints
-from streamlearn.bench.gallery import KS, encode_clips, encode_texts, questions, summary, thinned
+from streamlearn.bench.gallery import KS, Recalls, both_ways, encode_clips, encode_texts, questions, summary, thinned
 from streamlearn.encoders import Towers
 from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose
 from streamlearn.era_readout import judged, through_readout
@@ -126,7 +126,8 @@ class SealedEras:
             By sealing rule ("judged": as the daemon does, "local": always the momentum pair, "plain": as the daemon but
             without readouts) and number of encoders
             (of `KEPT`, where there are that many eras): "t2v", "v2t", "cosine" (t2v without familiarity) and, with
-            all encoders, "thinned" (t2v, four tenths of the words missing) and what `_forgotten` returns.
+            all encoders, "thinned" (t2v, four tenths of the words missing) and what `_forgotten` returns. And under
+            "single" what `_single` returns.
         """
         eras = [era for era in self.eras if len(era.rows)]
         out: dict[str, Any] = {}
@@ -143,7 +144,21 @@ class SealedEras:
                     for i, (reading, era, name) in enumerate(zip(readings, eras, chosen, strict=True))
                 ]
                 out[rule][kept] = self._asked(views, seed if kept == "all" else None)
+        out["single"] = self._single(eras)
         return out
+
+    def _single(self, eras: Sequence[SealedEra]) -> dict[str, Recalls]:
+        """What `search.mode = single` finds: the same stored vectors, asked with today's text encoder, by cosine alone.
+
+        The last era is open in the daemon: its clips and its queries are of the momentum pair.
+
+        Returns:
+            "t2v" and "v2t", over the pool.
+        """
+        *sealed, last = eras
+        rows = np.concatenate([era.rows for era in eras])
+        stored = np.concatenate([*(era.vectors[era.chosen] for era in sealed), last.vectors["local"]])
+        return both_ways(encode_texts(last.pairs["local"], questions(self._corpus, rows)) @ stored.T)
 
     def ranks_with(self, moved: Ints, target: int) -> dict[int, int]:
         """The rank of each clip for its caption, by row, had some clips been encoded by another era's pair.

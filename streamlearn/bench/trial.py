@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -211,7 +210,8 @@ class Trial:
         "copies": by copy "final" and "learned" (means over tasks, directions), "forgetting", "bwt", "harmonic",
         "minimum", by k; "tasks" and "pooled" by direction. "served": the curve over era encoders. "revisits": of
         domains that come back. "course": recall of the tasks so far over time. "boundaries": what was
-        found. "pairs_per_s" of processor time, and memory.
+        found. "pairs_per_s" of processor time, and "state_bytes": the memory of weights, copies, moments and
+        queues.
         """
         copies, domains = {}, self._domains(len(self.schedule.tasks))
         self._reopen(len(self.schedule.tasks))
@@ -239,7 +239,6 @@ class Trial:
             "pairs": self.clips,
             "pairs_per_s": self.clips / self._learn_s,
             "state_bytes": sum(t.nbytes for part in self.learner.state_dict().values() for t in part.values()),
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
     def _continual(self, copy: str) -> dict[str, dict[str, float]]:

@@ -66,8 +66,8 @@ class Method(ABC):
         self.follow(clips)
         self.task_clips += clips
 
-    def push(self, views: Mapping[str, View], ids: Tensor) -> None:  # noqa: B027 -- some have no queue
-        """After the update: the batch's keys enter the queues. Without a queue, nothing."""
+    def push(self, views: Mapping[str, View], ids: Tensor, new: int) -> None:  # noqa: B027 -- some have no queue
+        """After the update: the batch's keys, the first `new` of new clips, enter the queues, where there are any."""
 
     def start_task(self) -> None:
         """A boundary: what restarts, restarts."""

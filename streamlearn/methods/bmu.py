@@ -57,11 +57,11 @@ class Bmu(Moco):
         )
         self.task_clips += clips
 
-    def push(self, views: Mapping[str, View], ids: Tensor) -> None:
+    def push(self, views: Mapping[str, View], ids: Tensor, new: int) -> None:
         """Each copy's keys enter its own queue."""
-        super().push(views, ids)
+        super().push(views, ids, new)
         if "queue_global" in self.queues:
-            self.queues["queue_global"].push(*views["global"], ids)
+            self.queues["queue_global"].push(*views["global"], ids, new)
 
     def start_task(self) -> None:
         """The local copy restarts from the encoders, unless it is told to go on; the global one goes on."""

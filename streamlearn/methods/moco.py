@@ -33,9 +33,9 @@ class Moco(Method):
         """InfoNCE against one copy's keys."""
         return symmetric_loss(*own, *keys, ids, queue, self.settings.temperature)
 
-    def push(self, views: Mapping[str, View], ids: Tensor) -> None:
+    def push(self, views: Mapping[str, View], ids: Tensor, new: int) -> None:
         """The local copy's keys enter the queue."""
-        self.queues["queue"].push(*views["local"], ids)
+        self.queues["queue"].push(*views["local"], ids, new)
 
     def start_task(self) -> None:
         """Keys of the task before are forgotten, kept, or kept as far as they are recent."""
@@ -44,4 +44,4 @@ class Moco(Method):
             if self.settings.queue_at_boundary == "clear":
                 queue.clear()
             elif self.settings.queue_at_boundary == "age_limit":
-                queue.keep_newest(self.settings.queue_max_age_clips)
+                queue.keep_last(self.settings.queue_max_age_clips)

@@ -1,0 +1,152 @@
+"""The command line's texts as what trials are made of, all of it looked at before the first clip is rendered.
+
+A trial that fails in a worker would fail after hours of others. Every error names the option and what it may be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from streamlearn.bench.methods import learner_settings, method_of
+from streamlearn.bench.schedule import BOUNDARIES, order_of
+from streamlearn.errors import SettingsError
+from streamlearn.settings import DriftSettings, MediaSettings, ModelSettings, SearchSettings
+
+_SECTIONS = ("learner", "model", "drift", "search", "media")
+
+
+def read_seeds(text: str) -> list[int]:
+    """Of `1,2,3`, each once.
+
+    Raises:
+        SettingsError: they are not all whole numbers from 0 on.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",")]
+        if min(seeds) < 0:
+            raise ValueError(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"--seeds {text}: write whole numbers from 0 on, separated by commas, as in 1,2,3"
+        ) from error
+    return list(dict.fromkeys(seeds))
+
+
+def read_rates(text: str) -> list[float]:
+    """Of `1e-4,2e-4`, each once.
+
+    Raises:
+        SettingsError: they are not all numbers above 0.
+    """
+    return list(dict.fromkeys(_rate(f"--learning-rates {text}", part) for part in text.split(",")))
+
+
+def _rate(option: str, text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise SettingsError(f"{option}: a learning rate is a number above 0, as in 2e-4, not {text!r}")
+    return rate
+
+
+def read_boundaries(text: str) -> str:
+    """One of `BOUNDARIES`.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    if text not in BOUNDARIES:
+        raise SettingsError(f"--boundaries {text}: must be one of {', '.join(BOUNDARIES)}")
+    return text
+
+
+def read_orders(text: str, domains: int) -> list[str]:
+    """Of `forward,reverse`, each once, for a stream of so many domains.
+
+    Raises:
+        SettingsError: one is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        try:
+            order_of(name, domains)
+        except SettingsError as error:
+            raise SettingsError(f"--orders {text}: {error}") from error
+    return names
+
+
+def read_methods(text: str, common: Mapping[str, Any]) -> tuple[list[str], dict[str, float]]:
+    """The methods of `NAME,NAME@RATE,...`, and the rates that were named.
+
+    Args:
+        text: what was written.
+        common: settings of the learner that all methods share.
+
+    Raises:
+        SettingsError: there is no such method, it is there twice, or it cannot have these settings.
+    """
+    names: list[str] = []
+    rates: dict[str, float] = {}
+    for part in text.split(","):
+        name, at, rate = part.strip().partition("@")
+        if name in names:
+            raise SettingsError(f"--methods {text}: {name} is there twice; a second rate is a run of its own")
+        names.append(name)
+        if at:
+            rates[name] = _rate(f"--methods {part.strip()}: after @ comes a learning rate, as in {name}@2e-4", rate)
+        try:
+            learner_settings(method_of(name), dict(common), rates.get(name, 1e-4), 0)
+        except SettingsError as error:
+            raise SettingsError(f"--methods {text}: {error}") from error
+        except ValidationError as error:
+            raise SettingsError(f"--methods {text}: {_sentences('learner', error)}") from error
+    return names, rates
+
+
+def read_shared(pairs: Sequence[str], *, decoded: bool) -> dict[str, Any]:
+    """What `--set` says, by section; those of the learner are looked at with each method.
+
+    Args:
+        pairs: `SECTION.NAME=VALUE` each.
+        decoded: whether clips are decoded, as those of a stream's folders are, and not rendered.
+
+    Raises:
+        SettingsError: a setting is not known, wrong, or would do nothing.
+    """
+    shared: dict[str, Any] = {section: {} for section in _SECTIONS}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        section, dot, leaf = name.strip().partition(".")
+        if not (equals and dot and section in shared):
+            raise SettingsError(f"--set {pair}: write SECTION.NAME=VALUE, the section being one of {', '.join(shared)}")
+        shared[section][leaf] = value
+    if shared["media"] and not decoded:
+        raise SettingsError("--set media: rendered clips are not decoded; it needs --stream")
+    if shared["drift"].get("detector", "mean_shift") != "mean_shift":
+        raise SettingsError(
+            f"--set drift.detector={shared['drift']['detector']}: the benchmark's detector is mean_shift;"
+            " `streamlearn tasks tune` tries others"
+        )
+    kinds = {"model": ModelSettings, "drift": DriftSettings, "search": SearchSettings, "media": MediaSettings}
+    for section, kind in kinds.items():
+        try:
+            kind(**shared[section])
+        except ValidationError as error:
+            raise SettingsError(f"--set: {_sentences(section, error)}") from error
+    return shared
+
+
+def _sentences(section: str, error: ValidationError) -> str:
+    """As the daemon says them; a rule between settings begins with the name of one."""
+    out = []
+    for each in error.errors():
+        message = each["msg"].removeprefix("Value error, ")
+        where = ".".join(map(str, each["loc"]))
+        out.append(f"{section}.{where}: {message}" if where else f"{section}.{message}")
+    return "; ".join(out)
