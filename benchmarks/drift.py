@@ -222,6 +222,13 @@ class Replay:
         self.detector.update(keys, measured)
         if self.detector.drift_detected:
             self._suspect()
+        elif (
+            self._judged
+            and self.judge.wants_glance(self.detector.score, self.detector.threshold, self._step)
+            and (boundary := self.judge.glance(self.detector.score, self.tasks[-1], self._step).boundary)
+        ):
+            self.detector.restart()
+            self._begin(boundary)
         elif self._judged and (name := self.judge.recognise_late(self.tasks[-1], self._step)) is not None:
             self.judge.rename(self.tasks[-1], name)
             self.tasks[-1] = name
@@ -233,7 +240,10 @@ class Replay:
             boundary = self.judge.judge(boundary, self.tasks[-1], self._step).boundary
         if boundary is None:
             self.detector.refuse()
-            return
+        else:
+            self._begin(boundary)
+
+    def _begin(self, boundary: Boundary) -> None:
         since = max(self._step - boundary.onset_steps_ago, self._start)
         if self._judged:
             self.judge.close(self.tasks[-1], since)

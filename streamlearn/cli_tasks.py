@@ -97,10 +97,10 @@ def tune(
         return
     table = Table("at clip", "began at", "score", "threshold", "when it was learned")
     for s in found:
-        said = {"": "not judged", "drift": "a boundary", "refused": "refused"}[s.logged]
+        said = {"": "not judged", "drift": "a boundary", "refused": "refused", "seen": "the judge's own"}[s.logged]
         table.add_row(str(s.clips), str(s.onset_clips), f"{s.score:.1f}", f"{s.threshold:.1f}", said)
     out.print(table)
-    drawn = [str(e.clips) for e in entries if e.outcome == "drift"]
+    drawn = [str(e.clips) for e in entries if e.outcome in ("drift", "seen")]
     out.print(f"{len(entries)} batches; boundaries drawn at clips {', '.join(drawn) or 'none'}", highlight=False)
 
 

@@ -36,7 +36,7 @@ class Entry:
         step: of the learner, this batch included.
         clips: processed so far.
         score, threshold: of the detector at that time.
-        outcome: "drift", "refused", or "" where nothing was suspected.
+        outcome: "drift", "refused", "seen" by the judge alone, or "" where nothing was suspected.
         measured: on the batch.
         operator: began a task before this batch, and the detector anew.
     """
@@ -142,7 +142,7 @@ def _entry(row: Mapping[str, Any]) -> Entry:
     batch = Summary(sums, square, row["rows"], traces, float(row.get("video_square", square / 2)))  # both unit rows
     whole = all(type(row[name]) is int and row[name] >= 0 for name in ("step", "clips", "rows"))
     finite = np.isfinite(sums).all() and math.isfinite(batch.square) and math.isfinite(batch.first_square)
-    if not (whole and finite and batch.rows and len(sums) and row["outcome"] in ("", "drift", "refused")):
+    if not (whole and finite and batch.rows and len(sums) and row["outcome"] in ("", "drift", "refused", "seen")):
         raise ValueError("no line of this log")
     measured = Measured(*(float(row[name]) for name in ("loss", "recall", "grad_norm")))
     operator = bool(row.get("operator", False))

@@ -2,56 +2,45 @@
 
 The detector watches the keys of the learner's step, which cost nothing but come from an encoder that learns. Where it
 suspects a boundary, some clips from before and after are seen by a frozen pair: has the stream changed, or the encoder;
-when did it begin; and is what comes a task that we know? Knows vectors of clips, not where they are kept
+when did it begin; and is what comes a task that we know? Soon after a boundary, where the encoder moves most and the
+detector knows no level, a hint is enough for a look. Knows vectors of clips, not where they are kept
 (`streamlearn.frozen_clips`). Only the pipeline thread calls it.
 """
 
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamlearn.onset import likely_onset
+from streamlearn.judge_sample import Clips, Rows, Sample, spread
+from streamlearn.onset import likely_onset, onset_of
 from streamlearn.recognition import MISSED, Floats, Statistics, TaskMemory
 from streamlearn.records import Vectors
 from streamlearn.tasks import Boundary
 
 log = logging.getLogger(__name__)
 
-Rows = npt.NDArray[np.int64]
-
 #: Clips before and after that are compared: first few; more only where these do not settle it.
 _LOOKS = ((128, 48), (256, 96))
 _CLEAR = 1.5  # times the limit, or its half: the first look settles it
 _FEWEST = 24  # clips on either side; with fewer the detector's word stands
 #: Clips that say whether a task is known. With fewer, foreign ones are near, too, and it must be nearer.
-_SURE, _MISSED_OF_FEW = 64, 0.1
-_PROFILE_BATCHES, _PROFILE_CLIPS = 64, 12  # a batch, that a slow change is dated by
+_SURE, _MISSED_OF_FEW = 96, 0.1
+_PROFILE_BATCHES = 64  # by which a slow change is dated
 _SLOW_BATCHES = 4  # an onset further back than this is dated anew
 _ALONG = 0.5  # cosine of two changes' directions above which they are one
 _MOST_SETTLING = 64  # batches, after which a slow change is over, whatever its onset
-
-
-class Clips(Protocol):
-    """The clips of the current task, as a frozen encoder sees them."""
-
-    def rows(self) -> Rows:
-        """Numbers of the clips, in the order of their steps: the same after a crash but for gaps."""
-        ...
-
-    def steps(self, rows: Sequence[int]) -> Mapping[int, int]:
-        """The learner's step, by row."""
-        ...
-
-    def vectors(self, rows: Sequence[int]) -> Mapping[int, Vectors]:
-        """Video and text side by side, (2 d,), by row, of those that can still be seen, in order."""
-        ...
+_ENOUGH = 64  # clips that say what a task looks like
+_UNSURE_BATCHES = 2  # after an onset, which may be dated too early: some of their clips are of the task before
+#: Batches after a boundary in which the judge looks at hints: scores above this where the detector knows no level.
+_YOUNG_BATCHES, _HINT = 24, 2.0
+_GLANCES = 10  # a task: each may be wrong
+_PAUSE_BATCHES, _LOUDER = 2, 1.5  # after a glance at nothing, before the next; unless the score is so many times its
 
 
 @dataclass(frozen=True)
@@ -74,12 +63,16 @@ class Opening:
     """What is open about the current task since it began.
 
     Attributes:
-        settled_step: by which a slow change that began it should be over.
+        young_until: the step up to which hints are looked at.
+        glanced: the step of the last look at a hint, and its score.
+        settled_step: by which a slow change that began it should be over; 0 where it came at once.
         looks: steps at which it is asked once more whether the task is a known one.
         previous: the task that it followed, and therefore is not.
-        direction: of that slow change, (2 d,); empty where it came at once.
+        direction: of the change that began it, (2 d,); empty where nobody looked at it.
     """
 
+    young_until: int = 0
+    glanced: tuple[int, float] = (0, 0.0)
     settled_step: int = 0
     looks: list[int] = field(default_factory=list)
     previous: str = ""
@@ -100,13 +93,11 @@ class Judge:
     def __init__(
         self, clips: Clips, *, frame: str, batch_size: int, clips_per_false_boundary: float, revisits: bool
     ) -> None:
-        self._clips, self._batch_size, self._revisits = clips, batch_size, revisits
+        self._sample, self._batch_size, self._revisits = Sample(clips), batch_size, revisits
         self._p = min(0.1, batch_size / clips_per_false_boundary)
         self.memory = TaskMemory(frame)
         self._opening = Opening()
-        self._kept: dict[int, Vectors] = {}  # of clips of the current task, encoded once
-        self._after: dict[int, Vectors] = {}  # what was judged last: what came after the boundary
-        self._direction: Floats = np.zeros(0)  # and where it went
+        self._direction: Floats = np.zeros(0)  # where what was judged last went
 
     def judge(self, suspected: Boundary, task: str, step: int) -> Verdict:
         """Decide on what a detector found.
@@ -116,47 +107,73 @@ class Judge:
             task: the current one.
             step: of the learner.
         """
-        rows = self._clips.rows()
-        cut = self._cut(rows, step - suspected.onset_steps_ago)
-        seen = self._after = {}
-        for most_before, most_after in _LOOKS:
-            before, after = self._before(rows, cut, most_before), self._see(rows[cut:][-most_after:], seen)
-            if min(len(before), len(after)) < _FEWEST:
-                self._direction = np.zeros(0)
-                return Verdict(suspected)
-            known, mean = Statistics.of(before), after.mean(axis=0, dtype=np.float64)
-            shift, limit = known.shift(mean, len(after)), known.limit(self._p)
-            if not limit / 2 < shift <= _CLEAR * limit:
-                break
-        self._direction = mean - known.mean
-        if shift <= limit or self._still_coming(step):
+        rows = self._sample.rows()
+        cut = self._sample.cut(rows, step - suspected.onset_steps_ago)
+        compared = self._compare(rows, cut, self._p)
+        if compared is None:
+            return Verdict(suspected)
+        shift, limit = compared
+        if shift <= limit or self._still_coming(step) or self._is_itself(rows[cut:], task):
             log.info("no boundary: score %.2f, shift %.2f, limit %.2f", suspected.score, shift, limit)
             return Verdict(None, shift, limit)
         onset = suspected.onset_steps_ago
         if onset > _SLOW_BATCHES:
             onset = self._onset(rows, step) or onset
-        name = self._name(self._see(rows[cut:][-_LOOKS[-1][1] :], seen), task)
-        return Verdict(replace(suspected, onset_steps_ago=onset, name=name, shift=shift), shift, limit)
+        return self._found(suspected, rows, cut, onset, shift, limit, task)
+
+    def wants_glance(self, score: float, threshold: float, step: int) -> bool:
+        """Whether what a detector reported no boundary for is a hint that `glance` would look at.
+
+        Args:
+            score: of the detector.
+            threshold: that it compared the score with; 0 where it knows none.
+            step: of the learner.
+        """
+        glanced, refused = self._opening.glanced
+        paused = step < glanced + _PAUSE_BATCHES and score < _LOUDER * refused
+        return step <= self._opening.young_until and score > (threshold or _HINT) and not paused
+
+    def glance(self, score: float, task: str, step: int) -> Verdict:
+        """Look for a change among the clips of a task that has just begun, and date it.
+
+        What comes slowly is left to the detector, and so is what goes where the last change went.
+
+        Args:
+            score: of the detector.
+            task: the current one.
+            step: of the learner.
+        """
+        self._opening.glanced = (step, score)
+        rows = self._sample.rows()
+        onset, is_ramp = self._split(rows, step)
+        if not onset or (is_ramp and onset > _SLOW_BATCHES):
+            return Verdict(None)
+        cut = self._sample.cut(rows, step - onset)
+        compared = self._compare(rows, cut, self._p / _GLANCES)
+        if compared is None or compared[0] <= compared[1] or self._goes_on() or self._is_itself(rows[cut:], task):
+            return Verdict(None, *(compared or ()))
+        return self._found(Boundary("drift", score), rows, cut, onset, *compared, task)
 
     def close(self, task: str, since_step: int) -> None:
         """A task ends with the clips of `since_step`: remember what it looked like. Call before its era is sealed."""
         if self._revisits:
-            rows = self._clips.rows()
-            self.memory.learn(task, self._before(rows, self._cut(rows, since_step), _LOOKS[0][0]))
-        self._kept, self._opening = {}, Opening(previous=task)
+            rows = self._sample.rows()
+            self.memory.learn(task, self._before(rows, self._sample.cut(rows, since_step), _LOOKS[0][0]))
+        self._opening = Opening(previous=task)
 
     def begin(self, boundary: Boundary, step: int) -> None:
         """A task has begun, noticed after `step`: what is to be seen to later."""
         onset, opening = boundary.onset_steps_ago, self._opening
-        self._kept, self._after = self._after, {}
-        unknown = self._revisits and boundary.cause == "drift" and boundary.name is None
-        if onset > _SLOW_BATCHES and boundary.cause == "drift":
-            opening.settled_step = step + min(onset, _MOST_SETTLING)
-            opening.direction = self._direction
-            if unknown:
-                opening.looks = [opening.settled_step, 2 * opening.settled_step - step]
-        elif unknown:
-            opening.looks = [step - onset + -(-_LOOKS[-1][1] // self._batch_size)]
+        opening.young_until = step + _YOUNG_BATCHES
+        if boundary.cause != "drift":
+            return
+        is_slow = onset > _SLOW_BATCHES
+        opening.direction = self._direction
+        opening.settled_step = step + (min(onset, _MOST_SETTLING) if is_slow else 0)
+        if self._revisits and boundary.name is None and is_slow:
+            opening.looks = [opening.settled_step, 2 * opening.settled_step - step]
+        elif self._revisits and boundary.name is None:
+            opening.looks = [step - onset + _UNSURE_BATCHES + -(-_LOOKS[-1][1] // self._batch_size)]
 
     def is_due(self, step: int) -> bool:
         """Whether `recognise_late` would look."""
@@ -167,8 +184,11 @@ class Judge:
         if not self.is_due(step):
             return None
         self._opening.looks.pop(0)
-        newest = self._see(self._clips.rows()[-_LOOKS[-1][1] :], self._kept)
-        name = self._name(newest, task, self._opening.previous)
+        rows, most = self._sample.rows(), _LOOKS[-1][1]
+        # The newest alone may be of what comes next, where that comes slowly too.
+        first = min(self._settled(rows, len(rows)), max(0, len(rows) - most))
+        settled = self._sample.see(rows[spread(first, len(rows), most)])
+        name = self._name(settled, task, self._opening.previous)
         if name is not None:
             self._opening.looks = []
         return name
@@ -192,12 +212,15 @@ class Judge:
         Returns:
             False where they are of another frozen encoder; then nothing is known.
         """
-        self._kept, self._after, self._opening = {}, {}, Opening()
+        self._sample.forget()
+        self._opening = Opening()
         self._direction = np.zeros(0)
         if not self.memory.load_state_dict(facts, means):
             return False
         if "opening" in facts:
-            self._opening = Opening(**facts["opening"], direction=np.asarray(direction, np.float64))
+            opening = Opening(**facts["opening"], direction=np.asarray(direction, np.float64))
+            step, score = opening.glanced
+            self._opening = replace(opening, glanced=(step, score))
         return True
 
     def _name(self, x: Vectors, *besides: str) -> str | None:
@@ -206,61 +229,67 @@ class Judge:
             return None
         return self.memory.recognise(x, besides=besides, missed=MISSED if len(x) >= _SURE else _MISSED_OF_FEW)[0]
 
+    def _compare(self, rows: Rows, cut: int, p: float) -> tuple[float, float] | None:
+        """How far what comes after the cut is from what came before, and the limit; None where too few are kept."""
+        for most_before, most_after in _LOOKS:
+            before, after = self._before(rows, cut, most_before), self._sample.see(rows[cut:][-most_after:])
+            if min(len(before), len(after)) < _FEWEST:
+                self._direction = np.zeros(0)
+                return None
+            known, mean = Statistics.of(before), after.mean(axis=0, dtype=np.float64)
+            shift, limit = known.shift(mean, len(after)), known.limit(p)
+            if not limit / 2 < shift <= _CLEAR * limit:
+                break
+        self._direction = mean - known.mean
+        return shift, limit
+
+    def _found(
+        self, suspected: Boundary, rows: Rows, cut: int, onset: int, shift: float, limit: float, task: str
+    ) -> Verdict:
+        name = self._name(self._sample.see(rows[cut:][-_LOOKS[-1][1] :]), task)
+        return Verdict(replace(suspected, onset_steps_ago=onset, name=name, shift=shift), shift, limit)
+
+    def _is_itself(self, after: Rows, task: str) -> bool:
+        """Whether what comes after the cut looks as the task did on an earlier visit, which is the better witness."""
+        x = self._sample.see(after[-_LOOKS[-1][1] :])
+        return self._revisits and len(x) >= _SURE and self.memory.fits(task, x, missed=_MISSED_OF_FEW)
+
     def _still_coming(self, step: int) -> bool:
-        """Whether what was judged goes where a slow change went that may not be over yet."""
+        """Whether what was judged belongs to a slow change that may not be over yet."""
+        settled = self._opening.settled_step
+        return settled > 0 and step <= settled + _MOST_SETTLING and self._goes_on()
+
+    def _goes_on(self) -> bool:
+        """Whether what was judged goes where the change went that began the task."""
         before = self._opening.direction
-        if not len(before) or step > self._opening.settled_step + _MOST_SETTLING:
+        if not len(before):
             return False
         norms = float(np.linalg.norm(before) * np.linalg.norm(self._direction))
         return float(before @ self._direction) > _ALONG * norms
 
-    def _cut(self, rows: Rows, since_step: int) -> int:
-        """How many of the rows were written up to a step."""
-        return bisect_right(rows, since_step, key=lambda row: self._clips.steps([int(row)]).get(int(row), 0))
-
     def _settled(self, rows: Rows, cut: int) -> int:
-        """Where the rows begin that a slow change at the task's start is no longer in, if they are enough."""
-        first = self._cut(rows, self._opening.settled_step) if self._opening.settled_step else 0
-        return first if cut - first >= _SURE else 0
+        """Where the rows begin that the change at the task's start is no longer in, if they are enough."""
+        first = self._sample.cut(rows, self._opening.settled_step) if self._opening.settled_step else 0
+        return first if cut - first >= _ENOUGH else 0
 
     def _before(self, rows: Rows, cut: int, most: int) -> Vectors:
         """A sample of the task so far that changes little as the task grows. Shape: (n, d)."""
-        chosen = rows[_spread(self._settled(rows, cut), cut, most)].tolist()
-        self._kept |= self._clips.vectors([row for row in chosen if row not in self._kept])
-        self._kept = {row: vector for row in chosen if (vector := self._kept.get(row)) is not None}
-        return _stack(list(self._kept.values()))
+        return self._sample.see(rows[spread(self._settled(rows, cut), cut, most)])
 
-    def _see(self, rows: Rows, seen: dict[int, Vectors]) -> Vectors:
-        seen |= self._clips.vectors([row for row in rows.tolist() if row not in seen])
-        return _stack([seen[row] for row in rows.tolist() if row in seen])
+    def _split(self, rows: Rows, step: int) -> tuple[int, bool]:
+        """The steps since the likeliest change among these clips, and whether it is a ramp; 0: it cannot be said."""
+        profile = self._sample.profile(rows, self._settled(rows, len(rows)))
+        if len(profile) < 3:
+            return 0, False
+        sums = np.stack([np.sum(some, axis=0, dtype=np.float64) for some in profile.values()])
+        onset, is_ramp = onset_of(sums, np.array([len(some) for some in profile.values()], np.float64), moving=False)
+        return step - list(profile)[-onset] + 1, is_ramp
 
     def _onset(self, rows: Rows, step: int) -> int:
         """Date a slow change by how far the newest batches have gone in its direction; 0: it cannot be said."""
-        first = self._cut(rows, step - _PROFILE_BATCHES)
-        places: dict[int, list[int]] = {}
-        by_row = self._clips.steps(rows[max(first, self._settled(rows, len(rows))) :].tolist())
-        for row, of in by_row.items():
-            places.setdefault(of, []).append(row)
-        chosen = {of: [some[i] for i in _spread(0, len(some), _PROFILE_CLIPS)] for of, some in sorted(places.items())}
-        vectors = self._clips.vectors([row for some in chosen.values() for row in some])
-        along: dict[int, list[float]] = {}
-        for of, some in chosen.items():
-            if values := [float(vectors[row] @ self._direction) for row in some if row in vectors]:
-                along[of] = values
-        if len(along) < 2:
+        first = self._sample.cut(rows, step - _PROFILE_BATCHES)
+        profile = self._sample.profile(rows, max(first, self._settled(rows, len(rows))))
+        if len(profile) < 2:
             return 0
-        onset = likely_onset([np.array(values) for values in along.values()])
-        return step - list(along)[-onset] + 1
-
-
-def _spread(first: int, end: int, most: int) -> Rows:
-    """At most so many of the places from `first` to `end`, by a hash of each: of more, mostly the same ones."""
-    places = np.arange(first, end)
-    if len(places) <= most:
-        return places
-    hashed = (places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)
-    return np.sort(places[np.argpartition(hashed, most)[:most]])
-
-
-def _stack(vectors: Sequence[Vectors]) -> Vectors:
-    return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
+        onset = likely_onset([np.array([float(x @ self._direction) for x in some]) for some in profile.values()])
+        return step - list(profile)[-onset] + 1

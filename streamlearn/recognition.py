@@ -110,6 +110,11 @@ class TaskMemory:
         nearest = min(shifts, key=shifts.__getitem__)
         return (nearest if shifts[nearest] <= self._known[nearest].limit(missed) else None), shifts[nearest]
 
+    def fits(self, name: str, x: Vectors, *, missed: float) -> bool:
+        """Whether clips, (n, d), are as this task was; False where it is not known. `missed` is that of `recognise`."""
+        known = self._known.get(name)
+        return known is not None and known.shift(x.mean(axis=0, dtype=np.float64), len(x)) <= known.limit(missed)
+
     def rename(self, old: str, new: str) -> None:
         """What is known of a task goes to another name, beside what is known there."""
         if old in self._known and old != new:

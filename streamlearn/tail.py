@@ -130,7 +130,7 @@ class Quiet:
     no quiet. Theory (mean 1, its variance) counts like 64 batches, and is the floor of both.
     """
 
-    DELAY = 16
+    DELAY = 32
     _PRIOR, _HORIZON = 64.0, 512.0
 
     def __init__(self) -> None:

@@ -25,7 +25,8 @@ class Suspicion:
     Attributes:
         clips: processed at that time.
         onset_clips: processed when the change began, as far as the detector can tell.
-        logged: what became of it when the stream was learned: "drift", "refused", or "" where nothing was suspected.
+        logged: what became of it when the stream was learned: "drift", "refused", "seen" where the judge found a change
+            by itself, which has no other onset here, or "" where nothing was suspected.
     """
 
     clips: int
@@ -83,8 +84,8 @@ def mean_shift(settings: DriftSettings) -> MeanShift:
 def replay(entries: Sequence[Entry], settings: DriftSettings) -> tuple[list[Suspicion], list[float]]:
     """Give a logged stream to a detector of other settings.
 
-    Where the frozen judge refused at that very batch when the stream was learned, it is taken to refuse again;
-    elsewhere nobody can ask it, and the suspicion stands.
+    Where the frozen judge refused at that very batch when the stream was learned, or saw a change by itself, it is
+    taken to do so again; elsewhere nobody can ask it, and the suspicion stands.
 
     Returns:
         The suspicions, and the score of every batch.
@@ -100,6 +101,9 @@ def replay(entries: Sequence[Entry], settings: DriftSettings) -> tuple[list[Susp
             found.append(Suspicion(entry.clips, onset, detector.score, detector.threshold, entry.outcome))
             if entry.outcome == "refused":
                 detector.refuse()
+        elif entry.outcome == "seen":
+            found.append(Suspicion(entry.clips, entry.clips, detector.score, detector.threshold, entry.outcome))
+            detector.restart()
     return found, scores
 
 
@@ -120,7 +124,7 @@ def plot(entries: Sequence[Entry], scores: Sequence[float], found: Sequence[Susp
     for mark in found:
         axes.axvline(mark.clips, color="tab:red", linestyle=":")
     for entry in entries:
-        if entry.outcome == "drift":
+        if entry.outcome in ("drift", "seen"):
             axes.axvline(entry.clips, color="0.5", linewidth=0.5)
     axes.set(xlabel="clips", ylabel="score", yscale="log", title="red: suspected by these settings; grey: as logged")
     axes.legend()

@@ -73,12 +73,18 @@ class Watch:
         if self._judge is not None and suspected is not None:
             self._settle()  # the newest clips' frames
             boundary = self._judge.judge(suspected, task, stats.step).boundary
-        elif self._judge is not None and self._judge.is_due(stats.step):
-            self._settle()
-            known = self._judge.recognise_late(task, stats.step)
-        outcome = "drift" if boundary else "refused" if suspected else ""
+        elif self._judge is not None:
+            if explicit is None and self._judge.wants_glance(score, threshold, stats.step):
+                self._settle()
+                boundary = self._judge.glance(score, task, stats.step).boundary
+            if boundary is None and self._judge.is_due(stats.step):
+                self._settle()
+                known = self._judge.recognise_late(task, stats.step)
+        outcome = ("drift" if suspected else "seen") if boundary else "refused" if suspected else ""
         if outcome == "refused":
             self.boundaries.refuse()
+        elif outcome == "seen":
+            self.boundaries.restart()
         if self._log is not None:
             self._log.append(stats, keys, clips, (score, threshold, outcome))
         return Look(boundary, known, score)

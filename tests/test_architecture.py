@@ -25,7 +25,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings_learning", "settings_serving", "settings_sources"),
     # parts that know nouns alone
     ("settings", "metrics", "source", "envelope", "fetch", "decode", "drift", "evaluate", "score_book", "room"),
-    ("encoders_pretrained", "recognition", "drift_log", "heldout", "testing_evaluation", "signals", "drift_vote"),
+    (
+        "encoders_pretrained",
+        "recognition",
+        "judge_sample",
+        "drift_log",
+        "heldout",
+        "testing_evaluation",
+        "signals",
+        "drift_vote",
+    ),
     ("encoders", "momentum_triton", "drift_library"),
     ("tune",),
     ("index_blocks", "frames", "filters", "catalog_file", "checkpoint", "deadletters", "problems", "server", "process"),

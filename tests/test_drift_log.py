@@ -65,6 +65,18 @@ def test_an_operators_boundary_is_marked_and_begins_the_replayed_detector_anew(t
     assert replay(entries, DriftSettings())[0] == []
 
 
+def test_a_boundary_that_the_judge_saw_by_itself_is_listed_and_begins_the_replayed_detector_anew(
+    tmp_path: Path,
+) -> None:
+    world, drift_log = World(0), DriftLog(tmp_path)
+    old, new = world.domain(), world.domain()
+    for step in range(1, 81):
+        keys = world.batch(old if step <= 40 else new)
+        drift_log.append(stats(keys, step), keys, 32 * step, (4.0, 0.0, "seen" if step == 40 else ""))
+    found, _ = replay(read_log(tmp_path), DriftSettings())
+    assert [(s.clips, s.logged) for s in found] == [(32 * 40, "seen")]
+
+
 def test_steps_that_were_learned_again_count_once_and_a_torn_line_not_at_all(tmp_path: Path) -> None:
     logged(tmp_path)
     keys = World(1).batch(World(1).domain())

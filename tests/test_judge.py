@@ -196,6 +196,83 @@ def test_the_rest_of_a_slow_change_is_no_boundary_and_another_change_meanwhile_i
     assert judge.judge(Boundary("drift", 9.0, 2), "t2", clips.step).boundary is not None
 
 
+def glanced(judge: Judge, clips: Domains, task: str, score: float = 3.5) -> Boundary | None:
+    """What the judge finds by itself where the detector has no level yet and says no more than this."""
+    assert judge.wants_glance(score, 0.0, clips.step)
+    return judge.glance(score, task, clips.step).boundary
+
+
+def begun(seed: int) -> tuple[Domains, Judge, list[Vectors]]:
+    """The first batch and a half of a second task, after a boundary that was dated half a batch early."""
+    clips = Domains(seed)
+    domains = [clips.world.domain() for _ in range(3)]
+    judge = clips.judge()
+    clips.learn((domains[0], 1.0), steps=20)
+    mixed(clips, *domains[:2], 0.5, 1.0, 2)
+    begin(judge, clips, "t1", 2)
+    return clips, judge, domains
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_visit_of_five_batches_ends_with_a_boundary_though_the_detector_has_no_level(seed: int) -> None:
+    clips, judge, (_, b, c) = begun(seed)
+    clips.learn((b, 1.0), steps=3)
+    assert glanced(judge, clips, "t2") is None
+    assert not judge.wants_glance(4.0, 0.0, clips.step + 1), "it looks on though nothing has changed"
+    assert judge.wants_glance(6.0, 0.0, clips.step + 1)
+    clips.learn((c, 1.0), steps=2)
+    boundary = glanced(judge, clips, "t2", 6.0)
+    assert boundary is not None
+    assert (boundary.cause, boundary.onset_steps_ago, boundary.name) == ("drift", 2, None)
+
+
+def test_a_hint_is_looked_at_soon_after_a_boundary_alone_and_not_below_the_detectors_level() -> None:
+    clips, judge, _ = begun(0)
+    assert clips.judge().wants_glance(99.0, 0.0, 5) is False
+    assert not judge.wants_glance(1.9, 0.0, clips.step + 6)
+    assert not judge.wants_glance(4.0, 4.5, clips.step + 6)
+    assert judge.wants_glance(5.0, 4.5, clips.step + 6)
+    assert not judge.wants_glance(99.0, 4.5, clips.step + 25)
+
+
+def test_a_glance_leaves_what_comes_slowly_and_the_rest_of_a_change_to_the_detector() -> None:
+    clips, judge, (a, b, c) = begun(0)
+    clips.learn((b, 1.0), steps=4)
+    mixed(clips, b, c, 0.1, 0.8, 8)
+    assert glanced(judge, clips, "t2") is None
+    clips = Domains(1)
+    a, b = clips.world.domain(), clips.world.domain()
+    judge = clips.judge()
+    clips.learn((a, 1.0), steps=20)
+    clips.learn((a, 0.5), (b, 0.5), steps=2)  # half of the way at once,
+    begin(judge, clips, "t1", 2)
+    clips.learn((a, 0.5), (b, 0.5), steps=4)
+    clips.learn((b, 1.0), steps=3)  # and the other half a little later
+    assert glanced(judge, clips, "t2") is None
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_how_young_a_task_is_and_what_was_looked_at_outlive_a_restart(restart: bool) -> None:
+    clips, judge, (_, b, _) = begun(0)
+    clips.learn((b, 1.0), steps=3)
+    assert glanced(judge, clips, "t2") is None
+    if restart:
+        state, judge = judge.state_dict(), clips.judge()
+        assert judge.load_state_dict(json.loads(json.dumps(state["facts"])), state["means"], state["direction"])
+    assert [judge.wants_glance(4.0, 0.0, clips.step + n) for n in (1, 2, 20, 30)] == [False, True, True, False]
+
+
+def test_a_returned_task_that_looks_as_it_did_before_has_not_ended() -> None:
+    clips, judge, a, b = in_a_second_task()
+    clips.learn((a, 1.0), steps=2)
+    begin(judge, clips, "t2", 2)
+    clips.learn((a, 0.5), (b, 0.5), steps=8)  # late ones of the task before, longer than it should be
+    clips.learn((a, 1.0), steps=4)
+    verdict = judge.judge(Boundary("drift", 9.0, 4), "t1", clips.step)
+    assert verdict.boundary is None
+    assert (verdict.shift or 0) > (verdict.limit or 0)
+
+
 def test_few_clips_of_a_foreign_domain_are_not_taken_for_a_known_task() -> None:
     for seed in range(10):
         clips = Domains(seed)
@@ -226,6 +303,6 @@ def test_an_operators_name_is_not_taken_back_by_a_late_recognition() -> None:
     judge.judge(Boundary("drift", 9.0, 1), "t2", clips.step)
     judge.close("t2", clips.step - 1)
     judge.begin(Boundary("drift", 9.0, 1), clips.step)
-    assert judge.is_due(clips.step + 3)
+    assert judge.is_due(clips.step + 5)
     judge.rename("t3", "night")
-    assert not judge.is_due(clips.step + 3)
+    assert not judge.is_due(clips.step + 5)

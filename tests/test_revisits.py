@@ -16,10 +16,10 @@ from tests.test_daemon import Stream, daemon, settled
 @pytest.mark.slow
 def test_a_domain_that_returns_continues_its_task_also_after_a_restart(tmp_path: Path) -> None:
     stream = Stream()
-    first = [*stream.clips("studio", 384), *stream.clips("reef", 384)]
+    first = [*stream.clips("studio", 256), *stream.clips("reef", 256)]
     with daemon(tmp_path, ListSource(first), learner__batch_size=16, evaluate__interval_clips=10_000) as running:
         settled(running)
-    second = stream.clips("studio", 256)
+    second = stream.clips("studio", 192)
     source = ListSource([*first, *second])
     with daemon(tmp_path, source, learner__batch_size=16, evaluate__interval_clips=10_000) as running:
         settled(running)
@@ -27,12 +27,12 @@ def test_a_domain_that_returns_continues_its_task_also_after_a_restart(tmp_path:
         eras = len(running.state.eras.eras)
     assert [(task["name"], task["cause"]) for task in tasks] == [("t1", "start"), ("t2", "drift"), ("t1", "drift")]
     assert eras == 3
-    for task, began in zip(tasks[1:], (384, 768), strict=True):
+    for task, began in zip(tasks[1:], (256, 512), strict=True):
         assert abs(task["position"].offset - began) <= 32
         assert task["first_clip"].endswith(str(task["position"].offset))
         assert task["score"] > task["threshold"]
         assert task["shift"] > 3
-    assert tasks[0]["clips"] >= 600  # of both visits
+    assert tasks[0]["clips"] >= 400  # of both visits
     outcomes = [entry.outcome for entry in read_log(tmp_path / "state")]
     assert outcomes.count("drift") == 2
     generation = json.loads((tmp_path / "state" / "current" / "manifest.json").read_text())
@@ -44,9 +44,9 @@ def test_a_task_that_turns_out_to_be_a_known_one_is_renamed_everywhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = Stream()
-    clips = [*stream.clips("studio", 384), *stream.clips("reef", 384)]
+    clips = [*stream.clips("studio", 256), *stream.clips("reef", 256)]
     # Between them something else, for too short a time to be a task: what begins then cannot be known at once.
-    clips += [*stream.clips("night", 32), *stream.clips("studio", 256)]
+    clips += [*stream.clips("night", 32), *stream.clips("studio", 192)]
     caplog.set_level("INFO")
     with daemon(tmp_path, ListSource(clips), learner__batch_size=16, evaluate__interval_clips=10_000) as running:
         settled(running)
@@ -60,7 +60,7 @@ def test_a_task_that_turns_out_to_be_a_known_one_is_renamed_everywhere(
     assert [task["name"] for task in tasks] == ["t1", "t2", "t1"]
     assert eras == ["t1", "t2", "t1"]
     assert {clip.video_id.split("-")[0] for clip in held} >= {"studio"}
-    assert max(clip.offset for clip in held) > 800  # of the second visit, too
+    assert max(clip.offset for clip in held) > 544  # of the second visit, too
     assert gone == []
     assert names == {"t1", "t2"}
     with daemon(tmp_path, ListSource(clips), learner__batch_size=16, evaluate__interval_clips=10_000) as running:
