@@ -67,6 +67,7 @@ class Eras:
         self._dim = learner.online.dim
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
+        self._restored_step: int | None = None
         self._clips = EraClips(catalog, frames, anew=settings.merge_vectors == "encode")
         self._bounds = EraBounds(self._clips, settings)
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
@@ -177,6 +178,8 @@ class Eras:
     def _refresh(self) -> int:
         """The current era's vectors were written by encoders that knew less: bring some up to date."""
         era, step = self.current, self._learner.steps
+        if step == self._restored_step:
+            return 0  # nothing was learned since: a generation answers as it did, however long nothing comes
         rows = self._catalog.stale_rows(
             era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips, since_row=self._kept_from
         )
@@ -300,7 +303,7 @@ class Eras:
                 era.merge = Merge(**facts["merge"])
                 era.into = next(other for other in self.eras if other.number == era.merge.keep)
         self.snapshots.restore(tensors)
-        self._kept_from = 0
+        self._kept_from, self._restored_step = 0, self._learner.steps
         self._bounds.keep(self.eras)
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:

@@ -77,6 +77,7 @@ class Pipeline:
         )
         self._outdated = False  # what was evaluated last is no longer what is served
         self._unwritten = False  # scores are in no checkpoint yet
+        self._as_restored = False  # since a rollback nothing was changed: scores of it are not worth a generation
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
@@ -124,6 +125,7 @@ class Pipeline:
 
     def process(self, batch: Sequence[Event]) -> None:
         """One batch, from evaluation to checkpoint."""
+        self._as_restored = False
         clips = {i: event for i, event in enumerate(batch) if isinstance(event, Clip)}
         named = task_names.usable(self.state.tasks, batch)
         self.examiner.hurry()
@@ -180,7 +182,7 @@ class Pipeline:
     def collect(self, wait_s: float | None = 0.0) -> bool:
         """Write down what was measured; returns whether nothing is being measured now."""
         idle, found = self.examiner.collect(wait_s)
-        self._unwritten |= bool(found)
+        self._unwritten |= bool(found) and not self._as_restored
         for measured in found:
             if measured.staleness_ratio is not None:
                 self.state.staleness_ratio = measured.staleness_ratio
@@ -193,7 +195,7 @@ class Pipeline:
             self.feed.prepare_rewind()
         done = self.state.roll_back(number, resume_from)
         self.examiner.scoreboard.restart()
-        self._outdated, self._unwritten = True, False
+        self._outdated, self._unwritten, self._as_restored = True, False, True
         if resume_from == "generation":
             self.feed.rewind(self.state.offsets)
         return done
@@ -304,6 +306,7 @@ class Pipeline:
         self.ledger.settle()
         self.state.relabel(old, new, how)
         self.examiner.scoreboard.restart()
+        self._as_restored = False
         self._outdated = True  # its questions are others, or their ranks were kept under the old name
 
     def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:

@@ -262,6 +262,21 @@ def test_a_source_that_cannot_be_read_again_is_rolled_back_to_the_latest_only(tm
         assert roll_back(running, 1, resume_from="latest")["went_back_to"] == 1
 
 
+@pytest.mark.slow
+def test_it_answers_so_until_a_clip_is_learned_and_makes_no_generation_meanwhile(tmp_path: Path) -> None:
+    small = {"learner.batch_size": 2, "checkpoint.interval_clips": CLIPS // 3, "search.refresh_batch_clips": 1}
+    settings = load(None, {**SETTINGS, **small, "state_dir": tmp_path / "state"})
+    one = Daemon(settings, ListSource(list(records()[: CLIPS // 3])))
+    recorder = Recorder(one)
+    with one as running:
+        finished(running)  # 24 clips in 12 steps: the first vectors are old enough for a refresh
+        done = roll_back(running, 1, resume_from="latest")
+        settled = running.pipeline.mailbox.ask(lambda: [running.pipeline.settle() for _ in range(5)], 60)
+        assert settled[-1]
+        assert same([recorder.ask(question) for question in QUESTIONS], recorder.answers[done["generation"]])
+        assert running.state.generations.current() == done["generation"]
+
+
 def template(tmp_path: Path) -> tuple[Path, list[list[Answer]]]:
     """A state directory of a daemon that has ended, and its answers then and at generation 2."""
     with daemon(tmp_path / "template") as (running, recorder):
