@@ -19,6 +19,7 @@ from streamlearn.frames import FrameStore
 from streamlearn.records import Clip, Event, Partition, Position
 from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.search import Searcher, Snapshot, nested
+from streamlearn.settings import SearchSettings
 from streamlearn.source import DeadLetters
 from streamlearn.tasks import Boundary, Relabelling
 
@@ -48,6 +49,7 @@ class State(Cut):
     progress: Progress = field(default_factory=Progress, init=False)
     _events: int = field(default=0, init=False)
     _done: dict[str, int] = field(default_factory=dict, init=False)
+    _published: float = field(default=0.0, init=False)
     _rate: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0), init=False)
 
     def due(self, what: str, interval: int) -> bool:
@@ -57,6 +59,11 @@ class State(Cut):
     def done(self, what: str) -> None:
         """Start counting anew."""
         self._done[what] = self._events
+
+    def unseen(self, settings: SearchSettings) -> bool:
+        """Whether so many clips, or so long a time, have passed since the last publication that another is due."""
+        late = time.monotonic() - self._published >= settings.show_after_s
+        return self.due("publish", 1 if late else settings.publish_interval_clips)
 
     def advance(self, batch: Sequence[Event], clips: int) -> None:
         """A batch was learned and written: move the offsets past it."""
@@ -190,6 +197,7 @@ class State(Cut):
     def _serve(self, snapshot: Snapshot) -> None:
         self.searcher.publish(snapshot)
         self.done("publish")
+        self._published = time.monotonic()
         m = self.metrics
         m.index_clips.set(len(snapshot))
         m.index_stale_clips.set(self.eras.stale)

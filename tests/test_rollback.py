@@ -249,6 +249,14 @@ def test_what_cannot_be_done_is_a_sentence_and_changes_nothing(tmp_path: Path) -
         assert running.state.generations.current() == current
         assert finished(running)["state"] == "finished"
         assert httpx.get(f"{url}/3").json()["number"] == 3
+        found = httpx.get(f"{url}/1/diff/3").json()
+        assert found["index"]["clips_added"] == found["clips"]["learned"] + found["clips"]["held_out"]
+        assert found["index"]["clips_removed"] == found["clips"]["replaced"] == 1
+        assert httpx.put(f"{url}/1/pin").status_code == 204
+        (tmp_path / "state" / "generations" / "000001" / "manifest.json").write_text("{")
+        for damaged in (httpx.get(f"{url}/1"), httpx.post(f"{url}/1/rollback"), httpx.get(f"{url}/1/diff/3")):
+            assert (damaged.status_code, "cannot be read" in damaged.json()["detail"]) == (409, True)
+        assert httpx.delete(f"{url}/1/pin").status_code == 204
         assert httpx.get(f"{url}/998").status_code == 404
 
 
