@@ -83,6 +83,16 @@ class Backlog:
         """How long the first one has waited that was not handed over; 0 where there is none."""
         return time.monotonic() - self._unseen_from if self.batch else 0.0
 
+    def to_show(self, after_s: float) -> bool:
+        """Whether what there is has waited that long and is to be handed over as a part.
+
+        Up to twice as long where the batch, as fast as it filled so far, will be whole within that time: a part is
+        encoded twice.
+        """
+        waited, clips = self.unseen_s, self.shown + _clips(self.batch)
+        soon = clips > 0 and self.age_s * (self._batch_size - clips) / clips <= after_s
+        return bool(self.batch) and waited >= (2 * after_s if soon else after_s)
+
     def launch(self, record: Record, event: Future[Event]) -> None:
         """The record is being decoded."""
         self.flight.append(InFlight(record.position, size := len(record.value or b""), event))

@@ -35,7 +35,7 @@ class Feed:
         batch_size: clips of a batch.
         max_wait_s: a batch that is not full is handed over after the source was silent for this long.
         max_age_s: or when its first event has waited for this long.
-        show_after_s: what has waited for this long is handed over as a part of its batch, which goes on.
+        show_after_s: what has waited for this long is handed over as a part of its batch (`Backlog.to_show`).
         metrics: poll and decode times, lag, connection.
         begins: whether a task begins with the first clip that names it so; that clip is then the first of a batch.
         reopen: makes another source of the same stream, not yet started, for `rewind`; None: it cannot be read again.
@@ -128,7 +128,7 @@ class Feed:
             if self._woken.is_set():
                 self._woken.clear()
                 return []
-            self._await_event(max(0.0, min(_TICK_S, self._show_after_s - backlog.unseen_s)))
+            self._await_event(min(_TICK_S, max(0.01, self._show_after_s - backlog.unseen_s)))
             with self._changed:  # what is to be given back is either in flight or in the batch, never between
                 if (event := backlog.land()) is not None:
                     self._changed.notify_all()  # there is room behind it
@@ -151,7 +151,7 @@ class Feed:
                         raise self._failure
                     if silent or self._ended:
                         return None if self._ended else []
-                if backlog.unseen_s >= self._show_after_s:
+                if backlog.to_show(self._show_after_s):
                     return backlog.hand_over_part()
         return []
 
@@ -211,7 +211,7 @@ class Feed:
         while not (self._interrupted.is_set() or self._woken.is_set()):
             with self._changed:
                 first = next(iter(self._backlog.flight), None)
-            if first is None or first.event.done() or self._backlog.unseen_s >= self._show_after_s:
+            if first is None or first.event.done() or self._backlog.to_show(self._show_after_s):
                 return
             wait([first.event], timeout_s)
 

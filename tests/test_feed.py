@@ -6,12 +6,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from streamlearn.backlog import Backlog
 from streamlearn.errors import SourceError
 from streamlearn.feed import Feed
 from streamlearn.lag import Lag
@@ -575,3 +577,18 @@ def test_a_tombstone_counts_from_when_it_is_read_until_it_was_applied() -> None:
         feed.wake()
         feed.next()
         assert "v7" not in feed.going
+
+
+def test_a_part_is_handed_over_later_where_its_batch_is_nearly_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("streamlearn.backlog.time", SimpleNamespace(monotonic=lambda: now))
+    quick, slow = Backlog(4), Backlog(100)
+    for record in records(3):
+        quick.keep(clip(record))
+        slow.keep(clip(record))
+    now = 1.0
+    assert (quick.to_show(1.0), slow.to_show(1.0)) == (False, True)  # one is missing, and comes within a third
+    now = 2.0
+    assert quick.to_show(1.0)
+    quick.hand_over_part()
+    assert not quick.to_show(0.0)  # nothing is there
