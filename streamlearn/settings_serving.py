@@ -57,7 +57,8 @@ class SearchSettings(Section):
         0.5,
         gt=0,
         description="A clip that has waited this long for its batch (twice, where that is nearly full) is found from"
-        " then on, and learned with the batch; under load, the time between published snapshots.",
+        " then on, and learned with the batch; twice this, or 20 times what one takes, is the time between published"
+        " snapshots under load.",
     )
     familiarity_weight: float = Field(
         0.5, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."

@@ -24,6 +24,7 @@ from streamlearn.source import DeadLetters
 from streamlearn.tasks import Boundary, Relabelling
 
 log = logging.getLogger(__name__)
+_PAUSE = 20  # between two publications, of what one takes: 5 % of the time at most
 
 
 @dataclass
@@ -50,6 +51,7 @@ class State(Cut):
     _events: int = field(default=0, init=False)
     _done: dict[str, int] = field(default_factory=dict, init=False)
     _published: float = field(default=0.0, init=False)
+    _publishing_s: float = field(default=0.0, init=False)  # what the last one took
     _rate: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0), init=False)
 
     def due(self, what: str, interval: int) -> bool:
@@ -62,7 +64,7 @@ class State(Cut):
 
     def unseen(self, settings: SearchSettings) -> bool:
         """Whether so many clips, or so long a time, have passed since the last publication that another is due."""
-        late = time.monotonic() - self._published >= settings.show_after_s
+        late = time.monotonic() - self._published >= max(2 * settings.show_after_s, _PAUSE * self._publishing_s)
         return self.due("publish", 1 if late else settings.publish_interval_clips)
 
     def advance(self, batch: Sequence[Event], clips: int) -> None:
@@ -178,8 +180,9 @@ class State(Cut):
 
     def publish(self) -> Snapshot:
         """Serve everything up to now."""
-        snapshot = self._snapshot()
-        self._serve(snapshot)
+        start = time.monotonic()
+        self._serve(snapshot := self._snapshot())
+        self._publishing_s = self._published - start
         return snapshot
 
     def _snapshot(self) -> Snapshot:
@@ -196,14 +199,14 @@ class State(Cut):
 
     def _serve(self, snapshot: Snapshot) -> None:
         self.searcher.publish(snapshot)
-        self.done("publish")
-        self._published = time.monotonic()
         m = self.metrics
         m.index_clips.set(len(snapshot))
         m.index_stale_clips.set(self.eras.stale)
         m.index_oldest_vector_age_steps.set(self.eras.oldest_age_steps())
         if self.staleness_ratio is not None:
             m.index_staleness_ratio.set(self.staleness_ratio)
+        self.done("publish")
+        self._published = time.monotonic()
 
     def checkpoint(self) -> None:
         """Write and publish a generation.
