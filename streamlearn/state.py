@@ -24,7 +24,6 @@ from streamlearn.source import DeadLetters
 from streamlearn.tasks import Boundary, Relabelling
 
 log = logging.getLogger(__name__)
-_PAUSE = 20  # between two publications, of what one takes: 5 % of the time at most
 
 
 @dataclass
@@ -64,7 +63,7 @@ class State(Cut):
 
     def unseen(self, settings: SearchSettings) -> bool:
         """Whether so many clips, or so long a time, have passed since the last publication that another is due."""
-        late = time.monotonic() - self._published >= max(2 * settings.show_after_s, _PAUSE * self._publishing_s)
+        late = time.monotonic() - self._published >= max(2 * settings.show_after_s, 20 * self._publishing_s)  # 5 %
         return self.due("publish", 1 if late else settings.publish_interval_clips)
 
     def advance(self, batch: Sequence[Event], clips: int) -> None:
