@@ -108,21 +108,21 @@ class Feed:
         self._source, self._prepared = source, None
         self.start(offsets)
 
-    def next(self) -> Sequence[Event] | None:
+    def next(self, within_s: float | None = None) -> Sequence[Event] | None:
         """The next batch: full, or what there is when the source is silent; empty when there is nothing, or on `wake`.
 
         Where `unfinished` it is a part of one, of which more comes: perhaps nothing more. None means that the stream
-        has ended and everything was handed over.
+        has ended and everything was handed over. After `within_s` of silence it returns, empty, in any case.
 
         Raises:
             SourceLostError: the stream cannot go on; everything before that was handed over.
         """
         self.going.applied(self._handed)
-        batch = self._next()
+        batch = self._next(self._max_wait_s if within_s is None else min(within_s, self._max_wait_s))
         self._handed = batch or ()
         return batch
 
-    def _next(self) -> Sequence[Event] | None:
+    def _next(self, patience_s: float) -> Sequence[Event] | None:
         silent_since, backlog = time.monotonic(), self._backlog
         while not self._interrupted.is_set():
             if self._woken.is_set():
@@ -144,12 +144,12 @@ class Feed:
                     if backlog.batch_full:
                         return backlog.hand_over()
                 elif not backlog.flight:  # being decoded is not silence; a stuck decoder is ended by its own timeout
-                    silent = time.monotonic() - silent_since >= self._max_wait_s
-                    if backlog.begun and (silent or self._failure is not None or self._ended):
+                    silent_s = time.monotonic() - silent_since
+                    if backlog.begun and (silent_s >= self._max_wait_s or self._failure is not None or self._ended):
                         return backlog.hand_over()
                     if self._failure is not None:
                         raise self._failure
-                    if silent or self._ended:
+                    if silent_s >= patience_s or self._ended:
                         return None if self._ended else []
                 if backlog.to_show(self._show_after_s):
                     return backlog.hand_over_part()

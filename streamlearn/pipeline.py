@@ -70,8 +70,7 @@ class Pipeline:
         self.examiner, self.state, self.settings, self.metrics = examiner, state, settings, metrics
         self.room = Room(settings.state_dir, settings.checkpoint.min_free_bytes)
         self._stopping = threading.Event()
-        self.mailbox = Mailbox(feed.wake)
-        self.waiting = Waiting()
+        self.mailbox, self.waiting = Mailbox(feed.wake), Waiting()
         record = DriftLog(settings.state_dir) if settings.drift.log else None
         self.watch = Watch(
             boundaries, state.judge, settle=ledger.settle, log=record, metrics=metrics, detector=settings.drift.detector
@@ -92,7 +91,7 @@ class Pipeline:
                     self.save()
                 start = time.perf_counter()
                 try:
-                    batch = self.feed.next()
+                    batch = self.feed.next(self.settings.search.show_after_s if self.state.due("publish", 1) else None)
                 except SourceLostError:
                     self.settle()  # what was learned before it is kept
                     raise
@@ -105,6 +104,8 @@ class Pipeline:
                     self.process(batch or (), whole=not self.feed.unfinished)
                 elif self.mailbox.posted or self.feed.wants_checkpoint or self.feed.unfinished:
                     continue  # somebody waits for an answer; what was put off can wait
+                elif self.state.due("publish", 1):
+                    self.state.publish()  # of a batch that came soon after another, and nothing after it
                 elif self.settle():
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
@@ -136,7 +137,6 @@ class Pipeline:
         idle = self.collect() and self.examiner.affordable
         if idle and self.state.due("evaluate", self.settings.evaluate.interval_clips):
             self.evaluate()  # first test, then learn
-
         splits = dict(zip(clips, self.ledger.splits(list(clips.values())), strict=True))
         train = {i: clip for i, clip in clips.items() if splits[i] == "train"}
         learned = train if whole else {}

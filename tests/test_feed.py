@@ -592,3 +592,11 @@ def test_a_part_is_handed_over_later_where_its_batch_is_nearly_whole(monkeypatch
     assert quick.to_show(1.0)
     quick.hand_over_part()
     assert not quick.to_show(0.0)  # nothing is there
+
+
+def test_who_cannot_wait_long_is_answered_with_nothing_and_the_batch_goes_on() -> None:
+    source = ListSource(records(1), ends=False)
+    with feeding(source, FakeDecoder(now=True)) as feed:
+        assert feed.next(0.01) == []
+        source.add(*records(3, first=1))
+        assert offsets_of(feed.next()) == [0, 1, 2, 3]
