@@ -211,7 +211,7 @@ def _add_reads(v1: APIRouter, service: Service, reads: Reads) -> None:
 
     @v1.get("/tasks", response_model=list[dict[str, Any]])
     async def tasks() -> Response:
-        """The task log, oldest first, with what is still known of each."""
+        """The task log, oldest first, with what is still known of each, and what was decided about its era."""
         return _json(await reads.run(service.tasks))
 
     @v1.get("/status", response_model=dict[str, Any])

@@ -28,6 +28,7 @@ from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.frozen_clips import FrozenClips, frame_of
 from streamlearn.generation_facts import retention
+from streamlearn.going import Going
 from streamlearn.index import configure_faiss
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
@@ -103,6 +104,7 @@ class Daemon:
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
         )
+        going = Going()
         self.searcher = Searcher(
             self.catalog,
             self.frames,
@@ -110,6 +112,7 @@ class Daemon:
             self.metrics,
             submit=self.loader.submit,
             decode_timeout_s=2 * settings.media.timeout_s,
+            going=going,
         )
         self.feed = Feed(
             source,
@@ -117,9 +120,11 @@ class Daemon:
             batch_size=settings.learner.batch_size,
             max_wait_s=settings.learner.max_wait_s,
             max_age_s=settings.learner.max_batch_age_s,
+            show_after_s=settings.search.show_after_s,
             metrics=self.metrics,
             begins=lambda name: task_names.begins(self.state.tasks, name),
             reopen=reopen,
+            going=going,
         )
         opened.callback(self.feed.close)
         book = ScoreBook()

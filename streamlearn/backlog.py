@@ -5,16 +5,25 @@ It knows neither source nor decoder, and no lock: each of its calls is made with
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from streamlearn.records import Clip, Event, Partition, Position, Record, Rejected, named_tasks
 
 _MAX_BYTES = 256 * 2**20  # of records in flight
 _MAX_EVENTS = 512  # of a batch: tombstones and rejected records fill none, and must not pile up
 _MAX_REJECTED_BYTES = 32 * 2**20  # of a batch, for they are kept whole
+
+
+class Decoder(Protocol):
+    """What turns records into events; `streamlearn.loader.Loader` is one."""
+
+    def submit(self, record: Record) -> Future[Event]:
+        """Begin; the future never fails because of the record."""
+        ...
 
 
 class InFlight(NamedTuple):
@@ -31,7 +40,8 @@ class Backlog:
     Attributes:
         ahead: of one poll, beyond what may be in flight: frames are larger than records.
         flight: being decoded.
-        batch: events of the next batch.
+        batch: events of the next batch, or of the rest of one.
+        shown: clips of that batch which were handed over already, to be seen before the batch is whole.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -43,6 +53,8 @@ class Backlog:
         self.ahead: deque[Record] = deque()
         self.flight: deque[InFlight] = deque()
         self.batch: list[Event] = []
+        self.shown = 0
+        self._begun_at = self._unseen_from = 0.0
         self._bytes = self._rejected_bytes = 0  # in flight; in the batch
 
     @property
@@ -54,7 +66,32 @@ class Backlog:
     def batch_full(self) -> bool:
         """Whether the batch is to be handed over."""
         roomy = len(self.batch) < _MAX_EVENTS and self._rejected_bytes < _MAX_REJECTED_BYTES
-        return not roomy or sum(isinstance(event, Clip) for event in self.batch) == self._batch_size
+        return not roomy or self.shown + _clips(self.batch) >= self._batch_size
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something of a batch: here, or handed over already."""
+        return bool(self.batch or self.shown)
+
+    @property
+    def age_s(self) -> float:
+        """How long the first event of the batch has waited for the rest; 0 where there is none."""
+        return time.monotonic() - self._begun_at if self.begun else 0.0
+
+    @property
+    def unseen_s(self) -> float:
+        """How long the first one has waited that was not handed over; 0 where there is none."""
+        return time.monotonic() - self._unseen_from if self.batch else 0.0
+
+    def to_show(self, after_s: float) -> bool:
+        """Whether what there is has waited that long and is to be handed over as a part.
+
+        Up to twice as long where the batch, as fast as it filled so far, will be whole within that time: a part is
+        encoded twice.
+        """
+        waited, clips = self.unseen_s, self.shown + _clips(self.batch)
+        soon = clips > 0 and self.age_s * (self._batch_size - clips) / clips <= after_s
+        return bool(self.batch) and waited >= (2 * after_s if soon else after_s)
 
     def launch(self, record: Record, event: Future[Event]) -> None:
         """The record is being decoded."""
@@ -71,13 +108,25 @@ class Backlog:
 
     def keep(self, event: Event) -> None:
         """Into the batch."""
+        now = time.monotonic()
+        if not self.begun:
+            self._begun_at = now
+        if not self.batch:
+            self._unseen_from = now
         self.batch.append(event)
         self._rejected_bytes += _rejected_bytes(event)
 
     def hand_over(self) -> list[Event]:
-        """The batch; another one begins."""
-        batch, self.batch, self._rejected_bytes = self.batch, [], 0
-        return batch
+        """The batch, or what there is since a part of it was handed over; another one begins."""
+        part = self.hand_over_part()
+        self.shown = 0
+        return part
+
+    def hand_over_part(self) -> list[Event]:
+        """What there is of the batch, which goes on."""
+        part, self.batch, self._rejected_bytes = self.batch, [], 0
+        self.shown += _clips(part)
+        return part
 
     def held(self, partitions: Collection[Partition]) -> Mapping[Partition, int | None]:
         """The lowest offset that is here of each of these partitions, None where there is nothing."""
@@ -112,6 +161,10 @@ class Backlog:
         yield from (event.position for event in self.batch)
         yield from (one.position for one in self.flight)
         yield from (record.position for record in self.ahead)
+
+
+def _clips(events: Collection[Event]) -> int:
+    return sum(isinstance(event, Clip) for event in events)
 
 
 def _rejected_bytes(event: Event) -> int:

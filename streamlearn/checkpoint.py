@@ -286,11 +286,22 @@ class Generations:
         if not self.folder.exists():
             return
         current = self.current()
-        cut = current if current is None else self.describe(current).cut
-        published = {f"{n:06d}" for n in self.numbers() if cut is None or n <= cut or n == current}
+        last = 0 if current is None else self._gone_back_to(current)
+        published = {f"{n:06d}" for n in self.numbers() if n <= last or n == current}
         for path in self.folder.glob("*"):
             if path.name not in published:
                 shutil.rmtree(path)
+
+    def _gone_back_to(self, number: int) -> int:
+        """Of a rollback's generation, the one that it equals: what lay between is gone. Of any other, itself.
+
+        Not the cut, which is older where that was a rollback's, too.
+        """
+        try:
+            manifest = self.manifest(number)
+        except StateError:
+            return number
+        return number if manifest.get("cut", number) == number else int(manifest["state"]["parent"]["generation"])
 
     def _check(self, number: int) -> None:
         if number not in self.numbers():

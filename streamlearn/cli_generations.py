@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, ask, settings_of
+from streamlearn.errors import StateError
 
 if TYPE_CHECKING:
     from streamlearn.checkpoint import Generations
@@ -69,10 +71,17 @@ def show(number: Number, url: Url = None, config: ConfigFile = None, override: O
 
 @app.command()
 def diff(older: Number, newer: Number, url: Url = None, config: ConfigFile = None, override: Overrides = None) -> None:
-    """Print what two generations do not have in common, older to newer, as JSON."""
-    from streamlearn.generation_facts import difference
+    """Print what two generations do not have in common, older to newer, as JSON: clips, vectors, tasks, recall ..."""
+    if url is not None:
+        found: dict[str, Any] = ask(url, f"/v1/generations/{older}/diff/{newer}")
+    else:
+        from streamlearn.catalog import Catalog
+        from streamlearn.generation_facts import compared
 
-    found = difference(*(_manifest(number, url, config, override) for number in (older, newer)))
+        generations = _generations(config, override)
+        generations.manifest(older)  # or a catalog would be made where there is none
+        with closing(Catalog(generations.state_dir / "catalog.db")) as catalog:
+            found = compared(generations, catalog, older, newer)
     typer.echo(json.dumps(found, indent=1))
 
 
@@ -83,6 +92,7 @@ def pin(number: Number, url: Url = None, config: ConfigFile = None, override: Ov
         ask(url, f"/v1/generations/{number}/pin", method="PUT")
     else:
         _generations(config, override).pin(number)
+    typer.echo(f"generation {number} is pinned: it is kept until it is unpinned")
 
 
 @app.command()
@@ -92,6 +102,7 @@ def unpin(number: Number, url: Url = None, config: ConfigFile = None, override: 
         ask(url, f"/v1/generations/{number}/pin", method="DELETE")
     else:
         _generations(config, override).unpin(number)
+    typer.echo(f"generation {number} is not pinned: the next checkpoint may drop it")
 
 
 @app.command()
@@ -117,6 +128,8 @@ def rollback(
         from streamlearn.rollback import roll_back_offline
 
         generations = _generations(config, override)
+        if generations.current() is None:  # or the lock would make the folder
+            raise StateError(f"there is no generation {number} in {generations.folder}")
         with lock_state(generations.state_dir):
             done = vars(roll_back_offline(generations, number, resume_from.value)).copy()
     if as_json:

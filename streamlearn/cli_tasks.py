@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
+from streamlearn.era_decisions import sentence
 from streamlearn.errors import SettingsError
 
 out = Console()
@@ -23,23 +24,25 @@ _Name = Annotated[str, typer.Argument(help="Of a task.")]
 
 @tasks.callback()
 def ls(context: typer.Context, url: Url = _URL, as_json: AsJson = False) -> None:
-    """The task log of a running daemon, with recall and forgetting."""
+    """The task log of a running daemon: recall, forgetting, and what was decided about each era and why.
+
+    A task was noticed when so many clips had been processed; its own begin before, where the drift did.
+    """
     if context.invoked_subcommand is not None:
         return
     answer = ask(url, "/v1/tasks")
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = Table(
-        "task", "cause", "from clip", "to clip", "clips", "pairs", "R@5 served", "R@5 learner", "forgetting served"
-    )
+    columns = ("task", "cause", "noticed at", "until", "clips", "pairs")
+    table = Table(*columns, "R@5 served", "R@5 learner", "forgetting served", "era")
     for task in answer:
         recall, forgetting = task["recall"], task["forgetting"]["served"]
         table.add_row(
             Text(task["name"]), task["cause"], str(task["started_clips"]), str(task["ended_clips"] or ""),
             str(task["clips"]), str(task["pairs"]),
             *(_percent(recall[view].get("5")) for view in ("served", "learner")),
-            _percent(forgetting),
+            _percent(forgetting), "; ".join(map(sentence, task["decisions"])),
         )  # fmt: skip
     out.print(table)
 

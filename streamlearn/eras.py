@@ -67,6 +67,7 @@ class Eras:
         self._dim = learner.online.dim
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from = 0  # the lowest row that may have frames
+        self._restored_step: int | None = None
         self._clips = EraClips(catalog, frames, anew=settings.merge_vectors == "encode")
         self._bounds = EraBounds(self._clips, settings)
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
@@ -89,10 +90,10 @@ class Eras:
         era.caption_clips = np.concatenate([era.caption_clips, clips])[-_CAPTIONS:]
 
     def upsert(self, rows: Sequence[int], vectors: Vectors) -> None:
-        """The step's keys become index entries of the current era. Shape: n catalog rows, (n, d)."""
+        """Keys become index entries of the current era. Shape: n catalog rows, (n, d); those of no live clip do not."""
         vectors = as_stored(vectors)
-        self._catalog.put_vectors(rows, vectors, era=self.current.number, step=self._learner.steps)
-        self.current.partition.upsert(np.asarray(rows, np.int64), vectors)
+        live = self._catalog.put_vectors(rows, vectors, era=self.current.number, step=self._learner.steps)
+        self.current.partition.upsert(np.asarray(live, np.int64), vectors[[rows.index(row) for row in live]])
 
     def remove(self, rows: Sequence[int]) -> None:
         """Rows leave the index, whichever era has them."""
@@ -120,7 +121,8 @@ class Eras:
             following.partition.upsert(moved, era.partition.view().vectors(moved))
             era.partition.remove(moved)
         # The latest captions came with the clips that moved; without any, the new era would seem familiar to all.
-        learned = sum(clip.split == "train" for clip in self._catalog.clips(rows).values())
+        moved_clips = self._catalog.clips(rows).values()  # those that wait to be learned have brought none
+        learned = sum(clip.split == "train" and clip.step <= self._learner.steps for clip in moved_clips)
         cut = len(era.captions) - min(learned, len(era.captions))
         following.captions, following.caption_clips = era.captions[cut:].copy(), era.caption_clips[cut:].copy()
         era.captions = era.captions[:cut]
@@ -177,9 +179,10 @@ class Eras:
     def _refresh(self) -> int:
         """The current era's vectors were written by encoders that knew less: bring some up to date."""
         era, step = self.current, self._learner.steps
-        rows = self._catalog.stale_rows(
-            era.number, step - _REFRESH_AGE_STEPS, self._settings.refresh_batch_clips, since_row=self._kept_from
-        )
+        if step == self._restored_step:  # nothing was learned since: a generation answers as it did
+            return 0
+        most, before = self._settings.refresh_batch_clips, step - _REFRESH_AGE_STEPS
+        rows = self._catalog.stale_rows(era.number, before, most, since_row=self._kept_from)
         fresh = self._clips.encode(rows, QueryEncoder(self._learner.served))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.
         self._kept_from = max([self._kept_from, *(row + 1 for row in rows if row not in fresh)])
@@ -301,7 +304,7 @@ class Eras:
                 era.merge = Merge(**facts["merge"])
                 era.into = next(other for other in self.eras if other.number == era.merge.keep)
         self.snapshots.restore(tensors)
-        self._kept_from = 0
+        self._kept_from, self._restored_step = 0, self._learner.steps
         self._bounds.keep(self.eras)
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:

@@ -1,37 +1,29 @@
 """From a source to batches of events, in order, with bounded memory.
 
-Owns the one thread that talks to the source. The loader decodes ahead; the order stays the source's. When the learner
-is behind, the source is paused, not buffered.
+Owns the one thread that talks to the source, and pauses it when the learner is behind. The loader decodes ahead, in order.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from typing import Any
 
-from streamlearn.backlog import Backlog
+from streamlearn.backlog import Backlog, Decoder
 from streamlearn.errors import SourceError, SourceLostError
+from streamlearn.going import Going
 from streamlearn.lag import Lag
 from streamlearn.metrics import Metrics
-from streamlearn.records import Event, Offsets, Partition, Record
+from streamlearn.records import Event, Offsets, Record
 from streamlearn.source import EndOfStream, Revocable, Source, begin, memo_of
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.2
-_LAG_INTERVAL_S = 2.0
-
-
-class Decoder(Protocol):
-    """What turns records into events; `streamlearn.loader.Loader` is one."""
-
-    def submit(self, record: Record) -> Future[Event]:
-        """Begin; the future never fails because of the record."""
-        ...
 
 
 class Feed:
@@ -43,9 +35,11 @@ class Feed:
         batch_size: clips of a batch.
         max_wait_s: a batch that is not full is handed over after the source was silent for this long.
         max_age_s: or when its first event has waited for this long.
+        show_after_s: what has waited for this long is handed over as a part of its batch (`Backlog.to_show`).
         metrics: poll and decode times, lag, connection.
         begins: whether a task begins with the first clip that names it so; that clip is then the first of a batch.
         reopen: makes another source of the same stream, not yet started, for `rewind`; None: it cannot be read again.
+        going: told of tombstones as they are read.
     """
 
     def __init__(
@@ -56,16 +50,19 @@ class Feed:
         batch_size: int,
         max_wait_s: float,
         max_age_s: float,
+        show_after_s: float = math.inf,
         metrics: Metrics,
         begins: Callable[[str], bool],
         reopen: Callable[[], Source] | None = None,
+        going: Going | None = None,
     ) -> None:
         self._source, self._loader, self._metrics, self._reopen = source, loader, metrics, reopen
         self._begins = begins
         self._prepared: Source | None = None  # for `rewind`
-        self._max_wait_s, self._max_age_s = max_wait_s, max_age_s
-        self._backlog, self._lag = Backlog(batch_size), Lag(metrics)
-        self._batch_since, self._ended, self._wants_checkpoint = 0.0, False, False
+        self._max_wait_s, self._max_age_s, self._show_after_s = max_wait_s, max_age_s, show_after_s
+        self._backlog, self._lag, self.going = Backlog(batch_size), Lag(metrics), going or Going()
+        self._handed: Sequence[Event] = ()  # by the last `next`: applied when the following one is called
+        self._ended, self._wants_checkpoint = False, False
         self._changed, self._closing = threading.Condition(), threading.Event()
         self._failure: BaseException | None = None
         self._commit: Offsets | None = None
@@ -100,48 +97,64 @@ class Feed:
         self._source.close()
         with self._changed:
             self._backlog.clear()
+            self.going.clear()
             self._ended, self._failure, self._commit, self._wants_checkpoint = False, None, None, False
-        self.error, self._lag = None, Lag(self._metrics)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-        self._source, self._prepared = source, None
+        self._source, self._prepared, self.error, self._lag = source, None, None, Lag(self._metrics)
         self.start(offsets, memo)
 
-    def next(self) -> Sequence[Event] | None:
+    def next(self, within_s: float | None = None) -> Sequence[Event] | None:
         """The next batch: full, or what there is when the source is silent; empty when there is nothing, or on `wake`.
 
-        None means that the stream has ended and everything was handed over.
+        Where `unfinished` it is a part of one. None means that the stream has ended and everything was handed over.
+        After `within_s` of silence it returns, empty, in any case.
 
         Raises:
             SourceLostError: the stream cannot go on; everything before that was handed over.
         """
-        silent_since = time.monotonic()
+        self.going.applied(self._handed)
+        batch = self._next(self._max_wait_s if within_s is None else min(within_s, self._max_wait_s))
+        self._handed = batch or ()
+        return batch
+
+    def _next(self, patience_s: float) -> Sequence[Event] | None:
+        silent_since, backlog = time.monotonic(), self._backlog
         while not self._interrupted.is_set():
             if self._woken.is_set():
                 self._woken.clear()
                 return []
-            self._await_event(_TICK_S)
+            self._await_event(min(_TICK_S, max(0.01, self._show_after_s - backlog.unseen_s)))
             with self._changed:  # what is to be given back is either in flight or in the batch, never between
-                event = self._backlog.land()
-                waited = time.monotonic() - self._batch_since >= self._max_age_s  # clips that trickle in
-                if self._backlog.batch and (waited or self._backlog.opens(event, self._begins)):
-                    batch = self._backlog.hand_over()
+                if (event := backlog.land()) is not None:
+                    self._changed.notify_all()  # there is room behind it
+                waited = backlog.age_s >= self._max_age_s  # clips that trickle in
+                if backlog.begun and (waited or backlog.opens(event, self._begins)):
+                    batch = backlog.hand_over()
                     if event is not None:
-                        self._keep(event)
+                        backlog.keep(event)
                     return batch
-                if event is None:
+                if event is not None:
+                    silent_since = time.monotonic()
+                    backlog.keep(event)
+                    if backlog.batch_full:
+                        return backlog.hand_over()
+                elif not backlog.flight:  # being decoded is not silence; a stuck decoder is ended by its own timeout
+                    silent_s = time.monotonic() - silent_since
+                    if backlog.begun and (silent_s >= self._max_wait_s or self._failure is not None or self._ended):
+                        return backlog.hand_over()
                     if self._failure is not None:
-                        if self._backlog.batch:
-                            return self._backlog.hand_over()
                         raise self._failure
-                    if self._over() or time.monotonic() - silent_since >= self._max_wait_s:
-                        return self._backlog.hand_over() or (None if self._over() else [])
-                    continue
-                silent_since = time.monotonic()
-                self._keep(event)
-                if self._backlog.batch_full:
-                    return self._backlog.hand_over()
+                    if silent_s >= patience_s or self._ended:
+                        return None if self._ended else []
+                if backlog.to_show(self._show_after_s):
+                    return backlog.hand_over_part()
         return []
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether clips were handed over of a batch that is not whole yet; asked between two calls of `next`."""
+        return self._backlog.shown > 0
 
     def commit(self, offsets: Offsets) -> None:
         """Tell the source, from its own thread, that a checkpoint is durable."""
@@ -164,10 +177,6 @@ class Feed:
         """What the source wants kept beside these offsets, as JSON can."""
         return memo_of(self._source, offsets)
 
-    def lag(self) -> Mapping[Partition, int]:
-        """Records that the source has not yet delivered."""
-        return self._source.lag()
-
     def close(self) -> None:
         """Stop reading; what was read and not handed over is read again by the next run."""
         self._interrupted.set()
@@ -178,41 +187,31 @@ class Feed:
     def wake(self) -> None:
         """Let the next `next`, or the one that waits, return nothing, soon; what it has collected stays collected."""
         self._woken.set()
-        with self._changed:
-            self._changed.notify_all()
+        self._nudge()
 
     def interrupt(self) -> None:
         """Let `next` return at once, now and from now on; what it had collected is read again by the next run."""
         self._interrupted.set()
+        self._nudge()
+
+    def _nudge(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
     def _stop_reading(self) -> None:
         self._closing.set()
-        with self._changed:
-            self._changed.notify_all()
+        self._nudge()
         if self._thread.is_alive():
             self._thread.join()
-
-    def _keep(self, event: Event) -> None:
-        if not self._backlog.batch:
-            self._batch_since = time.monotonic()
-        self._backlog.keep(event)
-        self._changed.notify_all()  # there is room behind it
-
-    def _over(self) -> bool:
-        with self._changed:
-            return self._ended and not self._backlog.flight
 
     def _await_event(self, timeout_s: float) -> None:
         with self._changed:
             if not self._backlog.flight and not self._ended:
                 self._changed.wait(timeout_s)
-        # Being decoded is not silence; a stuck decoder is ended by its own timeout.
         while not (self._interrupted.is_set() or self._woken.is_set()):
             with self._changed:
                 first = next(iter(self._backlog.flight), None)
-            if first is None or first.event.done():
+            if first is None or first.event.done() or self._backlog.to_show(self._show_after_s):
                 return
             wait([first.event], timeout_s)
 
@@ -227,7 +226,7 @@ class Feed:
         self._commit_pending()  # that of the last checkpoint, which is written just before closing
 
     def _read(self) -> None:
-        paused, lag_at, delay_s = False, 0.0, 1.0
+        paused, delay_s = False, 1.0
         while not self._closing.is_set():
             self._commit_pending()
             self._give_back()
@@ -236,9 +235,7 @@ class Feed:
                 if full != paused:
                     (self._source.pause if full else self._source.resume)()
                     paused = full
-                if time.monotonic() - lag_at > _LAG_INTERVAL_S:
-                    lag_at = time.monotonic()
-                    self._lag.report(self._source)
+                self._lag.report_now_and_then(self._source)
                 start = time.perf_counter()
                 records = self._source.poll(0.0 if paused else _TICK_S)
             except (EndOfStream, SourceLostError) as end:
@@ -261,6 +258,7 @@ class Feed:
                 delay_s = 1.0
             if records:
                 self._metrics.stage_seconds.labels("poll").observe(time.perf_counter() - start)
+            self.going.note(records)
             self._backlog.ahead.extend(records)
             if paused and not records:
                 self._await_change()  # the reader ends it as soon as there is room
@@ -281,8 +279,8 @@ class Feed:
     def _submit(self, record: Record) -> None:
         start = time.perf_counter()
         future = self._loader.submit(record)
-        decode = self._metrics.stage_seconds.labels("decode")
-        future.add_done_callback(lambda _: decode.observe(time.perf_counter() - start))
+        stage = self._metrics.stage_seconds.labels
+        future.add_done_callback(lambda _: stage("decode").observe(time.perf_counter() - start))
         with self._changed:
             self._backlog.launch(record, future)
             self._changed.notify_all()
@@ -293,7 +291,9 @@ class Feed:
         if not isinstance(source, Revocable) or not (revoked := source.revoked()):
             return
         with self._changed:
-            self._backlog.drop(source.give_back(self._backlog.held(revoked)))
+            given = source.give_back(self._backlog.held(revoked))
+            self._backlog.drop(given)
+            self.going.drop(given)
             self._commit = None  # of a checkpoint before this: something may have been handed over since
             self._wants_checkpoint = True
         self.wake()

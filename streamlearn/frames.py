@@ -61,6 +61,25 @@ def _pictures(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from (entry for entry in os.scandir(place.path) if ".jpg" in entry.name)
 
 
+def animated(frames: Frames) -> bytes:
+    """Frames (T, H, W, 3) as an animated WebP."""
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    encoded = io.BytesIO()
+    first.save(
+        encoded,
+        "WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=_THUMBNAIL_FRAME_MS,
+        loop=0,
+        quality=80,
+        method=0,
+        kmin=0,
+        kmax=0,  # no key frames within: nobody seeks in a thumbnail
+    )
+    return encoded.getvalue()
+
+
 class FrameStore:
     """Frames below one folder, `000/000123.jpg`; the clips with the lowest rows leave when it is full.
 
@@ -124,23 +143,7 @@ class FrameStore:
     def thumbnail(self, row: int) -> bytes | None:
         """The frames as an animated WebP, made anew each time; None as `get`."""
         frames = self.get(row)
-        if frames is None:
-            return None
-        first, *rest = [Image.fromarray(frame) for frame in frames]
-        encoded = io.BytesIO()
-        first.save(
-            encoded,
-            "WEBP",
-            save_all=True,
-            append_images=rest,
-            duration=_THUMBNAIL_FRAME_MS,
-            loop=0,
-            quality=80,
-            method=0,
-            kmin=0,
-            kmax=0,  # no key frames within: nobody seeks in a thumbnail
-        )
-        return encoded.getvalue()
+        return None if frames is None else animated(frames)
 
     def delete(self, rows: Iterable[int]) -> None:
         """Forget rows; those that are not there are passed over."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.errors import StateError
 from streamlearn.retention import Retention
@@ -44,6 +45,20 @@ def overview(generations: Generations) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def compared(generations: Generations, catalog: Catalog, older: int, newer: int) -> dict[str, Any]:
+    """What two generations do not have in common, in their manifests and in what they find.
+
+    Raises:
+        StateError: a manifest is damaged, or gone.
+    """
+    a, b = (generations.manifest(number) for number in (older, newer))
+    cuts = [manifest.get("cut", manifest["number"]) for manifest in (a, b)]
+    index = catalog.changes(min(cuts), max(cuts))
+    if cuts[0] > cuts[1]:  # asked the other way round
+        index["clips_added"], index["clips_removed"] = index["clips_removed"], index["clips_added"]
+    return {**difference(a, b), "index": index}
 
 
 def difference(older: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 
 from streamlearn.metrics import Metrics
 from streamlearn.records import Partition
 from streamlearn.source import Source
+
+_INTERVAL_S = 2.0
 
 
 class Lag:
@@ -18,6 +22,13 @@ class Lag:
         self._shown: set[Partition] = set()
         self._lost: Mapping[Partition, int] = {}
         self._late = 0
+        self._reported = -math.inf
+
+    def report_now_and_then(self, source: Source) -> None:
+        """`report`, where the last one is a while ago."""
+        if (now := time.monotonic()) - self._reported > _INTERVAL_S:
+            self._reported = now
+            self.report(source)
 
     def report(self, source: Source) -> None:
         """Ask the source, from its own thread."""

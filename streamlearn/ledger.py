@@ -44,6 +44,7 @@ class Ledger:
         # A batch's frames are written while the next is learned; the store knows one writer at a time.
         self._writer, self._writes = ThreadPoolExecutor(1, "frames"), list[Future[None]]()
         self.counts = Counter(dict.fromkeys(OUTCOMES, 0))
+        self.rows: dict[int, int] = {}  # of the clips that were last written, by their places
 
     @property
     def full(self) -> bool:
@@ -113,7 +114,7 @@ class Ledger:
         Returns:
             Whether a clip was replaced or deleted: then the old snapshot shows what is gone.
         """
-        changed = False
+        changed, self.rows = False, {}
         self.settle()
         with self._catalog.transaction():
             pending: dict[str, int] = {}
@@ -154,6 +155,7 @@ class Ledger:
         rows, replaced = self._catalog.put(
             [_row(clip, splits[i], tasks[i], step) for i, clip in zip(places, clips, strict=True)]
         )  # fmt: skip
+        self.rows |= dict(zip(places, rows, strict=True))
         self._writes += [
             self._writer.submit(self._frames.put, row, clip.kept) for row, clip in zip(rows, clips, strict=True)
         ]

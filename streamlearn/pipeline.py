@@ -30,13 +30,13 @@ from streamlearn.room import Room
 from streamlearn.settings import Settings
 from streamlearn.state import State
 from streamlearn.tasks import Boundaries, Boundary, Relabelling
+from streamlearn.waiting import Waiting
 from streamlearn.watch import Watch
 
 log = logging.getLogger(__name__)
 
 # What a checkpoint can fail on that may be over later: dead letters that cannot be delivered, a disk that is full.
 _MAY_PASS = (SourceError, OSError, sqlite3.OperationalError, SafetensorError)
-_ROOM_S = 2.0  # between two looks at a full disk
 _IDLE_SLICES = 16  # of re-encoding, before the feed is asked again
 _IDLE_WAIT_S = 1.0  # for an evaluation, likewise
 
@@ -70,37 +70,42 @@ class Pipeline:
         self.examiner, self.state, self.settings, self.metrics = examiner, state, settings, metrics
         self.room = Room(settings.state_dir, settings.checkpoint.min_free_bytes)
         self._stopping = threading.Event()
-        self.mailbox = Mailbox(feed.wake)
+        self.mailbox, self.waiting = Mailbox(feed.wake), Waiting()
         record = DriftLog(settings.state_dir) if settings.drift.log else None
         self.watch = Watch(
             boundaries, state.judge, settle=ledger.settle, log=record, metrics=metrics, detector=settings.drift.detector
         )
         self._outdated = False  # what was evaluated last is no longer what is served
         self._unwritten = False  # scores are in no checkpoint yet
+        self._as_restored = False  # since a rollback nothing was changed: scores of it are not worth a generation
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
         progress = self.state.progress
         try:
             while not self._stopping.is_set():
+                if self.mailbox.posted:
+                    self.learn_waiting()  # whatever is asked for, it is of whole batches
                 self.mailbox.work()
                 if self.feed.wants_checkpoint:
                     self.save()
                 start = time.perf_counter()
                 try:
-                    batch = self.feed.next()
+                    batch = self.feed.next(self.settings.search.show_after_s if self.state.due("publish", 1) else None)
                 except SourceLostError:
                     self.settle()  # what was learned before it is kept
                     raise
-                self._await_room()
+                self.room.wait(self._stopping, self._tell_room)
                 if self._stopping.is_set():
                     break
-                if batch:
+                if batch or (self.waiting and not self.feed.unfinished):
                     progress.state = "learning"
                     self.metrics.stage_seconds.labels("wait").observe(time.perf_counter() - start)
-                    self.process(batch)
-                elif self.mailbox.posted or self.feed.wants_checkpoint:
+                    self.process(batch or (), whole=not self.feed.unfinished)
+                elif self.mailbox.posted or self.feed.wants_checkpoint or self.feed.unfinished:
                     continue  # somebody waits for an answer; what was put off can wait
+                elif self.state.due("publish", 1):
+                    self.state.publish()  # of a batch that came soon after another, and nothing after it
                 elif self.settle():
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
@@ -122,39 +127,53 @@ class Pipeline:
         self.mailbox.nudge()
         self.feed.interrupt()
 
-    def process(self, batch: Sequence[Event]) -> None:
-        """One batch, from evaluation to checkpoint."""
+    def process(self, batch: Sequence[Event], *, whole: bool = True) -> None:
+        """One batch, from evaluation to checkpoint; or a part of one, found at once and learned with the rest."""
+        self._as_restored = False
         clips = {i: event for i, event in enumerate(batch) if isinstance(event, Clip)}
-        named = task_names.usable(self.state.tasks, batch)
+        named = task_names.usable(self.state.tasks, together := [*self.waiting.clips, *batch])
         self.examiner.hurry()
-        self._begin_task(named, batch)
+        self._begin_task(named, together, whole=whole)
         idle = self.collect() and self.examiner.affordable
         if idle and self.state.due("evaluate", self.settings.evaluate.interval_clips):
             self.evaluate()  # first test, then learn
-
         splits = dict(zip(clips, self.ledger.splits(list(clips.values())), strict=True))
-        train = [i for i in clips if splits[i] == "train"]
+        train = {i: clip for i, clip in clips.items() if splits[i] == "train"}
+        learned = train if whole else {}
         start = time.perf_counter()
-        vectors = self._held_out_keys(clips, [i for i in clips if splits[i] != "train"])
-        stats = self._learn(clips, train)
+        others = {i: clip for i, clip in clips.items() if i not in learned}  # held out, or learned later
+        vectors = self._keys(others) if others else {}
+        stats = self._learn([*self.waiting.clips, *learned.values()]) if whole else None
         self.metrics.stage_seconds.labels("learn").observe(spent := time.perf_counter() - start)
         self.examiner.earn(spent)
         if stats is not None:
-            vectors |= dict(zip(train, stats.keys_video, strict=True))
+            vectors |= dict(zip(learned, stats.keys_video[len(self.waiting) :], strict=True))
             self.state.eras.note_pairs(stats.keys_text, stats.keys_video)
 
         with self.metrics.stage_seconds.labels("index").time():
             tasks = {i: task_names.task_of(self.state.tasks, clip) for i, clip in clips.items()}
-            changed = self.ledger.write(batch, splits, vectors, tasks=tasks, step=self.learner.steps)
+            learned_by = self.learner.steps + (not whole)
+            changed = self.ledger.write(batch, splits, vectors, tasks=tasks, step=learned_by)
             self.state.advance(batch, len(clips))
-            if changed or self.state.due("publish", self.settings.search.publish_interval_clips):
+            if not whole:
+                self.waiting.add(train, self.ledger.rows)
+            elif stats is not None and self.waiting:
+                self.state.eras.upsert(rows := self.waiting.take(), stats.keys_video[: len(rows)])
+            if changed or not whole or self.state.unseen(self.settings.search):
                 self.state.publish()  # at once: a replaced clip is not in the snapshot before
+            if not whole:
+                return
             if stats is not None:
                 self._look_for_boundary(stats, named)
             self.state.eras.snapshots.remember()
             self.state.eras.reencode()
         if self.state.due("checkpoint", self.settings.checkpoint.interval_clips) or self.ledger.full:
             self.checkpoint()
+
+    def learn_waiting(self) -> None:
+        """Learn what is found already; before a checkpoint, and before an operator changes anything."""
+        if self.waiting:
+            self.process(())
 
     def settle(self) -> bool:
         """The source is silent: finish what was put off, some of it; returns whether all is done."""
@@ -180,7 +199,7 @@ class Pipeline:
     def collect(self, wait_s: float | None = 0.0) -> bool:
         """Write down what was measured; returns whether nothing is being measured now."""
         idle, found = self.examiner.collect(wait_s)
-        self._unwritten |= bool(found)
+        self._unwritten |= bool(found) and not self._as_restored
         for measured in found:
             if measured.staleness_ratio is not None:
                 self.state.staleness_ratio = measured.staleness_ratio
@@ -192,8 +211,9 @@ class Pipeline:
         if resume_from == "generation":
             self.feed.prepare_rewind()
         done = self.state.roll_back(number, resume_from)
+        self.waiting.take()
         self.examiner.scoreboard.restart()
-        self._outdated, self._unwritten = True, False
+        self._outdated, self._unwritten, self._as_restored = True, False, True
         if resume_from == "generation":
             self.feed.rewind(self.state.offsets, self.state.memo)
         return done
@@ -213,6 +233,7 @@ class Pipeline:
 
     def save(self) -> None:
         """Checkpoint what is new, and tell the source."""
+        self.learn_waiting()
         if self.state.due("checkpoint", 1) or self._unwritten:
             self.checkpoint()
         else:
@@ -240,44 +261,28 @@ class Pipeline:
         self.feed.commit(self.state.offsets)
         allocator.trim()
 
-    def _await_room(self) -> None:
-        progress, said = self.state.progress, None
-        while (trouble := self.room.trouble()) is not None:
-            if said is None:
-                log.error("%s", trouble)
-            said = progress.detail = trouble
-            self.metrics.learner_ok.set(0)
-            if self._stopping.wait(_ROOM_S):
-                return
-        if said is not None:
-            log.info("there is room again")
-            progress.detail = None
-            self.metrics.learner_ok.set(1)
+    def _tell_room(self, trouble: str | None) -> None:
+        self.state.progress.detail = trouble
+        self.metrics.learner_ok.set(trouble is None)
 
-    def _learn(self, clips: dict[int, Clip], train: Sequence[int]) -> StepStats | None:
-        if not train:
+    def _learn(self, clips: Sequence[Clip]) -> StepStats | None:
+        if not clips:
             return None
-        chosen = [clips[i] for i in train]
-        stats = self.learner.step(
-            np.stack([clip.frames for clip in chosen]),
-            [clip.captions for clip in chosen],
-            [clip.video_id for clip in chosen],
-        )
+        captions, ids = [clip.captions for clip in clips], [clip.video_id for clip in clips]
+        stats = self.learner.step(np.stack([clip.frames for clip in clips]), captions, ids)
         self.metrics.train_loss.set(stats.loss)
-        if len(train) > 1:  # one clip is always found among one
+        if len(clips) > 1:  # one clip is always found among one
             self.metrics.prequential_recall_ratio.set(stats.recall)
         self.state.progress.loss = stats.loss
         return stats
 
-    def _held_out_keys(self, clips: dict[int, Clip], places: Sequence[int]) -> dict[int, Vectors]:
-        if not places:
-            return {}
-        keys = self.learner.encode_video(np.stack([clips[i].frames for i in places]))
-        return dict(zip(places, keys, strict=True))
+    def _keys(self, clips: dict[int, Clip]) -> dict[int, Vectors]:
+        keys = self.learner.encode_video(np.stack([clip.frames for clip in clips.values()]))
+        return dict(zip(clips, keys, strict=True))
 
-    def _begin_task(self, named: Sequence[str], batch: Sequence[Event]) -> None:
+    def _begin_task(self, named: Sequence[str], batch: Sequence[Event], *, whole: bool) -> None:
         """Before the batch is learned: the first task of all, or an operator's boundary."""
-        explicit = task_names.announced(self.state.tasks, named)
+        explicit = task_names.announced(self.state.tasks, named, whole=whole)
         current = self.state.tasks.current
         boundary = self.boundaries.announced(explicit, current=current.name if current else None)
         if boundary is not None:
@@ -304,6 +309,7 @@ class Pipeline:
         self.ledger.settle()
         self.state.relabel(old, new, how)
         self.examiner.scoreboard.restart()
+        self._as_restored = False
         self._outdated = True  # its questions are others, or their ranks were kept under the old name
 
     def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:

@@ -11,10 +11,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotInTime
+from typing import Any
 
 import numpy as np
 
-from streamlearn.catalog import Catalog
+from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.frames import FrameStore
@@ -61,7 +62,7 @@ class Queries:
             _check_space(given, query.model_version, dim, model_version)
             unit: Vectors = given / np.linalg.norm(given)
             return lambda era: unit
-        frames = self._known(query.video_id) if query.video_id is not None else self._fetched(str(query.uri))
+        frames = self._known(query.video_id) if query.video_id is not None else self._asked(str(query.uri))
         batch, seen = np.stack([frames]), dict[QueryEncoder, Vectors]()
 
         def video(era: EraView) -> Vectors:
@@ -72,19 +73,43 @@ class Queries:
 
         return video
 
+    def known(self, clip: ClipRow) -> Frames:
+        """The frames of a clip that is here, (T, H, W, 3): as they are kept, else read from its uri once more.
+
+        Raises:
+            SearchError: neither can be had, and why (404); or not now (429, 503).
+        """
+        frames = self._frames.get(clip.row)
+        if frames is not None:
+            return frames
+        gone = f"the frames of video {clip.video_id!r} are no longer kept (media.store_max_bytes)"
+        if clip.uri is None or self._submit is None:
+            raise SearchError(f"{gone}, and it came without a uri: send it again", status=404)
+        try:
+            return self._fetched(clip.uri, start_s=clip.start_s, end_s=clip.end_s, sha256=clip.sha256)
+        except SearchError as error:
+            status = 404 if error.status == 422 else error.status
+            raise SearchError(f"{gone}, and from its uri: {error}", status=status) from error
+
     def _known(self, video_id: str) -> Frames:
         clip = self._catalog.clip(video_id)
-        frames = self._frames.get(clip.row) if clip else None
-        if frames is None:
-            raise SearchError(f"no frames of video {video_id!r} are kept here", status=404)
-        return frames
+        if clip is None:
+            raise SearchError(f"there is no video {video_id!r} here", status=404)
+        return self.known(clip)
 
-    def _fetched(self, uri: str) -> Frames:
+    def _asked(self, uri: str) -> Frames:
+        try:
+            return self._fetched(uri)
+        except SearchError as error:
+            raise SearchError(f"query: uri: {error}", status=error.status) from error
+
+    def _fetched(self, uri: str, **segment: Any) -> Frames:
         if self._submit is None:
-            raise SearchError("query: uri: no video is fetched here; use video_id, text or vector")
+            raise SearchError("no video is fetched here; use video_id, text or vector")
         if not self._free.acquire(blocking=False):
-            raise SearchError("query: uri: other queries wait for the decoders; try again in a moment", status=429)
-        value = json.dumps({"video_id": "query", "uri": uri, "caption": "query"}).encode()
+            raise SearchError("other queries wait for the decoders; try again in a moment", status=429)
+        told = {name: value for name, value in segment.items() if value is not None}
+        value = json.dumps({"video_id": "query", "uri": uri, "caption": "query", **told}).encode()
         future = self._submit(Record(b"query", value, Position("query", "0", 0)))
         # Not sooner: what a decoder has begun it ends, whether or not somebody still waits for it.
         future.add_done_callback(lambda _: self._free.release())
@@ -92,11 +117,11 @@ class Queries:
             event = future.result(self._timeout_s)
         except NotInTime as error:
             future.cancel()  # the stream need not wait for it
-            raise SearchError("query: uri: the decoders are busy; try again in a moment", status=503) from error
+            raise SearchError("the decoders are busy; try again in a moment", status=503) from error
         except (CancelledError, StreamlearnError) as error:
-            raise SearchError("query: uri: no video can be decoded now", status=503) from error
+            raise SearchError("no video can be decoded now", status=503) from error
         if not isinstance(event, Clip):
-            raise SearchError(f"query: uri: {getattr(event, 'code', '')}: {getattr(event, 'message', '')}")
+            raise SearchError(f"{getattr(event, 'code', '')}: {getattr(event, 'message', '')}")
         return event.frames
 
 

@@ -6,8 +6,15 @@ learning waits while there is still room for the batch and the checkpoint in han
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 2.0  # between two looks at a full disk
 
 
 class Room:
@@ -20,6 +27,19 @@ class Room:
 
     def __init__(self, folder: Path, min_free_bytes: int) -> None:
         self._folder, self._min_free_bytes = folder, min_free_bytes
+
+    def wait(self, stopping: Event, tell: Callable[[str | None], None]) -> None:
+        """Return when there is room, or somebody is stopping; `tell` hears the trouble, and None when it is over."""
+        said = None
+        while (trouble := self.trouble()) is not None:
+            if said is None:
+                log.error("%s", trouble)
+            tell(said := trouble)
+            if stopping.wait(_LOOK_S):
+                return
+        if said is not None:
+            log.info("there is room again")
+            tell(None)
 
     def trouble(self) -> str | None:
         """Why nothing should be written, with the remedy; None where it may be."""

@@ -48,7 +48,18 @@ class Service(Protocol):
         """What is kept, newest first."""
 
     def one(self, number: int) -> dict[str, Any] | None:
-        """What a generation says of itself; None where there is none of this number."""
+        """What a generation says of itself; None where there is none of this number.
+
+        Raises:
+            StateError: its manifest is damaged.
+        """
+
+    def diff(self, older: int, newer: int) -> dict[str, Any]:
+        """What two generations do not have in common.
+
+        Raises:
+            StateError: a manifest is damaged, or gone.
+        """
 
     def pin(self, number: int, pinned: bool) -> None:
         """Keep a generation, or no longer.
@@ -70,10 +81,13 @@ def generation_routes(service: Service) -> APIRouter:
     """The routes below `/generations`."""
     router = APIRouter(prefix="/generations")
     threads = anyio.CapacityLimiter(_THREADS)
-    missing = problems.responses(404, 422)
+    missing, damaged = problems.responses(404, 422), problems.responses(409)
 
     async def known(number: int) -> dict[str, Any]:
-        found = await to_thread.run_sync(service.one, number, limiter=threads)
+        try:
+            found = await to_thread.run_sync(service.one, number, limiter=threads)
+        except StateError as error:
+            raise HTTPException(409, str(error)) from error
         if found is None:
             raise HTTPException(404, f"There is no generation {number}; GET /v1/generations lists those kept.")
         return found
@@ -83,22 +97,37 @@ def generation_routes(service: Service) -> APIRouter:
         """The checkpoints that are kept, newest first."""
         return _json(await to_thread.run_sync(service.all, limiter=threads))
 
-    @router.get("/{number}", response_model=dict[str, Any], responses=missing)
+    @router.get("/{number}", response_model=dict[str, Any], responses=missing | damaged)
     async def generation(number: Number) -> Response:
         """What a generation says of itself: tasks, eras, offsets, counts, the sums of its files."""
         return _json(await known(number))
 
+    @router.get("/{older}/diff/{newer}", response_model=dict[str, Any], responses=missing | damaged)
+    async def diff(older: Number, newer: Number) -> Response:
+        """What two generations do not have in common, older to newer: clips, vectors, tasks, eras, offsets, recall."""
+        for number in (older, newer):
+            await known(number)
+        try:
+            return _json(await to_thread.run_sync(service.diff, older, newer, limiter=threads))
+        except StateError as error:
+            raise HTTPException(409, str(error)) from error
+
+    async def keep(number: int, pinned: bool) -> None:
+        """One whose manifest is damaged, too."""
+        try:
+            await to_thread.run_sync(service.pin, number, pinned, limiter=threads)
+        except StateError as error:
+            raise HTTPException(404, f"{error}; GET /v1/generations lists those kept.") from error
+
     @router.put("/{number}/pin", status_code=204, responses=missing)
     async def pin(number: Number) -> None:
         """Keep it, whatever the settings of checkpoints say."""
-        await known(number)
-        await to_thread.run_sync(service.pin, number, True, limiter=threads)
+        await keep(number, True)
 
     @router.delete("/{number}/pin", status_code=204, responses=missing)
     async def unpin(number: Number) -> None:
         """Keep it no longer than the settings of checkpoints say."""
-        await known(number)
-        await to_thread.run_sync(service.pin, number, False, limiter=threads)
+        await keep(number, False)
 
     @router.post(
         "/{number}/rollback", response_model=RollbackAnswer, responses=missing | problems.responses(400, 409, 413, 503)

@@ -215,7 +215,9 @@ class SearchAnswer(BaseModel):
     as_of: AsOf = AsOf()
     staleness: Staleness = Staleness()
     took_ms: float
-    next_page_token: str | None = None
+    next_page_token: str | None = Field(
+        None, description="Of the page that follows; null at the end, and beyond the first 100,000 results."
+    )
 
 
 def thumbnail_url(video_id: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from streamlearn.settings import SearchSettings
 from streamlearn.text_stack import TextStack, stacked
 
 _MOST_PARTITIONS = 64  # told one by one in an answer
+_DEEPEST = 100_000  # where a page can begin
 
 Rows = npt.NDArray[np.int64]
 
@@ -56,6 +58,7 @@ class Searcher:
         metrics: gets the time of the stages "encode" and "index".
         submit: hands a query's video to the decoders; None: videos are not fetched.
         decode_timeout_s: longest wait for them.
+        going: ids of clips that are being deleted, and are not found any more.
     """
 
     def __init__(
@@ -67,9 +70,11 @@ class Searcher:
         *,
         submit: Submit | None = None,
         decode_timeout_s: float = 30.0,
+        going: Container[object] = (),
     ) -> None:
         self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
-        self._queries = Queries(catalog, frames, submit, timeout_s=decode_timeout_s)
+        self.queries = Queries(catalog, frames, submit, timeout_s=decode_timeout_s)
+        self.going = going
         self.snapshot: Snapshot | None = None
         self._sealed: TextStack | None = None  # of the sealed eras, which stay
         self._stack: TextStack | None = None  # the same and the current one, which is another at each publication
@@ -81,13 +86,13 @@ class Searcher:
             self._sealed = stacked(encoders[:-1], self._sealed)
             self._stack = stacked(encoders, self._sealed)
         served = {str(era.number): era for era in snapshot.eras}
-        if self.snapshot is not None:
-            for gone in {str(era.number) for era in self.snapshot.eras} - set(served):
+        before, self.snapshot = self.snapshot, snapshot
+        if before is not None:
+            for gone in {str(era.number) for era in before.eras} - set(served):
                 for gauge in (self._metrics.era_bytes, self._metrics.era_search_seconds):
                     gauge.remove_by_labels({"era": gone})
         for number, era in served.items():
             self._metrics.era_bytes.labels(number).set(era.partition.nbytes + era.encoder.nbytes)
-        self.snapshot = snapshot
 
     def ask(
         self, snapshot: Snapshot, encode: Encode, limit: int, allowed: Rows | None = None
@@ -123,7 +128,8 @@ class Searcher:
             encoding += encoded - start
             taken = time.perf_counter() - encoded
             searching += taken
-            self._metrics.era_search_seconds.labels(str(era.number)).set(taken)
+            if self.snapshot is snapshot or era.number in self._numbers():  # else its series was taken away
+                self._metrics.era_search_seconds.labels(str(era.number)).set(taken)
         self._metrics.search_seconds.labels("encode").observe(encoding)
         self._metrics.search_seconds.labels("index").observe(searching)
         if not scores:
@@ -133,6 +139,9 @@ class Searcher:
         order = np.argsort(-merged, axis=1, kind="stable")[:, :limit]
         line = np.arange(len(merged))[:, None]
         return merged[line, order], merged_rows[line, order], merged_numbers[line, order]
+
+    def _numbers(self) -> set[int]:
+        return set() if self.snapshot is None else {era.number for era in self.snapshot.eras}
 
     def search(self, request: SearchRequest) -> SearchAnswer:
         """Answer one request.
@@ -161,7 +170,7 @@ class Searcher:
             as_of=AsOf(offsets=nested(snapshot.offsets), time=snapshot.time),
             staleness=Staleness(clips=snapshot.stale, ratio=snapshot.staleness_ratio),
             took_ms=round((time.perf_counter() - start) * 1000, 3),
-            next_page_token=_token(offset + len(page)) if len(live) > offset + request.limit else None,
+            next_page_token=_token(offset + request.limit) if len(live) > offset + request.limit else None,
         )
 
     def _live(
@@ -175,7 +184,7 @@ class Searcher:
             live = [
                 (score, clips[row])
                 for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True)
-                if row in clips
+                if row in clips and clips[row].video_id not in self.going
             ]
             if len(live) >= wanted or rows.size < limit or (rows < 0).any():
                 return live
@@ -190,11 +199,13 @@ class Searcher:
         return clips
 
     def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
+        if request.query.video_id in self.going:
+            raise SearchError(f"video {request.query.video_id!r} is being deleted", status=404)
         stack = self._stack  # once: a publication may take it away
         if request.query.text is not None and stack is not None:
             stack.prime([request.query.text])
         dim = snapshot.eras[-1].partition.dim if snapshot.eras else 0
-        return self._queries.encoder(request.query, dim=dim, model_version=snapshot.model_version)
+        return self.queries.encoder(request.query, dim=dim, model_version=snapshot.model_version)
 
     def _result(
         self, rank: int, score: float, clip: ClipRow, step: int, request: SearchRequest, snapshot: Snapshot
@@ -232,7 +243,10 @@ def nested(offsets: Offsets) -> dict[str, dict[str, int]]:
     return {topic: p if len(p) <= _MOST_PARTITIONS else {"*": len(p)} for topic, p in out.items()}
 
 
-def _token(offset: int) -> str:
+def _token(offset: int) -> str | None:
+    """None where no page can begin."""
+    if offset > _DEEPEST:
+        return None
     return base64.urlsafe_b64encode(f"o{offset}".encode()).decode()
 
 
@@ -241,7 +255,7 @@ def _offset(token: str | None) -> int:
         return 0
     try:
         text = base64.urlsafe_b64decode(token).decode()
-        if not text.startswith("o") or not 0 <= int(text[1:]) <= 100_000:
+        if not text.startswith("o") or not 0 <= int(text[1:]) <= _DEEPEST:
             raise ValueError(token)
     except ValueError as error:
         raise SearchError("page_token is not one that this server gave; leave it out to begin anew") from error

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from streamlearn import __version__
+from streamlearn.catalog_rows import ClipRow
+from streamlearn.era_decisions import decisions
+from streamlearn.errors import SearchError
 from streamlearn.feed import Feed
+from streamlearn.frames import animated
 from streamlearn.metrics import KS
 from streamlearn.schemas import SearchAnswer, SearchRequest
 from streamlearn.search import Searcher, nested
@@ -35,18 +40,22 @@ class DaemonService(EvaluationService):
 
     def clip(self, video_id: str) -> dict[str, Any] | None:
         """All that is known about a clip."""
-        clip = self._catalog.clip(video_id)
+        clip = self._clip(video_id)
         return None if clip is None else dataclasses.asdict(clip)
 
     def thumbnail(self, video_id: str) -> bytes | None:
-        """The clip's sampled frames as an animated WebP."""
-        clip = self._catalog.clip(video_id)
-        return None if clip is None else self._frames.thumbnail(clip.row)
+        """The clip's sampled frames as an animated WebP; where they are no longer kept, read from its uri once more."""
+        clip = self._clip(video_id)
+        if clip is None:
+            return None
+        with suppress(SearchError):
+            return self._frames.thumbnail(clip.row) or animated(self._searcher.queries.known(clip))
+        return None
 
     def tasks(self) -> list[dict[str, Any]]:
-        """The task log with each task's recall and forgetting."""
+        """The task log with each task's recall and forgetting, and what was decided about its era."""
         book, counts, pairs = self._state.book, self._catalog.counts_by_task(), self._catalog.matrix.pairs()
-        out = []
+        out, eras = [], [era.facts() for era in list(self._state.eras.eras)]
         for task in self._state.tasks.tasks:
             facts = dataclasses.asdict(task)
             facts["clips"] = counts.get(task.name, 0)
@@ -57,6 +66,7 @@ class DaemonService(EvaluationService):
                 for view in ("served", "learner")
             }
             facts["forgetting"] = {view: book.forgetting(task.name, "t2v", 5, view) for view in ("served", "learner")}
+            facts["decisions"] = decisions(eras, task.era)
             out.append(facts)
         return out
 
@@ -91,6 +101,9 @@ class DaemonService(EvaluationService):
         if self._searcher.snapshot is None:
             return False, "no clip has been indexed yet"
         return True, "searches are answered"
+
+    def _clip(self, video_id: str) -> ClipRow | None:
+        return None if video_id in self._searcher.going else self._catalog.clip(video_id)
 
     def _examples(self) -> list[str]:
         """Captions from every era, for a page that would otherwise be empty."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from streamlearn.checkpoint import Generations
 from streamlearn.errors import StateError
-from streamlearn.generation_facts import overview
+from streamlearn.generation_facts import compared, overview
 from streamlearn.pipeline import Pipeline
 from streamlearn.rollback import ResumeFrom
 
@@ -24,10 +24,22 @@ class GenerationsService:
         return overview(self._generations)
 
     def one(self, number: int) -> dict[str, Any] | None:
-        """The manifest; None where there is none of this number."""
+        """The manifest; None where there is none of this number.
+
+        Raises:
+            StateError: it is damaged.
+        """
         if number not in self._generations.numbers():
             return None
         return self._generations.manifest(number)
+
+    def diff(self, older: int, newer: int) -> dict[str, Any]:
+        """What two of them do not have in common.
+
+        Raises:
+            StateError: a manifest is damaged, or gone.
+        """
+        return compared(self._generations, self._pipeline.state.catalog, older, newer)
 
     def pin(self, number: int, pinned: bool) -> None:
         """Keep a generation, or no longer.

@@ -53,7 +53,14 @@ class SearchSettings(Section):
     )
     max_limit: int = Field(200, ge=1, le=MAX_LIMIT, description="Largest `limit` of a query.")
     publish_interval_clips: int = Field(
-        128, ge=1, description="Clips between published snapshots; a silent source publishes at once."
+        128, ge=1, description="Clips between published snapshots; those that wait are published sooner."
+    )
+    show_after_s: float = Field(
+        0.5,
+        gt=0,
+        description="A clip that has waited this long for its batch (twice, where that is nearly full) is found from"
+        " then on, and learned with the batch; twice this, or 20 times what one takes, is the time between published"
+        " snapshots under load.",
     )
     familiarity_weight: float = Field(
         0.5, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."

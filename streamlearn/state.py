@@ -19,6 +19,7 @@ from streamlearn.frames import FrameStore
 from streamlearn.records import Clip, Event, Partition, Position
 from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.search import Searcher, Snapshot, nested
+from streamlearn.settings import SearchSettings
 from streamlearn.source import DeadLetters
 from streamlearn.tasks import Boundary, Relabelling
 
@@ -48,6 +49,7 @@ class State(Cut):
     progress: Progress = field(default_factory=Progress, init=False)
     _events: int = field(default=0, init=False)
     _done: dict[str, int] = field(default_factory=dict, init=False)
+    _published: tuple[float, float] = field(default=(0.0, 0.0), init=False)  # when the last was, how long it took
     _rate: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0), init=False)
 
     def due(self, what: str, interval: int) -> bool:
@@ -57,6 +59,12 @@ class State(Cut):
     def done(self, what: str) -> None:
         """Start counting anew."""
         self._done[what] = self._events
+
+    def unseen(self, settings: SearchSettings) -> bool:
+        """Whether so many clips, or so long a time, have passed since the last publication that another is due."""
+        at, took_s = self._published
+        late = time.monotonic() - at >= max(2 * settings.show_after_s, 20 * took_s)  # 5 % of the time
+        return self.due("publish", 1 if late else settings.publish_interval_clips)
 
     def advance(self, batch: Sequence[Event], clips: int) -> None:
         """A batch was learned and written: move the offsets past it."""
@@ -171,8 +179,9 @@ class State(Cut):
 
     def publish(self) -> Snapshot:
         """Serve everything up to now."""
-        snapshot = self._snapshot()
-        self._serve(snapshot)
+        start = time.monotonic()
+        self._serve(snapshot := self._snapshot())
+        self._published = (now := time.monotonic()), now - start
         return snapshot
 
     def _snapshot(self) -> Snapshot:
@@ -189,13 +198,13 @@ class State(Cut):
 
     def _serve(self, snapshot: Snapshot) -> None:
         self.searcher.publish(snapshot)
-        self.done("publish")
         m = self.metrics
         m.index_clips.set(len(snapshot))
         m.index_stale_clips.set(self.eras.stale)
         m.index_oldest_vector_age_steps.set(self.eras.oldest_age_steps())
         if self.staleness_ratio is not None:
             m.index_staleness_ratio.set(self.staleness_ratio)
+        self.done("publish")
 
     def checkpoint(self) -> None:
         """Write and publish a generation.

@@ -31,13 +31,15 @@ def usable(tasks: TaskLog, batch: Sequence[Event]) -> list[str]:
     return found
 
 
-def announced(tasks: TaskLog, named: Sequence[str]) -> str | None:
+def announced(tasks: TaskLog, named: Sequence[str], *, whole: bool = True) -> str | None:
     """The task that is the current one from a batch on, by what its clips name; None where they do not say.
 
     A task begins with the first clip that names it, and again with the first batch that names it alone: clips of tasks
-    that come mixed are learned side by side, as there is no boundary between them.
+    that come mixed are learned side by side, as there is no boundary between them. A part of a batch, where it is not
+    `whole`, does not say what it names alone.
     """
-    return named[0] if len(named) == 1 or (named and begins(tasks, named[0])) else None
+    alone = len(named) == 1 and whole
+    return named[0] if alone or (named and begins(tasks, named[0])) else None
 
 
 def task_of(tasks: TaskLog, clip: Clip) -> str:

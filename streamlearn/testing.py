@@ -188,6 +188,7 @@ class FakeService:
                 "held_out": 50,
                 "pairs": 50,
                 "era": i,
+                "decisions": [{"era": i, "decision": "encoded" if name != names[-1] else "open", "readout": None}],
                 "score": 4.2 if i else None,
                 "recall": {"served": {"1": 0.5, "5": 0.9 - 0.07 * i}, "learner": {"1": 0.1, "5": 0.4 + 0.2 * i}},
                 "forgetting": {"served": 0.02, "learner": max(0.0, 0.5 - 0.2 * i)},

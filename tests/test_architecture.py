@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns, and mathematics that needs none
     ("streamlearn", "errors", "records", "message", "schemas", "contrast", "connectors", "connectors.scenes"),
-    ("durable", "retention", "cutover", "wire", "connectors.kafka_schemas"),
+    ("durable", "retention", "cutover", "era_decisions", "wire", "connectors.kafka_schemas"),
     ("settings_base", "allocator", "recent", "page", "assets", "lineage", "encoders_frames"),
     ("encoders_tiny", "onset", "tail", "mailbox"),
     ("detector",),
@@ -48,6 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "connectors.kafka_stretches",
         "connectors.synthetic",
         "backlog",
+        "going",
         "lag",
     ),
     # parts made of parts
@@ -74,7 +75,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("era_clips",),
     ("era_bounds",),
     ("eras", "search", "stored_clips", "warmup", "clip_writer", "connectors.kafka"),
-    ("ledger", "evaluator", "frozen_clips"),
+    ("ledger", "evaluator", "frozen_clips", "waiting"),
     ("scoreboard", "evaluation_report", "evaluation_html"),
     ("examiner",),
     # the daemon: one cut of its state, the loop over it, the composition root, the verbs

@@ -223,7 +223,7 @@ def test_a_sealed_part_is_made_once_and_one_of_them_is_verified_at_each_checkpoi
 
 def test_a_copy_is_the_other_generation_under_a_new_number_and_takes_no_room(generations: Generations) -> None:
     checkpoint(generations, 1, 2, 3, eras=1)
-    generations.copy(1, replace(generation(4), cut=1))
+    generations.copy(1, rolled_back(4, to=1, cut=1))
     generations.publish(4)
     assert generations.numbers() == [1, 2, 3, 4]
     read = generations.read(4)
@@ -236,6 +236,26 @@ def test_a_copy_is_the_other_generation_under_a_new_number_and_takes_no_room(gen
     generations.drop_unpublished()
     assert generations.numbers() == [1, 4, 5]
     assert generations.prune() == [1, 5]
+
+
+def rolled_back(number: int, *, to: int, cut: int) -> Generation:
+    wanted = generation(number)
+    return replace(wanted, cut=cut, state={**wanted.state, "parent": {"lineage": "a", "generation": to}})
+
+
+def test_going_back_to_what_a_rollback_made_keeps_that_and_all_before_it_at_the_next_start(
+    generations: Generations,
+) -> None:
+    checkpoint(generations, 1, 2, 3)
+    generations.copy(1, rolled_back(4, to=1, cut=1))
+    generations.publish(4)
+    generations.drop((2, 3))
+    checkpoint(generations, 5)
+    generations.pin(4)
+    generations.copy(4, rolled_back(6, to=4, cut=1))
+    generations.publish(6)
+    generations.drop_unpublished()
+    assert generations.numbers() == [1, 4, 6]
 
 
 def test_a_pinned_generation_stays_until_it_is_unpinned_and_the_pin_survives_a_restart(

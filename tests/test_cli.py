@@ -111,6 +111,7 @@ def test_captions_and_tasks_are_printed_as_they_are(say: Say, running: str) -> N
 
 
 def test_status_and_tasks_tell_what_the_daemon_does(say: Say, running: str) -> None:
+    assert {"era", "open", "encoded"} <= {*say("tasks", "--url", running).out.split()}
     status = say("status", "--url", running).out
     assert f"version  {__version__}" in status
     assert "searchable  32" in status
@@ -208,6 +209,25 @@ def test_generations_are_listed_newest_first_and_shown(say: Say, tmp_path: Path)
     code, _, err = say("generations", "show", "999", *where)
     assert code == 2
     assert "there is no generation 999" in err
+    older, newer = str(numbers[0]), str(numbers[-1])
+    found = json.loads(say("generations", "diff", older, newer, *where).out)
+    added = found["index"]["clips_added"]
+    assert (found["generations"], added > 0) == ([numbers[0], numbers[-1]], True)
+    assert found["index"]["vectors_written"] >= added
+    back = json.loads(say("generations", "diff", newer, older, *where).out)
+    assert (back["index"]["clips_added"], back["index"]["clips_removed"]) == (0, added)
+    assert say("generations", "pin", older, *where).out.startswith(f"generation {older} is pinned")
+    assert "pinned" in say("generations", "ls", *where).out
+    assert say("generations", "unpin", older, *where).out.startswith(f"generation {older} is not pinned")
+    assert "pinned" not in say("generations", "ls", *where).out
+
+
+def test_the_other_verbs_of_generations_of_no_state_say_so_and_make_nothing(say: Say, tmp_path: Path) -> None:
+    where = ("--set", f"state_dir={tmp_path / 'typo'}")
+    for verb in (("rollback", "1"), ("diff", "1", "2"), ("pin", "1"), ("unpin", "1")):
+        code, _, err = say("generations", *verb, *where)
+        assert (code, "there is no generation 1" in err) == (2, True)
+        assert not (tmp_path / "typo").exists()
 
 
 def test_listing_the_generations_of_no_state_prints_none_and_makes_nothing(say: Say, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from streamlearn.connectors.synthetic import encode, render, sample
 from streamlearn.deadletters import read_dead_letters
 from streamlearn.errors import SettingsError, SourceError, SourceLostError, StateError
 from streamlearn.records import Partition, Position, Record, Rejected
+from streamlearn.room import Room
 from streamlearn.settings import load
 from streamlearn.testing import ListSource
 from tests.daemon import ask, until
@@ -124,6 +125,32 @@ def test_a_clip_is_found_moments_after_it_arrived_with_the_offsets_it_is_as_of(t
     assert image.content[8:12] == b"WEBP"
 
 
+def test_clips_are_found_and_deleted_ones_are_not_before_their_batch_is_full(tmp_path: Path, stream: Stream) -> None:
+    source = ListSource(stream.clips("studio", 16), ends=False)
+    never = {"learner__max_wait_s": 1000, "learner__max_batch_age_s": 1000, "evaluate__heldout_ratio": 0.0}
+    with daemon(tmp_path, source, search__show_after_s=0.01, **never) as running:
+        until(lambda: len(everything(running)) == 16, "two batches are learned")
+        until(lambda: not running.pipeline.waiting, "and nothing waits")
+        assert running.state.learner.steps == 2
+        source.add(*stream.clips("studio", 3))
+        until(lambda: len(everything(running)) == 19, "what waits for its batch is found")
+        source.add(stream.raw(b"studio-3", None), stream.raw(b"studio-17", None), *stream.clips("studio", 2))
+        until(lambda: "studio-22" in everything(running), "and so on")
+        until(lambda: running.service.status()["clips"]["deleted"] == 2, "the tombstones had their turn")
+        assert len(everything(running)) == 19
+        assert running.state.learner.steps == 2
+        vectors = running.catalog.era_vectors(1)
+        assert (len(vectors[0]), max(vectors[2].tolist())) == (19, 2)
+        source.add(*stream.clips("studio", 3))
+        until(lambda: running.state.learner.steps == 3, "the batch is full")
+        until(lambda: len(everything(running)) == 22, "all of it is found")
+        counts = running.service.status()["clips"]
+        assert (counts["learned"], counts["deleted"], counts["replaced"]) == (24, 2, 0)
+        until(lambda: max(running.catalog.era_vectors(1)[2].tolist()) == 3, "the step's keys are its vectors")
+    with daemon(tmp_path, ListSource([], ends=False)) as again:  # what waited when it was stopped was learned
+        assert len(everything(again)) == 22
+
+
 def test_replacement_and_tombstone_leave_one_and_none(tmp_path: Path, stream: Stream) -> None:
     first = stream.clips("studio", 4)
     name = "studio-0"
@@ -136,6 +163,7 @@ def test_replacement_and_tombstone_leave_one_and_none(tmp_path: Path, stream: St
         until(lambda: len(everything(running)) == 4, "it is found once")
         source.add(stream.raw(name.encode(), None), stream.raw(b"never-seen", None))
         until(lambda: name not in everything(running), "the tombstone has taken it")
+        until(lambda: running.service.status()["clips"]["deleted"], "and its turn has come")
         assert httpx.get(f"{running.url}/v1/clips/{name}").status_code == 404
         assert httpx.get(f"{running.url}/v1/clips/{name}/thumbnail").status_code == 404
         counts = running.service.status()["clips"]
@@ -308,7 +336,7 @@ def test_a_damaged_generation_is_passed_over_for_the_one_before_and_the_log_is_r
         assert "streamlearn_generations_rejected_total 1.0" in httpx.get(f"{running.url}/metrics").text
 
 
-class NoRoom:
+class NoRoom(Room):
     """A disk that is full until `emptied`."""
 
     def __init__(self) -> None:
@@ -327,7 +355,7 @@ def test_with_a_full_disk_learning_waits_with_a_sentence_and_goes_on_when_there_
     with daemon(tmp_path, source) as running:
         settled(running, "idle")
         steps, room = running.state.learner.steps, NoRoom()
-        running.pipeline.room = room  # type: ignore[assignment]
+        running.pipeline.room = room
         source.add(*stream.clips("studio", 8))
         assert room.asked.wait(60)
         until(lambda: running.service.status()["detail"], "it says why")

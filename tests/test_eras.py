@@ -201,6 +201,19 @@ def test_the_oldest_vectors_of_the_current_era_are_refreshed_and_young_ones_are_
     assert parts.eras.oldest_age_steps() == 8
 
 
+def test_what_was_restored_is_refreshed_only_once_more_was_learned(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, refresh_batch_clips=50)
+    old = parts.learn(8)
+    for _ in range(9):
+        parts.learn(2)
+    before = indexed(parts, 1)
+    parts.eras.restore(parts.eras.state(), tensors_of(parts))
+    assert parts.eras.reencode() == 0
+    assert same(indexed(parts, 1), before, atol=0)
+    parts.learn(2)
+    assert parts.eras.reencode() >= len(old)
+
+
 def test_without_a_refresh_budget_vectors_stay_as_on_arrival(parts: Parts) -> None:
     parts.learn(8)
     for _ in range(12):

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from streamlearn.backlog import Backlog
 from streamlearn.errors import SourceError
 from streamlearn.feed import Feed
 from streamlearn.lag import Lag
@@ -106,6 +108,7 @@ def feeding(
     *,
     max_wait_s: float = WAIT_S,
     max_age_s: float = WAIT_S,
+    show_after_s: float = WAIT_S,
     offsets: Offsets | None = None,
     begins: Callable[[str], bool] = never,
 ) -> Iterator[Feed]:
@@ -115,6 +118,7 @@ def feeding(
         batch_size=4,
         max_wait_s=max_wait_s,
         max_age_s=max_age_s,
+        show_after_s=show_after_s,
         metrics=Metrics.create(CollectorRegistry()),
         begins=begins,
     )
@@ -533,3 +537,69 @@ def test_what_has_come_back_meanwhile_is_kept() -> None:
         while (batch := feed.next()) is not None:
             rest += [event.position.partition for event in batch]
     assert rest == ["1"] * 4
+
+
+def test_what_has_waited_is_handed_over_as_a_part_of_its_batch() -> None:
+    source = ListSource(records(3), ends=False)
+    with feeding(source, FakeDecoder(now=True), show_after_s=0.01, max_wait_s=1000) as feed:
+        seen: list[int] = []
+        while len(seen) < 3:  # in one part or in several
+            seen += offsets_of(feed.next())
+            assert feed.unfinished
+        source.add(*records(1, first=3))
+        assert (seen, offsets_of(feed.next()), feed.unfinished) == ([0, 1, 2], [3], False)  # a batch is of four clips
+
+
+def test_a_batch_whose_parts_are_all_handed_over_ends_with_nothing_more() -> None:
+    source = ListSource(records(1), ends=False)
+    with feeding(source, FakeDecoder(now=True), show_after_s=0.01, max_wait_s=0.05) as feed:
+        assert (offsets_of(feed.next()), feed.unfinished) == ([0], True)
+        assert (feed.next(), feed.unfinished) == ([], False)
+
+
+def test_a_part_is_handed_over_while_the_next_clip_is_being_decoded() -> None:
+    decoder = FakeDecoder()
+    with feeding(ListSource(records(2), ends=False), decoder, show_after_s=0.01, max_wait_s=0.01) as feed:
+        decoder.wait_for(2)
+        decoder.finish(0)
+        assert (offsets_of(feed.next()), feed.unfinished) == ([0], True)
+        decoder.finish(1)
+        assert offsets_of(feed.next()) == [1]
+
+
+def test_a_tombstone_counts_from_when_it_is_read_until_it_was_applied() -> None:
+    tombstone = Record(b"v7", None, Position("clips", "0", 1))
+    decoder = FakeDecoder()
+    with feeding(ListSource([*records(1), tombstone], ends=False), decoder, max_wait_s=0.05) as feed:
+        decoder.wait_for(2)
+        assert "v7" in feed.going
+        decoder.finish(0)
+        decoder.finish(1)
+        assert offsets_of(feed.next()) == [0, 1]
+        assert "v7" in feed.going  # it is only handed over
+        feed.wake()
+        feed.next()
+        assert "v7" not in feed.going
+
+
+def test_a_part_is_handed_over_later_where_its_batch_is_nearly_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("streamlearn.backlog.time", SimpleNamespace(monotonic=lambda: now))
+    quick, slow = Backlog(4), Backlog(100)
+    for record in records(3):
+        quick.keep(clip(record))
+        slow.keep(clip(record))
+    now = 1.0
+    assert (quick.to_show(1.0), slow.to_show(1.0)) == (False, True)  # one is missing, and comes within a third
+    now = 2.0
+    assert quick.to_show(1.0)
+    quick.hand_over_part()
+    assert not quick.to_show(0.0)  # nothing is there
+
+
+def test_who_cannot_wait_long_is_answered_with_nothing_and_the_batch_goes_on() -> None:
+    source = ListSource(records(1), ends=False)
+    with feeding(source, FakeDecoder(now=True)) as feed:
+        assert feed.next(0.01) == []
+        source.add(*records(3, first=1))
+        assert offsets_of(feed.next()) == [0, 1, 2, 3]

@@ -73,8 +73,8 @@ class Held:
         self._process = self.daemon.pipeline.process
         self.daemon.pipeline.process = self.process  # type: ignore[method-assign]
 
-    def process(self, batch: Sequence[Event]) -> None:
-        self._process(batch)
+    def process(self, batch: Sequence[Event], **part: Any) -> None:
+        self._process(batch, **part)
         self.learned += [event.video_id for event in batch if isinstance(event, Clip)]
         if len({name[0] for name in self.learned}) == self._partitions:
             self.reached.set()

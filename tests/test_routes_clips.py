@@ -230,6 +230,7 @@ def test_a_daemon_on_a_folder_learns_what_is_posted_and_forgets_what_is_deleted(
         until(lambda: http.get("/v1/status").json()["searchable"] == 9, "all are searchable")
         assert http.delete(f"/v1/clips/{bodies[0]['video_id']}").status_code == 202
         until(lambda: http.get(f"/v1/clips/{bodies[0]['video_id']}").status_code == 404, "it is gone")
+        until(lambda: http.get("/v1/status").json()["clips"]["deleted"], "and its turn has come")
     with daemon(tmp_path, ListSource()) as one, httpx.Client(base_url=one.url) as http:
         settled(one)
         assert http.get("/v1/status").json()["searchable"] == 8

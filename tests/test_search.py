@@ -16,7 +16,7 @@ from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.message import ClipMessage
 from streamlearn.records import Clip, Event, Position, Record, Rejected
 from streamlearn.schemas import Query, SearchAnswer
-from streamlearn.search import Searcher
+from streamlearn.search import Searcher, _offset, _token
 from streamlearn.settings import ModelSettings
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
@@ -114,6 +114,28 @@ def test_the_last_page_that_is_just_full_has_no_next(parts: Parts) -> None:
     answer = parts.ask("a red star", limit=22)
     assert (len(answer.results), answer.next_page_token) == (22, None)
     assert parts.ask("a red star", limit=21).next_page_token is not None
+
+
+def test_no_token_is_given_that_would_be_refused() -> None:
+    assert _offset(_token(100_000)) == 100_000
+    assert _token(100_001) is None
+
+
+def test_a_search_on_an_older_snapshot_brings_no_series_back(parts: Parts) -> None:
+    before = parts.publish()
+    parts.searcher.publish(replace(before, eras=before.eras[1:]))
+    parts.searcher.ask(before, lambda era: era.encoder.texts(["a red star"]), 5)
+    shown = parts.registry.get_sample_value("streamlearn_era_search_seconds", {"era": "2"})
+    assert shown is not None
+    assert parts.registry.get_sample_value("streamlearn_era_search_seconds", {"era": "1"}) is None
+
+
+def test_a_clip_that_is_being_deleted_is_found_no_more(parts: Parts) -> None:
+    parts.searcher.going = {"v3"}
+    assert set(names(parts.ask("a red star", limit=50))) == everything(parts) - {"v3"}
+    with pytest.raises(SearchError, match="is being deleted") as caught:
+        parts.ask(Query(video_id="v3"))
+    assert caught.value.status == 404
 
 
 @pytest.mark.parametrize("token", ["x", "", "bzEyMzQ1Njc4OQ==", "LTE=", "bw==", "by0x", "日", "a" * 600])
@@ -232,6 +254,27 @@ def test_a_video_that_is_named_asks_with_what_the_decoders_make_of_it(parts: Par
     message = parse(sent[0], max_bytes=10_000, max_caption_chars=100)
     assert isinstance(message, ClipMessage)
     assert message.uri == "https://a/b.mp4"
+
+
+def test_a_clip_whose_frames_are_gone_asks_with_what_its_uri_still_gives(parts: Parts) -> None:
+    (row,) = parts.learn(1, uri="https://a/v.mp4", start_s=1.0, end_s=2.5, sha256="a" * 64)
+    (frames,) = parts.stored([row])
+    parts.publish()
+    known = parts.ask(Query(video_id="v22"), limit=50)
+    parts.frames.delete([row])
+    sent = answering(parts, Clip("query", frames, b"", ("query",), Position("query", "0", 0)))
+    assert [hit.video_id for hit in parts.ask(Query(video_id="v22"), limit=50).results] == [
+        hit.video_id for hit in known.results
+    ]
+    message = parse(sent[0], max_bytes=10_000, max_caption_chars=100)
+    assert isinstance(message, ClipMessage)
+    assert (message.uri, message.start_s, message.end_s, message.sha256) == ("https://a/v.mp4", 1.0, 2.5, "a" * 64)
+    parts.frames.delete(parts.rows[3:4])
+    answering(parts, Rejected(sent[0], "media_missing", "fetch", "there is no such file"))
+    for video_id, sentence in (("v22", "from its uri: media_missing"), ("v3", "came without a uri: send it again")):
+        with pytest.raises(SearchError, match=sentence) as caught:
+            parts.ask(Query(video_id=video_id))
+        assert caught.value.status == 404
 
 
 def test_a_video_that_cannot_be_had_is_a_sentence(parts: Parts) -> None:
