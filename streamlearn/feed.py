@@ -1,6 +1,6 @@
 """From a source to batches of events, in order, with bounded memory.
 
-Owns the one thread that talks to the source, and pauses it when the learner is behind. The loader decodes ahead, in order.
+Owns the one thread that talks to the source, and pauses it when the learner is behind. The loader decodes ahead.
 """
 
 from __future__ import annotations
