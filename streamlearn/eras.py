@@ -66,8 +66,7 @@ class Eras:
         self._hints = hints
         self._dim = learner.online.dim
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
-        self._kept_from = 0  # the lowest row that may have frames
-        self._restored_step: int | None = None
+        self._kept_from, self._restored_step = 0, -1  # the lowest row that may have frames; of the learner, then
         self._clips = EraClips(catalog, frames, anew=settings.merge_vectors == "encode")
         self._bounds = EraBounds(self._clips, settings)
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
