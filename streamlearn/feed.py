@@ -96,15 +96,15 @@ class Feed:
         From the thread that calls `next`.
         """
         source = self.prepare_rewind()
+        self._commit = dict(offsets)  # for who reads its partitions until they come back
         self._stop_reading()
         self._source.close()
         with self._changed:
             self._backlog.clear()
             self._ended, self._failure, self._commit, self._wants_checkpoint = False, None, None, False
         self.error, self._lag = None, Lag(self._metrics)
-        self._closing = threading.Event()
+        self._closing, self._source, self._prepared = threading.Event(), source, None
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-        self._source, self._prepared = source, None
         self.start(offsets, memo)
 
     def next(self) -> Sequence[Event] | None:

@@ -266,9 +266,14 @@ class State(Cut):
         """
         self.ledger.settle()
         self.dead_letters.flush()
-        memo = self.remember(self.offsets)
         generation, done = rollback.prepare(
-            self.generations, self.catalog, number, resume_from, offsets=self.offsets, memo=memo, clips=self.clips
+            self.generations,
+            self.catalog,
+            number,
+            resume_from,
+            offsets=self.offsets,
+            memo=self.kept(),
+            clips=self.clips,
         )
         try:
             rollback.publish(self.generations, generation, done)
