@@ -12,7 +12,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 
-def draw_line(consumer: KafkaConsumer, *, began: bool, timeout_ms: int) -> Mapping[TopicPartition, int]:
+def draw_line(consumer: KafkaConsumer, *, began: bool, timeout_ms: int) -> Mapping[TopicPartition, OffsetAndMetadata]:
     """The end of each log as it was when the group began, which may be now; a partition without one came later.
 
     Args:
@@ -22,11 +22,12 @@ def draw_line(consumer: KafkaConsumer, *, began: bool, timeout_ms: int) -> Mappi
     """
     line = {}
     for tp in (everything := _everything(consumer)):
-        if (offset := consumer.committed(tp, timeout_ms=timeout_ms)) is not None:
-            line[tp] = offset
+        if (committed := consumer.committed(tp, metadata=True, timeout_ms=timeout_ms)) is not None:
+            line[tp] = committed
     if not line and not began:
-        line = consumer.end_offsets(everything, timeout_ms=timeout_ms)
-        consumer.commit({tp: OffsetAndMetadata(end, "", -1) for tp, end in line.items()}, timeout_ms=timeout_ms)
+        ends = consumer.end_offsets(everything, timeout_ms=timeout_ms)
+        line = {tp: OffsetAndMetadata(end, "", -1) for tp, end in ends.items()}
+        consumer.commit(line, timeout_ms=timeout_ms)
     return line
 
 

@@ -109,6 +109,11 @@ class Handover:
             self._revoked.discard(partition)  # what the caller holds of it is its to finish
             return self._next.get(partition)
 
+    def owns(self, partition: Partition) -> bool:
+        """Whether it is ours, and is not going."""
+        with self._condition:
+            return partition in self._owned
+
     def stands(self, partition: Partition) -> int | None:
         """What is to be handed over next of a partition, once that is known."""
         with self._condition:

@@ -12,7 +12,7 @@ from kafka.net.wakeup_notifier import WakeupNotifier
 
 from streamlearn.connectors.kafka_client import CLIENT_ERRORS
 from streamlearn.connectors.kafka_handover import Handover
-from streamlearn.connectors.kafka_positions import Positions, log_failed_commit, partition_of
+from streamlearn.connectors.kafka_positions import Positions, partition_of
 from streamlearn.records import Partition
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         if not offsets:
             return
         try:
-            future = self._consumer.commit_async(offsets, callback=log_failed_commit)
+            future = self._consumer.commit_async(offsets, callback=self._positions.was_told)
             await self._until(lambda: future.is_done, timeout_s)
         except CLIENT_ERRORS as error:
-            log_failed_commit(offsets, error)
+            self._positions.was_told(offsets, error)
             return
         if future.succeeded():
             for tp, committed in offsets.items():

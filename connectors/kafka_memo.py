@@ -6,7 +6,7 @@ Asked from the daemon's threads, told from the one that reads; it knows no clien
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
@@ -24,13 +24,15 @@ class Memo:
     def __init__(self, offsets: Offsets, kept: Any = None) -> None:
         """`kept` beside `offsets`; what is no memo of a Kafka source counts as none."""
         self._lock = threading.Lock()
-        found = kept if isinstance(kept, Mapping) and isinstance(kept.get("reader"), str) else {}
-        self.is_new = not found
-        self.reader: str = found.get("reader") or uuid4().hex
-        self._logs: dict[Partition, str] = _mapping(found.get("logs", ()))
-        self._line: dict[Partition, int] = _mapping(found.get("line", ()))
+        found = _read(kept)
+        self.is_new = found is None
+        self.reader: str
+        self._logs: dict[Partition, str]
+        self._line: dict[Partition, int]
+        self.reader, self._logs, self._line = found or (uuid4().hex, {}, {})
         self._offsets = dict(offsets)  # of the newest checkpoint
         self._gone: dict[Partition, tuple[str | None, int]] = {}  # a log, and where reading of it ended
+        self._twice: set[Partition] = set()  # of which two logs are gone since the newest checkpoint
 
     def of(self, offsets: Offsets) -> dict[str, Any]:
         """What to keep beside these offsets, for JSON."""
@@ -50,6 +52,7 @@ class Memo:
         with self._lock:
             for partition in [p for p in self._gone if p in offsets and not self._is_gone(p, offsets[p])]:
                 del self._gone[partition]
+            self._twice.difference_update(offsets)
             self._offsets.update(offsets)
 
     def log_of(self, partition: Partition) -> str | None:
@@ -65,6 +68,8 @@ class Memo:
     def turn_back(self, partition: Partition, stood: int) -> None:
         """Offsets up to `stood` are of a log that is gone; call it before `reads` of the other one."""
         with self._lock:
+            if partition in self._gone:
+                self._twice.add(partition)
             log, before = self._gone.get(partition, (self._logs.get(partition), stood))
             self._gone[partition] = log, max(before, stood)
 
@@ -87,7 +92,17 @@ class Memo:
 
     def _is_gone(self, partition: Partition, offset: int) -> bool:
         """Offsets of one log only grow: one that is not between the last checkpoint's and the end is of the other."""
-        return partition in self._gone and self._offsets.get(partition, 0) <= offset <= self._gone[partition][1]
+        least = 0 if partition in self._twice else self._offsets.get(partition, 0)
+        return partition in self._gone and least <= offset <= self._gone[partition][1]
+
+
+def _read(kept: Any) -> tuple[str, dict[Partition, str], dict[Partition, int]] | None:
+    """Reader, logs and line; None where it is not of our making."""
+    try:
+        reader, logs, line = kept["reader"], _mapping(kept["logs"]), _mapping(kept["line"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (reader, logs, line) if isinstance(reader, str) else None
 
 
 def _mapping(rows: Iterable[Any]) -> dict[Partition, Any]:

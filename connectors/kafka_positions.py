@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -31,6 +32,7 @@ ASTRAY = (
     kafka_errors.OffsetOutOfRangeError,
     kafka_errors.LogTruncationError,
 )
+_TOO_LONG = (kafka_errors.OffsetMetadataTooLargeError, kafka_errors.InvalidCommitOffsetSizeError)
 _LOOKUP_MS = 200
 
 
@@ -50,6 +52,7 @@ class Positions:
         self._options = options
         self._handover = handover
         self._memo = memo
+        self._with_metadata = True
         self._stretches: dict[TopicPartition, Stretches] = {}  # up to where ours goes on
         self._committed: dict[TopicPartition, int] = {}  # at the broker, while the partition was ours
         self._finished: dict[TopicPartition, int] = {}  # by another member, while the partition was its
@@ -76,7 +79,7 @@ class Positions:
         """Whether it is known where to go on."""
         stands = self._handover.stands(partition_of(tp))
         known = None if committed is None else Stretches.read(committed.metadata, committed.offset)
-        if known is not None and self._is_of_another_log(tp, known):
+        if _is_of_another_log(known, self._memo.log_of(partition_of(tp))):
             committed = known = None  # by a member that has not noticed yet
         if committed is None:
             self._committed.setdefault(tp, -1)
@@ -125,25 +128,38 @@ class Positions:
             return known.beyond_others(reader, stands)
         return committed if before is not None and committed > max(before, stands) else stands
 
-    def _is_of_another_log(self, tp: TopicPartition, known: Stretches) -> bool:
-        log_id = self._memo.log_of(partition_of(tp))
-        return None not in (log_id, known.log) and log_id != known.log
-
     def commitments(self, offsets: Offsets) -> dict[TopicPartition, OffsetAndMetadata]:
         """What to tell the broker of a checkpoint's offsets, whose partitions are ours.
 
-        Not of a partition where another member is further and we have not read on, nor before we have asked how far
-        it is; nor what is of a log that is gone.
+        What others have learned from there on is not taken back. Nothing of a partition before we have asked how far
+        they are, nor what is of a log that is gone.
         """
         told = {}
         for partition, offset in offsets.items():
-            tp, said = topic_partition(partition), ""
-            if tp in self.unplaced or offset < self._finished.get(tp, 0) or self._memo.is_gone(partition, offset):
+            tp = topic_partition(partition)
+            if tp in self.unplaced or self._memo.is_gone(partition, offset):
                 continue
-            if (ours := self._stretches.get(tp)) is not None and ours.parts[-1].begin <= offset:
-                said = Stretches(self._memo.log_of(partition), ours.parts, offset).metadata()
-            told[tp] = OffsetAndMetadata(offset, said, -1)
+            if (ours := self._stretches.get(tp)) is not None and ours.parts[0].begin <= offset:
+                reader = self._memo.reader  # its last part, which has no end yet
+                known = ours.gone_on(reader, ours.beyond_others(reader, offset))
+                said = replace(known, log=self._memo.log_of(partition)).metadata() if self._with_metadata else ""
+                told[tp] = OffsetAndMetadata(known.end, said, -1)
+            elif offset >= self._finished.get(tp, 0):
+                told[tp] = OffsetAndMetadata(offset, "", -1)
         return told
+
+    def was_told(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], outcome: object) -> None:
+        """A callback for the client's commits."""
+        if not isinstance(outcome, Exception):
+            return
+        log.warning("the broker did not take our offsets (the next checkpoint's will follow): %s", outcome)
+        if isinstance(outcome, _TOO_LONG) and self._with_metadata:
+            self._with_metadata = False
+            log.warning(
+                "from now on they go without saying who has learned what (%d bytes of one partition): the broker's"
+                " offset.metadata.max.bytes is below what is shipped, or these are very many partitions",
+                max(len(told.metadata) for told in offsets.values()),
+            )
 
     def handed_over(self, tp: TopicPartition, committed: int) -> None:
         """The partition goes with this offset at the broker: what is committed beyond is another member's."""
@@ -157,6 +173,8 @@ class Positions:
         """
         anew = {}
         for tp in consumer.assignment():
+            if not self._handover.owns(partition_of(tp)):
+                continue  # it is going, and cannot be moved: when it comes back
             now, before = _log_id(consumer, tp), self._memo.log_of(partition_of(tp))
             if now is not None and before is None:
                 self._memo.reads(partition_of(tp), now)
@@ -192,8 +210,10 @@ class Positions:
     def _begin(self, consumer: KafkaConsumer, partitions: Collection[TopicPartition]) -> None:
         timeout_ms = self._options.request_timeout_ms
         if self._options.auto_offset_reset == "latest":
-            for tp, offset in draw_line(consumer, began=self._handover.resumed, timeout_ms=timeout_ms).items():
-                self._memo.draw(partition_of(tp), offset, _log_id(consumer, tp))
+            for tp, at in draw_line(consumer, began=self._handover.resumed, timeout_ms=timeout_ms).items():
+                log_id = _log_id(consumer, tp)
+                if not _is_of_another_log(Stretches.read(at.metadata, at.offset), log_id):
+                    self._memo.draw(partition_of(tp), at.offset, log_id)
         earliest = consumer.beginning_offsets(list(partitions), timeout_ms=timeout_ms)
         for tp in partitions:
             line_at = self._memo.line(partition_of(tp))
@@ -245,16 +265,14 @@ class Positions:
         self._stretches[tp] = Stretches(log_id, (Stretch(self._memo.reader, offset),), offset)
 
 
+def _is_of_another_log(known: Stretches | None, log_id: str | None) -> bool:
+    return known is not None and None not in (known.log, log_id) and known.log != log_id
+
+
 def _log_id(consumer: KafkaConsumer, tp: TopicPartition) -> str | None:
     """There is no public way to a topic's id; the client itself uses it for its epochs alone."""
     found = consumer._cluster.topic_id(tp.topic)
     return None if found is None else str(found.hex)
-
-
-def log_failed_commit(offsets: Mapping[TopicPartition, OffsetAndMetadata], outcome: object) -> None:
-    """A callback for the client's commits."""
-    if isinstance(outcome, Exception):
-        log.warning("the broker did not take our offsets (the next checkpoint's will follow): %s", outcome)
 
 
 def partition_of(tp: TopicPartition) -> Partition:

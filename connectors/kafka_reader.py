@@ -22,7 +22,6 @@ from streamlearn.connectors.kafka_memo import Memo
 from streamlearn.connectors.kafka_positions import (
     ASTRAY,
     Positions,
-    log_failed_commit,
     partition_of,
     topic_partition,
 )
@@ -188,17 +187,17 @@ class Reader:
             asked, self._to_commit = self._to_commit, {}
         assigned = consumer.assignment()
         offsets = self._positions.commitments(
-            {p: offset for p, offset in asked.items() if topic_partition(p) in assigned}
+            {p: at for p, at in asked.items() if topic_partition(p) in assigned and self._handover.owns(p)}
         )
         if not offsets:
             return
         if not wait:
-            consumer.commit_async(offsets, callback=log_failed_commit)
+            consumer.commit_async(offsets, callback=self._positions.was_told)
             return
         try:
             consumer.commit(offsets, timeout_ms=_CLOSE_MS)
         except CLIENT_ERRORS as error:
-            log_failed_commit(offsets, error)
+            self._positions.was_told(offsets, error)
 
     def _probe(self, consumer: KafkaConsumer, assigned: Collection[TopicPartition]) -> None:
         """See how far the logs go: that is the lag, a sign of life, and what the watchdog judges by."""

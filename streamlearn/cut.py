@@ -109,6 +109,11 @@ class Cut:
     def _model(self) -> dict[str, Any]:
         return {**self.learner.online.names, "dim": self.learner.online.dim}
 
+    def kept(self) -> Any:
+        """The source's memo of the offsets; of one that has none, what another one had left for its own."""
+        memo = self.remember(self.offsets)
+        return self.memo if memo is None else memo
+
     def facts(self) -> dict[str, Any]:
         """What the manifest says, as JSON can."""
         return {
@@ -121,7 +126,7 @@ class Cut:
             "learner": self.learner.describe(),
             "clips": self.clips,
             "began": [[*partition, offset] for partition, offset in self.began.items()],
-            "memo": self.remember(self.offsets),
+            "memo": self.kept(),
             "counts": dict(self.ledger.counts),
             "tasks": self.tasks.state_dict(),
             "eras": self.eras.state(),

@@ -93,15 +93,16 @@ class Feed:
         From the thread that calls `next`.
         """
         source = self.prepare_rewind()
+        self._commit = dict(offsets)  # for who reads its partitions until they come back
         self._stop_reading()
         self._source.close()
         with self._changed:
             self._backlog.clear()
             self.going.clear()
             self._ended, self._failure, self._commit, self._wants_checkpoint = False, None, None, False
-        self._closing = threading.Event()
+        self.error, self._lag = None, Lag(self._metrics)
+        self._closing, self._source, self._prepared = threading.Event(), source, None
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-        self._source, self._prepared, self.error, self._lag = source, None, None, Lag(self._metrics)
         self.start(offsets, memo)
 
     def next(self, within_s: float | None = None) -> Sequence[Event] | None:
@@ -279,8 +280,9 @@ class Feed:
     def _submit(self, record: Record) -> None:
         start = time.perf_counter()
         future = self._loader.submit(record)
-        stage = self._metrics.stage_seconds.labels
-        future.add_done_callback(lambda _: stage("decode").observe(time.perf_counter() - start))
+        future.add_done_callback(
+            lambda _: self._metrics.stage_seconds.labels("decode").observe(time.perf_counter() - start)
+        )
         with self._changed:
             self._backlog.launch(record, future)
             self._changed.notify_all()

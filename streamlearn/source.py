@@ -100,11 +100,12 @@ class Remembering(Protocol):
     """A source to which offsets do not say enough: whose they are, or of which log.
 
     Each checkpoint keeps what `memo` returns beside its offsets, and the next run hands both back. A rollback hands
-    back what the generation has; a checkpoint of an older version, or of another source, has none.
+    back what the generation has. A checkpoint of an older version has none; one of another source that one's, or what
+    was kept before.
     """
 
     def memo(self, offsets: Offsets) -> Any:
-        """What to keep beside these offsets, as JSON can; None: nothing. From any thread, and must not wait."""
+        """What to keep beside these offsets, as JSON can; None: what was before. From any thread, and must not wait."""
         ...
 
     def remember(self, memo: Any) -> None:
@@ -188,7 +189,7 @@ def begin(source: Source, offsets: Offsets, memo: Any) -> None:
 
 
 def memo_of(source: Source, offsets: Offsets) -> Any:
-    """What a source wants kept beside these offsets; None: nothing."""
+    """What a source wants kept beside these offsets; None: nothing of its own."""
     return source.memo(offsets) if isinstance(source, Remembering) else None
 
 

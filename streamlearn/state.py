@@ -62,8 +62,7 @@ class State(Cut):
 
     def unseen(self, settings: SearchSettings) -> bool:
         """Whether so many clips, or so long a time, have passed since the last publication that another is due."""
-        at, took_s = self._published
-        late = time.monotonic() - at >= max(2 * settings.show_after_s, 20 * took_s)  # 5 % of the time
+        late = time.monotonic() - self._published[0] >= max(2 * settings.show_after_s, 20 * self._published[1])  # 5 %
         return self.due("publish", 1 if late else settings.publish_interval_clips)
 
     def advance(self, batch: Sequence[Event], clips: int) -> None:
@@ -275,7 +274,7 @@ class State(Cut):
         """
         self.ledger.settle()
         self.dead_letters.flush()
-        memo = self.remember(self.offsets)
+        memo = self.kept()
         generation, done = rollback.prepare(
             self.generations, self.catalog, number, resume_from, offsets=self.offsets, memo=memo, clips=self.clips
         )

@@ -273,6 +273,31 @@ def test_what_was_lost_or_given_away_late_is_counted_once_and_goes_on_after_a_re
         feed.close()
 
 
+def test_a_rewind_tells_the_source_that_is_left_where_it_goes_on() -> None:
+    """It may be that others read its partitions meanwhile: they are to begin there."""
+    sources = [ListSource(records(4)) for _ in range(2)]
+    left, anew = sources
+    feed = Feed(
+        left,
+        FakeDecoder(now=True),
+        batch_size=4,
+        max_wait_s=WAIT_S,
+        max_age_s=WAIT_S,
+        metrics=Metrics.create(CollectorRegistry()),
+        begins=never,
+        reopen=lambda: anew,
+    )
+    try:
+        feed.start({})
+        assert offsets_of(feed.next()) == [0, 1, 2, 3]
+        feed.commit({Partition("list", "0"): 4})
+        feed.rewind({Partition("list", "0"): 2})
+        assert left.committed == {Partition("list", "0"): 2}
+        assert offsets_of(feed.next()) == [2, 3]
+    finally:
+        feed.close()
+
+
 def test_a_source_that_cannot_be_made_anew_leaves_the_one_there_is() -> None:
     def broken() -> Source:
         raise SourceError("the secret's file is gone")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
 
 import pytest
-from kafka import ConsumerRebalanceListener, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.future import Future
 from kafka.net.selector import NetworkSelector
@@ -17,6 +19,8 @@ from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_listener import Listener
 from streamlearn.connectors.kafka_memo import Memo
 from streamlearn.connectors.kafka_positions import Positions
+from streamlearn.connectors.kafka_reader import Reader
+from streamlearn.connectors.kafka_subscription import Subscription
 from streamlearn.records import Partition, Position, Record
 from streamlearn.settings import KafkaSettings
 from tests.kafka_source import until
@@ -50,6 +54,12 @@ class Consumer:
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         pass
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TP}  # also while it is going
+
+    def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 0)
 
     def pause(self, tp: TopicPartition) -> None:
         pass
@@ -138,6 +148,44 @@ def test_before_it_is_known_how_far_others_are_nothing_is_committed(group: Group
     assert group.positions.commitments({P: 4}) == {}
     group.revoke()
     assert group.consumer.commits == []
+
+
+def test_while_it_goes_the_newest_checkpoint_alone_is_committed(group: Group) -> None:
+    """The reader commits between two polls, and one may end while the rebalance waits for a checkpoint."""
+    group.revoke()
+    assert group.consumer.commits == [{TP: 4}]
+    options, consumer = KafkaSettings(), cast(KafkaConsumer, group.consumer)
+    subscription = Subscription(options, {})
+    reader = Reader(options, lambda _: consumer, subscription, group.handover, Memo({P: 0}))
+    reader.commit({P: 2})
+    reader._commit(consumer)
+    assert group.consumer.commits == [{TP: 4}]
+
+
+def test_a_topic_that_is_made_anew_while_a_partition_goes_is_noticed_when_it_comes_back(group: Group) -> None:
+    """Where it stands is of the old log for as long as nobody has moved it."""
+    consumer: Any = group.consumer
+    for topic_id in (uuid4(), uuid4()):
+        consumer._cluster = SimpleNamespace(topic_id=lambda _, now=topic_id: now)
+        group.positions.follow_topics(consumer)
+        group.closing.set()
+        group.revoke()
+    group.listener.on_partitions_assigned([TP])
+    group.positions.follow_topics(consumer)
+    assert group.handover.stands(P) == 0
+
+
+def test_where_the_broker_takes_no_metadata_it_takes_offsets(group: Group, caplog: pytest.LogCaptureFixture) -> None:
+    group.positions._start_stretch(TP, 0)
+    assert group.positions.commitments({P: 4})[TP].metadata
+    for refusal in (kafka_errors.OffsetMetadataTooLargeError(), kafka_errors.InvalidCommitOffsetSizeError()):
+        group.consumer.refusal = refusal
+        group.closing.set()
+        group.revoke()
+        group.listener.on_partitions_assigned([TP])
+        group.positions.unplaced.clear()
+    assert group.positions.commitments({P: 4})[TP].metadata == ""
+    assert "offset.metadata.max.bytes" in caplog.text
 
 
 def test_a_partition_that_was_not_ours_any_more_is_not_asked_for(group: Group) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from kafka import TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.errors import CoordinatorNotAvailableError
 from kafka.structs import OffsetAndMetadata
 
 from streamlearn.connectors.kafka import KafkaSource
@@ -64,7 +65,15 @@ class Group:
     def commit_by_hand(self, offset: int, metadata: str = "", partition: int = 0) -> None:
         with self.kafka.admin() as admin:
             told = {TopicPartition(self.topic, partition): OffsetAndMetadata(offset, metadata, -1)}
-            admin.alter_group_offsets(self.settings.group_id, told)
+            until(lambda: _told(admin, self.settings.group_id, told))
+
+
+def _told(admin: KafkaAdminClient, group: str, offsets: dict[TopicPartition, OffsetAndMetadata]) -> bool:
+    try:
+        admin.alter_group_offsets(group, offsets)
+    except CoordinatorNotAvailableError:  # a broker that has just begun
+        return False
+    return True
 
 
 @pytest.fixture
@@ -217,19 +226,28 @@ def test_an_offset_is_of_the_old_log_for_as_long_as_it_may_be() -> None:
     assert not memo.is_gone(P0, 15)
 
 
-def test_of_a_log_that_is_made_anew_twice_the_offset_is_still_of_the_first() -> None:
+def test_of_a_log_that_is_made_anew_twice_the_offset_is_of_the_first_for_as_long_as_it_may_be_of_either() -> None:
     memo = Memo({P0: 10}, {"reader": "a", "logs": [[*P0, "first"]], "line": []})
     for log, stood in (("second", 12), ("third", 30)):
         memo.turn_back(P0, stood)
         memo.reads(P0, log)
-    assert [log_in(memo, offset) for offset in (5, 10, 30)] == ["third", "first", "first"]
+    assert [log_in(memo, offset) for offset in (5, 10, 30, 31)] == ["first", "first", "first", "third"]
+    memo.settle({P0: 5})  # of the second or the third
+    assert [log_in(memo, offset) for offset in (4, 5)] == ["third", "first"]
 
 
-@pytest.mark.parametrize("kept", [None, "text", 7, [], {}, {"reader": 3}, {"of": "another source"}])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *(None, "text", 7, [], {}, {"reader": 3}, {"of": "another source"}),
+        *({"reader": "its own", "logs": logs, "line": []} for logs in (7, [["clips", "0"]], {"clips": 3})),
+    ],
+)
 def test_a_memo_that_is_not_of_its_making_counts_as_none(kept: Any) -> None:
     memo = Memo({P0: 1}, kept)
     assert memo.is_new
     assert memo.log_of(P0) is None
+    assert memo.line(P0) is None
     assert not Memo({P0: 1}, memo.of({P0: 1})).is_new
 
 
@@ -238,6 +256,31 @@ def test_a_commit_of_another_log_is_none(group: Callable[..., Group]) -> None:
     one = group(records=10)
     one.commit_by_hand(5, '{"streamlearn":1,"log":"another","read":[["somebody",0]]}')
     assert one.learn(10)[0] == list(range(10))
+
+
+def test_nor_does_latest_begin_there(group: Callable[..., Group]) -> None:
+    """The group began before there was this log."""
+    one = group(records=10)
+    one.settings = one.settings.model_copy(update={"auto_offset_reset": "latest"})
+    one.commit_by_hand(5, '{"streamlearn":1,"log":"another","read":[["somebody",0]]}')
+    assert one.learn(10)[0] == list(range(10))
+
+
+def test_one_that_is_rolled_back_leaves_to_others_what_it_has_lost_and_no_more(group: Callable[..., Group]) -> None:
+    one = group()
+    p0 = Partition(one.topic, "0")
+    _, a = one.learn(5)
+    _, b = one.learn(5)
+    source = one.go_on(a, max_poll_records=1)
+    assert [record.position.offset for record in collect(source, 10)] == list(range(10, 20))
+    source.commit({p0: 20})
+    until(lambda: one.committed().offset == 20)
+    source.commit(a.offsets)  # as a rollback does
+    source.close()
+    assert one.committed().offset == 10
+    learned, b = one.learn(3, b)
+    assert learned == [10, 11, 12]
+    assert one.learn(3, a)[0] == [13, 14, 15]
 
 
 def test_the_line_of_latest_is_kept_where_the_broker_forgets(kafka: KafkaBroker, group: Callable[..., Group]) -> None:

@@ -449,6 +449,20 @@ def test_each_generation_hands_back_what_the_source_kept_beside_its_offsets(
             assert Kept.opened.began == ([[*CLIPS_0, offset]], {CLIPS_0: offset})
 
 
+def test_a_source_without_a_memo_leaves_that_of_another_one_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a replay learns into the state directory of a daemon, which goes on afterwards."""
+    monkeypatch.setitem(SETTINGS, "checkpoint.interval_clips", 8)
+    for source in ("Kept", "Replay", "Kept"):
+        monkeypatch.setitem(SETTINGS, "source", f"tests.test_rollback:{source}")
+        with daemon(tmp_path) as (running, _):
+            finished(running)
+            if source == "Replay":
+                roll_back(running, running.state.generations.numbers()[-2], resume_from="latest")
+    assert Kept.opened.began[0] == [[*CLIPS_0, 16]]
+
+
 def test_a_generation_of_an_older_version_has_nothing_to_hand_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
