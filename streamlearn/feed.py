@@ -278,11 +278,9 @@ class Feed:
             self._submit(record)
 
     def _submit(self, record: Record) -> None:
-        start = time.perf_counter()
+        took, start = self._metrics.stage_seconds.labels("decode").observe, time.perf_counter()
         future = self._loader.submit(record)
-        future.add_done_callback(
-            lambda _: self._metrics.stage_seconds.labels("decode").observe(time.perf_counter() - start)
-        )
+        future.add_done_callback(lambda _: took(time.perf_counter() - start))
         with self._changed:
             self._backlog.launch(record, future)
             self._changed.notify_all()
