@@ -62,6 +62,7 @@ class Cut:
     memo: Any = field(default=None, init=False)
     clips: int = field(default=0, init=False)
     staleness_ratio: float | None = field(default=None, init=False)
+    outdated: bool = field(default=False, init=False)  # what was measured last is not of what is served
     lineage: str = field(default_factory=lambda: uuid4().hex, init=False)
     parent: dict[str, Any] | None = field(default=None, init=False)
     #: What was changed since, and the last row from before it.
@@ -134,6 +135,7 @@ class Cut:
             "detector": self.detector.kind,
             "memory": None if self.judge is None else self.judge.state_dict()["facts"],
             "staleness_ratio": self.staleness_ratio,
+            "outdated": self.outdated,
         }
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -162,7 +164,7 @@ class Cut:
         self.metrics.task_info.clear()  # tasks that a rollback left never happened
         self.show_tasks()
         self.book.load_state_dict(facts["book"])
-        self.staleness_ratio = facts["staleness_ratio"]
+        self.staleness_ratio, self.outdated = facts["staleness_ratio"], facts.get("outdated", False)
         self.learner.load_state_dict(generation.tensors)
         self.eras.restore(facts["eras"], generation.tensors)
         if self.judge is not None:

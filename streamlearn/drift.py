@@ -106,8 +106,8 @@ class MeanShift:
 
     @property
     def threshold(self) -> float:
-        """What that window's score is compared with; 0 while there is too little to compare."""
-        return self._limit
+        """What that window's score is compared with; 0 while there is too little to calibrate it."""
+        return self._limit or self._threshold
 
     @property
     def drift_detected(self) -> bool:

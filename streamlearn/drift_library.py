@@ -115,7 +115,7 @@ class LibraryDetector:
 
     @property
     def score(self) -> float:
-        """The signal's last value in standard deviations above its level when the task began."""
+        """The signal's last value in standard deviations above its level when the task began; 0 until that is known."""
         return self._score
 
     @property
@@ -198,6 +198,7 @@ class LibraryDetector:
         """Whether the library's detector finds a change with this value."""
         self._values.append(value)
         if len(self._values) < self._settling:
+            self._score = 0.0
             return False
         fresh = self._values[-1:]
         if len(self._values) == self._settling:

@@ -88,6 +88,11 @@ class Examiner:
         return self._spare_s > self._task_s
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing is being measured, or waits for `collect`."""
+        return self._running is None
+
+    @property
     def _spare_s(self) -> float:
         return self._credit_s - (0.0 if self._ends else self._task_s)
 

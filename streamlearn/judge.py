@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from streamlearn.judge_sample import Clips, Rows, Sample, spread
 from streamlearn.onset import likely_onset, onset_of
-from streamlearn.recognition import MISSED, Floats, Statistics, TaskMemory
+from streamlearn.recognition import MISSED, Floats, Statistics, TaskMemory, likeness
 from streamlearn.records import Vectors
 from streamlearn.tasks import Boundary
 
@@ -36,10 +36,12 @@ _SLOW_BATCHES = 4  # an onset further back than this is dated anew
 _ALONG = 0.5  # cosine of two changes' directions above which they are one
 _MOST_SETTLING = 64  # batches, after which a slow change is over, whatever its onset
 _ENOUGH = 64  # clips that say what a task looks like
+_ALIKE_BATCHES = 8  # that say whether clips come in bunches
 _UNSURE_BATCHES = 2  # after an onset, which may be dated too early: some of their clips are of the task before
 #: Batches after a boundary in which the judge looks at hints: scores above this where the detector knows no level.
 _YOUNG_BATCHES, _HINT = 24, 2.0
 _GLANCES = 10  # a task: each may be wrong
+_MOST_HURRIED = 8  # tasks in a row that end so: then they are no tasks, and hints are left alone until one lasts
 _PAUSE_BATCHES, _LOUDER = 2, 1.5  # after a glance at nothing, before the next; unless the score is so many times its
 
 
@@ -65,6 +67,7 @@ class Opening:
     Attributes:
         young_until: the step up to which hints are looked at.
         glanced: the step of the last look at a hint, and its score.
+        hurried: tasks in a row, the last one before this, that ended young by such a look.
         settled_step: by which a slow change that began it should be over; 0 where it came at once.
         looks: steps at which it is asked once more whether the task is a known one.
         previous: the task that it followed, and therefore is not.
@@ -73,6 +76,7 @@ class Opening:
 
     young_until: int = 0
     glanced: tuple[int, float] = (0, 0.0)
+    hurried: int = 0
     settled_step: int = 0
     looks: list[int] = field(default_factory=list)
     previous: str = ""
@@ -109,7 +113,7 @@ class Judge:
         """
         rows = self._sample.rows()
         cut = self._sample.cut(rows, step - suspected.onset_steps_ago)
-        compared = self._compare(rows, cut, self._p)
+        compared = self._compare(rows, cut, step - suspected.onset_steps_ago, self._p)
         if compared is None:
             return Verdict(suspected)
         shift, limit = compared
@@ -131,7 +135,8 @@ class Judge:
         """
         glanced, refused = self._opening.glanced
         paused = step < glanced + _PAUSE_BATCHES and score < _LOUDER * refused
-        return step <= self._opening.young_until and score > (threshold or _HINT) and not paused
+        calm = self._opening.hurried < _MOST_HURRIED
+        return calm and step <= self._opening.young_until and score > (threshold or _HINT) and not paused
 
     def glance(self, score: float, task: str, step: int) -> Verdict:
         """Look for a change among the clips of a task that has just begun, and date it.
@@ -149,9 +154,10 @@ class Judge:
         if not onset or (is_ramp and onset > _SLOW_BATCHES):
             return Verdict(None)
         cut = self._sample.cut(rows, step - onset)
-        compared = self._compare(rows, cut, self._p / _GLANCES)
+        compared = self._compare(rows, cut, step - onset, self._p / _GLANCES)
         if compared is None or compared[0] <= compared[1] or self._goes_on() or self._is_itself(rows[cut:], task):
             return Verdict(None, *(compared or ()))
+        self._opening.hurried += 1
         return self._found(Boundary("drift", score), rows, cut, onset, *compared, task)
 
     def close(self, task: str, since_step: int) -> None:
@@ -159,7 +165,8 @@ class Judge:
         if self._revisits:
             rows = self._sample.rows()
             self.memory.learn(task, self._before(rows, self._sample.cut(rows, since_step), _LOOKS[0][0]))
-        self._opening = Opening(previous=task)
+        was_young = since_step < self._opening.young_until
+        self._opening = Opening(previous=task, hurried=self._opening.hurried if was_young else 0)
 
     def begin(self, boundary: Boundary, step: int) -> None:
         """A task has begun, noticed after `step`: what is to be seen to later."""
@@ -229,7 +236,7 @@ class Judge:
             return None
         return self.memory.recognise(x, besides=besides, missed=MISSED if len(x) >= _SURE else _MISSED_OF_FEW)[0]
 
-    def _compare(self, rows: Rows, cut: int, p: float) -> tuple[float, float] | None:
+    def _compare(self, rows: Rows, cut: int, since_step: int, p: float) -> tuple[float, float] | None:
         """How far what comes after the cut is from what came before, and the limit; None where too few are kept."""
         for most_before, most_after in _LOOKS:
             before, after = self._before(rows, cut, most_before), self._sample.see(rows[cut:][-most_after:])
@@ -241,7 +248,17 @@ class Judge:
             if not limit / 2 < shift <= _CLEAR * limit:
                 break
         self._direction = mean - known.mean
+        if shift > limit:
+            shift /= self._crowding(rows, cut, since_step, known, len(after))
         return shift, limit
+
+    def _crowding(self, rows: Rows, cut: int, since_step: int, known: Statistics, after: int) -> float:
+        """By how much a mean strays further than that of clips that come independently of each other."""
+        first, most = max(0, cut - _ALIKE_BATCHES * self._batch_size), (_ALIKE_BATCHES + 1) * self._batch_size
+        profile = self._sample.profile(rows[: first + most], first)
+        parts = [[x for of, x in profile.items() if (of > since_step) == late] for late in (False, True)]
+        alike = likeness(parts[0], parts[1], known=known)
+        return 1 + alike * (min(self._batch_size, after) - 1)
 
     def _found(
         self, suspected: Boundary, rows: Rows, cut: int, onset: int, shift: float, limit: float, task: str

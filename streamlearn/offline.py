@@ -56,6 +56,7 @@ class Offline:
     _evaluator: Evaluator
     _metrics: Metrics
     _clips: int
+    _outdated: bool
 
     def measure(self) -> list[Measured]:
         """Every task that has enough held-out pairs, on what the checkpoint serves."""
@@ -94,9 +95,9 @@ class Offline:
         ]
 
     def not_comparable(self, measured: list[Measured]) -> dict[str, int | None]:
-        """Tasks that the daemon last asked before the checkpoint, with the clips seen then; None: never."""
+        """Tasks that the daemon last asked before what the checkpoint serves, with the clips seen then; None: never."""
         recorded = {of.task: of.clips_seen for of in self.recorded}
-        return {one.task: at for one in measured if (at := recorded.get(one.task)) != self._clips}
+        return {one.task: at for one in measured if (at := recorded.get(one.task)) != self._clips or self._outdated}
 
 
 @contextmanager
@@ -151,6 +152,7 @@ def opened(settings: Settings) -> Iterator[Offline]:
             snapshot=snapshot,
             _metrics=metrics,
             _clips=generation.state["clips"],
+            _outdated=generation.state.get("outdated", False),
         )
 
 

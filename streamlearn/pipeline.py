@@ -81,7 +81,7 @@ class Pipeline:
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
-        progress = self.state.progress
+        progress, self._outdated = self.state.progress, self.state.outdated
         try:
             while not self._stopping.is_set():
                 if self.mailbox.posted:
@@ -246,6 +246,7 @@ class Pipeline:
         searches are answered. Told to stop, it gives up after one more try; the next run reads on from the one before.
         """
         progress, delay_s = self.state.progress, 1.0
+        self.state.outdated = self._outdated or not self.examiner.idle
         with self.metrics.stage_seconds.labels("checkpoint").time():
             while True:
                 try:
@@ -316,5 +317,6 @@ class Pipeline:
         """Act on a boundary; from the pipeline's thread."""
         self._evaluate_at_end()
         self.state.start_task(boundary, batch)
+        self._outdated = True  # another pair reads the era that ended, and its clips are encoded anew
         self.watch.began(boundary)
         self.metrics.task_boundaries_total.labels(boundary.cause).inc()

@@ -5,8 +5,9 @@ Knows embeddings of a frozen encoder, not where they come from. Arrays in, verdi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 _MOST_ROWS = 1024  # that a task's mean counts as: a task that goes on for long may still change a little
 #: A known task is met again where its clips would stray further only once in so many times.
 MISSED = 1e-4
+_UNLIKE = 0.05  # of independent clips, so many comparisons say that they are alike
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,31 @@ class Statistics:
             variance=(1 - share) * self.variance + share * other.variance,
             skewness=(1 - share) * self.skewness + share * other.skewness,
         )
+
+
+def likeness(*stretches: Sequence[Sequence[Vectors]], known: Statistics) -> float:
+    """How alike the clips of a batch are beside those of the next, as where several are cut from one video.
+
+    It is their intraclass correlation; 0 where independent clips might well look so. Neighbours are compared, after von
+    Neumann 1941 ("Distribution of the ratio of the mean square successive difference to the variance"), so that what
+    changes slowly is no part of it.
+
+    Args:
+        stretches: of batches that came one after the other, of each some clips, (d,).
+        known: says how far such a comparison strays by chance.
+    """
+    some = [[np.asarray(batch, np.float64) for batch in stretch if len(batch) > 1] for stretch in stretches]
+    pairs = [pair for stretch in some for pair in pairwise(stretch)]
+    if not pairs:
+        return 0.0
+    within = max(float(np.mean([x.var(axis=0, ddof=1).sum() for pair in pairs for x in pair])), 1e-12)
+    away = [np.square(x.mean(axis=0) - y.mean(axis=0)).sum() / (1 / len(x) + 1 / len(y)) for x, y in pairs]
+    away = sorted(away)[: max(3, len(away) - 1)]  # one may lie across a change that is dated wrongly
+    ratio, apart = float(np.mean(away)) / within, len(pairs) / 1.5  # neighbouring pairs share a batch
+    if ratio <= quantile(_UNLIKE, 1.0, known.variance / apart, known.skewness / apart**0.5):
+        return 0.0
+    between = (ratio - 1) * float(np.mean([1 / len(x) for pair in pairs for x in pair]))  # a variance, as within is 1
+    return between / (1 + between)
 
 
 class TaskMemory:

@@ -58,7 +58,8 @@ class Scoreboard:
     def drop(self, task: str) -> None:
         """The task has too few held-out pairs by now: nothing stands behind its ratios."""
         with contextlib.suppress(KeyError):
-            self._metrics.eval_pairs.remove(task)
+            self._metrics.eval_pairs.remove(task)  # else it never had any
+            self._catalog.forget_ranks(task)  # or they would be back after a restart
 
     def restart(self) -> None:
         """Book and catalog are others than before, after a rollback or another name: gauges of tasks that were go."""

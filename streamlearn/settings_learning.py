@@ -269,7 +269,9 @@ class DriftSettings(Section):
     )
     slow_reference_batches: int = Field(48, ge=8, description="So many before those, at most.")
     warmup_batches: int = Field(
-        8, ge=2, description="Batches before a boundary can be found, at the start and after each."
+        8,
+        ge=2,
+        description="Batches of a task before the detector can find its end; the frozen judge can find it sooner.",
     )
     cooldown_batches: int = Field(
         24, ge=0, description="Batches after a boundary in which what grows slowly is taken for the rest of it."
@@ -277,7 +279,8 @@ class DriftSettings(Section):
     frozen_judge: bool = Field(
         True,
         description="A frozen copy of the encoders at the start looks at some stored clips before and after a suspected"
-        " boundary, and refuses it where only the encoder has moved. Costs memory for one more pair.",
+        " boundary, and refuses it where only the encoder has moved, or the clips of a batch are of one video. In a"
+        " task's first 24 batches it also looks by itself. Costs memory for one more pair.",
     )
     revisits: bool = Field(
         True,

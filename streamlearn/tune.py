@@ -85,7 +85,7 @@ def replay(entries: Sequence[Entry], settings: DriftSettings) -> tuple[list[Susp
     """Give a logged stream to a detector of other settings.
 
     Where the frozen judge refused at that very batch when the stream was learned, or saw a change by itself, it is
-    taken to do so again; elsewhere nobody can ask it, and the suspicion stands.
+    taken to do so again, unless these settings have none; elsewhere nobody can ask it, and the suspicion stands.
 
     Returns:
         The suspicions, and the score of every batch.
@@ -99,9 +99,9 @@ def replay(entries: Sequence[Entry], settings: DriftSettings) -> tuple[list[Susp
         if detector.drift_detected:
             onset = entries[max(0, i - detector.onset_batches_ago)].clips
             found.append(Suspicion(entry.clips, onset, detector.score, detector.threshold, entry.outcome))
-            if entry.outcome == "refused":
+            if entry.outcome == "refused" and settings.frozen_judge:
                 detector.refuse()
-        elif entry.outcome == "seen":
+        elif entry.outcome == "seen" and settings.frozen_judge:
             found.append(Suspicion(entry.clips, entry.clips, detector.score, detector.threshold, entry.outcome))
             detector.restart()
     return found, scores

@@ -126,6 +126,13 @@ def test_after_a_restart_what_came_before_is_no_reference(settings: dict[str, An
     assert run(detector, batches[CHANGE:]) == []
 
 
+def test_after_an_alarm_a_librarys_score_is_zero_until_its_signal_has_a_level_again() -> None:
+    detector, batches = made({"detector": "page_hinkley", "signal": "loss"}), stream()
+    (alarm,) = [at for at, _ in run(detector, batches[: CHANGE + 10])]
+    assert alarm < CHANGE + 9, "nothing comes after it here"
+    assert detector.score == 0  # not the alarm's, which would be a hint for the judge at every batch
+
+
 @pytest.mark.parametrize("name", ["page_hinkley", "adwin", "kswin"])
 def test_a_loss_that_falls_is_no_change(name: str) -> None:
     rng = np.random.default_rng(0)

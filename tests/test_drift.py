@@ -309,6 +309,16 @@ def test_the_asked_for_rate_of_false_alarms_is_kept_within_a_factor_of_two() -> 
     assert rows / 3000 / 2 <= alarms <= rows / 3000 * 2
 
 
+def test_a_threshold_given_by_hand_is_known_before_there_is_anything_to_compare() -> None:
+    world, detector = World(0), MeanShift(threshold=20.0)
+    mean = world.domain()
+    for _ in range(6):
+        detector.update(world.batch(mean))
+        assert detector.threshold == 20.0
+    detector.restart()
+    assert detector.threshold == 20.0
+
+
 def test_a_rarer_false_alarm_asks_for_a_higher_threshold() -> None:
     world, often, seldom = World(0), MeanShift(rows_per_false_alarm=3000), MeanShift(rows_per_false_alarm=1e6)
     mean = world.domain()

@@ -75,6 +75,18 @@ def test_a_boundary_that_the_judge_saw_by_itself_is_listed_and_begins_the_replay
         drift_log.append(stats(keys, step), keys, 32 * step, (4.0, 0.0, "seen" if step == 40 else ""))
     found, _ = replay(read_log(tmp_path), DriftSettings())
     assert [(s.clips, s.logged) for s in found] == [(32 * 40, "seen")]
+    found, _ = replay(read_log(tmp_path), DriftSettings(frozen_judge=False))
+    assert [(s.clips, s.logged) for s in found] == [(32 * 41, "")]  # by the detector alone
+
+
+def test_settings_without_the_frozen_judge_are_replayed_without_its_refusals(tmp_path: Path) -> None:
+    world, drift_log = World(0), DriftLog(tmp_path)
+    old, new = world.domain(), world.domain()
+    for step in range(1, 81):
+        keys = world.batch(old if step <= 40 else new)
+        drift_log.append(stats(keys, step), keys, 32 * step, (9.0, 4.0, "refused" if step > 40 else ""))
+    suspected = [len(replay(read_log(tmp_path), DriftSettings(frozen_judge=judge))[0]) for judge in (True, False)]
+    assert suspected[0] > suspected[1] == 1
 
 
 def test_steps_that_were_learned_again_count_once_and_a_torn_line_not_at_all(tmp_path: Path) -> None:

@@ -194,6 +194,9 @@ def test_a_task_whose_held_out_clips_have_gone_says_so(world: Callable[..., Worl
     w.round(2000, 100.0)
     assert w.registry.get_sample_value("streamlearn_eval_pairs", {"task": "t2"}) is None
     assert w.registry.get_sample_value("streamlearn_eval_pairs", {"task": "t3"}) == 2
+    w.examiner.scoreboard.restart()  # what a restart shows, too
+    assert w.registry.get_sample_value("streamlearn_eval_pairs", {"task": "t2"}) is None
+    assert w.registry.get_sample_value("streamlearn_eval_pairs", {"task": "t3"}) == 2
 
 
 @contextmanager

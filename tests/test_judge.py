@@ -235,6 +235,66 @@ def test_a_hint_is_looked_at_soon_after_a_boundary_alone_and_not_below_the_detec
     assert not judge.wants_glance(99.0, 4.5, clips.step + 25)
 
 
+def bunched(clips: Domains, mean: Vectors, bunch: int, steps: int) -> None:
+    """Clips of which so many in a row are alike, as those of one video: a third of their spread is between these."""
+    world = clips.world
+    for _ in range(32 * steps // bunch):
+        video = mean + world.batch(np.zeros_like(mean), 1)[0] * np.float32(0.58)
+        own = world.batch(np.zeros_like(mean), bunch) * np.float32(0.82)
+        clips.vectors_of.extend((video + own) / np.linalg.norm(video + own, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("bunch", [8, 16, 32])
+def test_clips_that_come_in_bunches_are_not_taken_for_one_task_after_another(bunch: int) -> None:
+    wrong = suspicions = refused = 0
+    for seed in range(4):
+        clips = Domains(seed)
+        b, c = clips.world.domain(), clips.world.domain()
+        judge = clips.judge()
+        judge.close("t1", 0)
+        judge.begin(Boundary("operator"), 0)
+        for _ in range(24):
+            bunched(clips, b, bunch, 1)
+            if judge.wants_glance(9.0, 0.0, clips.step):
+                wrong += glanced(judge, clips, "t2", 9.0) is not None
+        for _ in range(10):
+            bunched(clips, b, bunch, 1)
+            suspicions += 1
+            refused += judge.judge(Boundary("drift", 9.0, 2), "t2", clips.step).boundary is None
+        bunched(clips, c, bunch, 4)  # of 32, three videos say little of a task
+        found = judge.judge(Boundary("drift", 9.0, 4), "t2", clips.step).boundary
+        assert found is not None or bunch == 32, seed
+    assert wrong <= 4  # of 48; three batches say little
+    assert refused >= 0.9 * suspicions
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_where_one_task_after_another_ends_by_a_hint_the_judge_leaves_hints_alone_until_one_lasts(
+    restart: bool,
+) -> None:
+    clips, judge, _ = begun(0)
+    ended = 0
+    for _ in range(40):  # bunches as long as a visit: nobody can tell them from tasks
+        clips.learn((clips.world.domain(), 1.0), steps=4)
+        if not judge.wants_glance(9.0, 0.0, clips.step):
+            break
+        boundary = judge.glance(9.0, f"t{clips.step}", clips.step).boundary
+        if boundary is not None:
+            ended += 1
+            judge.close(f"t{clips.step}", clips.step - boundary.onset_steps_ago)
+            judge.begin(boundary, clips.step)
+            clips.start = (clips.step - boundary.onset_steps_ago) * 32
+    assert ended == 8
+    if restart:
+        state, judge = judge.state_dict(), clips.judge()
+        assert judge.load_state_dict(json.loads(json.dumps(state["facts"])), state["means"], state["direction"])
+    assert not judge.wants_glance(99.0, 0.0, clips.step)
+    clips.learn((clips.world.domain(), 1.0), steps=30)
+    clips.learn((clips.world.domain(), 1.0), steps=2)
+    begin(judge, clips, "long", 2)
+    assert judge.wants_glance(9.0, 0.0, clips.step)
+
+
 def test_a_glance_leaves_what_comes_slowly_and_the_rest_of_a_change_to_the_detector() -> None:
     clips, judge, (a, b, c) = begun(0)
     clips.learn((b, 1.0), steps=4)

@@ -215,6 +215,30 @@ def test_what_was_recorded_before_the_checkpoint_is_not_compared_with_it(state: 
     assert "not comparable" not in said
 
 
+@pytest.mark.slow
+def test_after_an_operators_boundary_nothing_is_said_to_differ_before_or_after_it_was_measured_anew(
+    tmp_path: Path,
+) -> None:
+    """A boundary changes what is served, though no clip comes; the daemon may stop before it has measured that."""
+    stream, source = Stream(3), ListSource(ends=False)
+    source.add(*stream.clips("studio", 40), *stream.clips("night", 40))
+
+    def compared(settings: Settings) -> tuple[list[str], list[int | None]]:
+        with opened(settings) as offline:
+            found = offline.report(offline.measure())
+        return found["differences"], [one["recorded_at"] for one in found["not_comparable"]]
+
+    with daemon(tmp_path, source, drift__detector="none") as running:
+        settled(running, "idle")
+        running.pipeline.settle = lambda: False  # type: ignore[method-assign]  # stopped before it measures anew
+        answer = httpx.post(f"{running.url}/v1/tasks", json={"name": "later"}, timeout=60)
+        assert answer.status_code == 201, answer.text
+    assert compared(running.settings) == ([], [80])
+    with daemon(tmp_path, ListSource(ends=False), drift__detector="none") as running:
+        settled(running, "idle")
+    assert compared(running.settings) == ([], [])
+
+
 def test_a_page_that_cannot_be_written_is_a_sentence_before_anything_is_measured(tmp_path: Path) -> None:
     page = tmp_path / "absent" / "report.html"
     said = CliRunner().invoke(app, ["eval", "--state-dir", str(tmp_path), "--html", str(page)])
