@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
 from kafka.coordinator.base import MemberState
+from kafka.structs import OffsetAndMetadata
 
 from streamlearn.connectors.kafka_client import CLIENT_ERRORS, KafkaOptions, as_source_error
 from streamlearn.connectors.kafka_handover import Handover
@@ -155,7 +157,7 @@ class Reader:
                         probed = (time.monotonic(), assigned)
                 except ASTRAY as error:
                     self._positions.put_right(consumer, error)
-            self._commit(consumer, wait=True)
+            self._commit_last(consumer)
         finally:
             self._positions.forget()
             consumer.close(timeout_ms=_CLOSE_MS)
@@ -182,22 +184,37 @@ class Reader:
         else:
             consumer.pause(*(consumer.assignment() - consumer.paused()))
 
-    def _commit(self, consumer: KafkaConsumer, *, wait: bool = False) -> None:
+    def _commit(self, consumer: KafkaConsumer) -> None:
+        offsets = self._asked(consumer)
+        if offsets:
+            consumer.commit_async(offsets, callback=self._positions.was_told)
+
+    def _commit_last(self, consumer: KafkaConsumer) -> None:
+        """Commit and wait for it, also through a rebalance: the client refuses until that is over."""
+        end = time.monotonic() + _CLOSE_MS / 1000
+        with self._commit_lock:
+            asked = dict(self._to_commit)
+        while offsets := self._asked(consumer):
+            try:
+                consumer.commit(offsets, timeout_ms=_CLOSE_MS)
+            except kafka_errors.RebalanceInProgressError as error:
+                if time.monotonic() > end:
+                    self._positions.was_told(offsets, error)
+                    return
+                consumer.pause(*consumer.assignment())
+                consumer.poll(timeout_ms=_JOIN_MS)  # rejoins; what goes meanwhile is committed by the listener
+                self.commit(asked)
+            except CLIENT_ERRORS as error:
+                self._positions.was_told(offsets, error)
+
+    def _asked(self, consumer: KafkaConsumer) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What `commit` was given since, of the partitions that are ours."""
         with self._commit_lock:
             asked, self._to_commit = self._to_commit, {}
         assigned = consumer.assignment()
-        offsets = self._positions.commitments(
+        return self._positions.commitments(
             {p: at for p, at in asked.items() if topic_partition(p) in assigned and self._handover.owns(p)}
         )
-        if not offsets:
-            return
-        if not wait:
-            consumer.commit_async(offsets, callback=self._positions.was_told)
-            return
-        try:
-            consumer.commit(offsets, timeout_ms=_CLOSE_MS)
-        except CLIENT_ERRORS as error:
-            self._positions.was_told(offsets, error)
 
     def _probe(self, consumer: KafkaConsumer, assigned: Collection[TopicPartition]) -> None:
         """See how far the logs go: that is the lag, a sign of life, and what the watchdog judges by."""

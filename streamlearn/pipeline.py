@@ -95,8 +95,7 @@ class Pipeline:
                 except SourceLostError:
                     self.settle()  # what was learned before it is kept
                     raise
-                self.room.wait(self._stopping, self._tell_room)
-                if self._stopping.is_set():
+                if not self.room.wait(self._stopping, self._tell_room):
                     break
                 if batch or (self.waiting and not self.feed.unfinished):
                     progress.state = "learning"

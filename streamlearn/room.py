@@ -28,18 +28,22 @@ class Room:
     def __init__(self, folder: Path, min_free_bytes: int) -> None:
         self._folder, self._min_free_bytes = folder, min_free_bytes
 
-    def wait(self, stopping: Event, tell: Callable[[str | None], None]) -> None:
-        """Return when there is room, or somebody is stopping; `tell` hears the trouble, and None when it is over."""
+    def wait(self, stopping: Event, tell: Callable[[str | None], None]) -> bool:
+        """Return when there is room, or false when somebody is stopping.
+
+        `tell` hears the trouble, and None when it is over.
+        """
         said = None
         while (trouble := self.trouble()) is not None:
             if said is None:
                 log.error("%s", trouble)
             tell(said := trouble)
             if stopping.wait(_LOOK_S):
-                return
+                return False
         if said is not None:
             log.info("there is room again")
             tell(None)
+        return not stopping.is_set()
 
     def trouble(self) -> str | None:
         """Why nothing should be written, with the remedy; None where it may be."""
