@@ -112,9 +112,7 @@ class Pipeline:
             self.finish_evaluation()
             self.save()
         except Exception as error:  # whatever it is, reads must go on and the operator must know
-            log.exception(
-                "learning has stopped, searches are still answered; restart to go on from the last checkpoint"
-            )
+            log.exception("learning has stopped, searches are answered; restart to go on from the last checkpoint")
             progress.state, progress.detail = "stopped", f"{type(error).__name__}: {error}"
             self.metrics.learner_ok.set(0)
         finally:
