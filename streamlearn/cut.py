@@ -58,7 +58,7 @@ class Cut:
     remember: Callable[[Offsets], Any]
     tasks: TaskLog = field(default_factory=TaskLog, init=False)
     offsets: dict[Partition, int] = field(default_factory=dict, init=False)
-    began: dict[Partition, int] = field(default_factory=dict, init=False)  # where reading of each began
+    began: dict[Partition, int] = field(default_factory=dict, init=False)  # the least that was read of each
     memo: Any = field(default=None, init=False)
     clips: int = field(default=0, init=False)
     staleness_ratio: float | None = field(default=None, init=False)

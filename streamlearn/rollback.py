@@ -121,7 +121,8 @@ def read_on(generations: Generations, generation: Generation) -> Offsets:
     met: dict[Partition, int] = {}
     for number in generations.numbers():
         with suppress(StateError, LookupError, TypeError, ValueError):  # damaged
-            met = beginnings(generations.manifest(number)["state"]) | met
+            for partition, offset in beginnings(generations.manifest(number)["state"]).items():
+                met[partition] = min(offset, met.get(partition, offset))
     return {**met, **generation.offsets}
 
 

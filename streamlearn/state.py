@@ -70,7 +70,7 @@ class State(Cut):
         for event in batch:
             topic, name, offset = event.position
             partition = Partition(topic, name)
-            self.began.setdefault(partition, offset)
+            self.began[partition] = min(offset, self.began.get(partition, offset))  # of a new log: earlier
             self.offsets[partition] = offset + 1
         self._events += len(batch)
         self.clips += clips

@@ -398,6 +398,30 @@ def test_partitions_that_a_generation_has_not_met_are_read_from_where_they_began
     assert back.offsets == {**generations.read(first).offsets, LATER: 124}
 
 
+def test_of_a_log_that_was_made_anew_meanwhile_that_is_the_lowest_offset_that_was_read(tmp_path: Path) -> None:
+    """An offset of the log that is gone would leave out what the new one holds before it."""
+    source = of_two_partitions()
+    with stream_daemon(tmp_path, source, **ON) as running:
+        settled(running)
+        generations = running.state.generations
+        first = next(n for n in generations.numbers() if generations.read(n).offsets)
+    clips = Stream().clips("night", 24)
+    anew = [Record(clip.key, clip.value, Position("clips", "1", 3 + i)) for i, clip in enumerate(clips)]
+    with stream_daemon(tmp_path, Anew(anew), **ON) as running:
+        settled(running)
+    roll_back_offline(generations, first, "generation")
+    back = generations.newest_good()
+    assert back is not None
+    assert back.offsets[LATER] == 3
+
+
+class Anew(Starts):
+    """Its second partition is another log than what the checkpoint has: read from its beginning."""
+
+    def start(self, offsets: Offsets) -> None:
+        super().start({partition: offset for partition, offset in offsets.items() if partition != LATER})
+
+
 def test_so_are_those_that_only_damaged_generations_have_met(tmp_path: Path) -> None:
     with stream_daemon(tmp_path, of_two_partitions(), **ON) as running:
         settled(running)
