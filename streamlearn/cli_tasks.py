@@ -35,16 +35,17 @@ def ls(context: typer.Context, url: Url = _URL, as_json: AsJson = False) -> None
         typer.echo(json.dumps(answer))
         return
     columns = ("task", "cause", "noticed at", "until", "clips", "pairs")
-    table = Table(*columns, "R@5 served", "R@5 learner", "forgetting served", "era")
+    table, decided = Table(*columns, "R@5 served", "R@5 learner", "forgetting served"), []
     for task in answer:
         recall, forgetting = task["recall"], task["forgetting"]["served"]
         table.add_row(
             Text(task["name"]), task["cause"], str(task["started_clips"]), str(task["ended_clips"] or ""),
             str(task["clips"]), str(task["pairs"]),
             *(_percent(recall[view].get("5")) for view in ("served", "learner")),
-            _percent(forgetting), "; ".join(map(sentence, task["decisions"])),
+            _percent(forgetting),
         )  # fmt: skip
-    out.print(table)
+        decided += [Text(f"{task['name']}, {sentence(decision)}") for decision in task["decisions"]]
+    out.print(table, *decided, sep="\n")
 
 
 @tasks.command()
