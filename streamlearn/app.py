@@ -19,6 +19,7 @@ from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.clip_writer import ClipWriter
 from streamlearn.deadletters import FileDeadLetters
+from streamlearn.deleting import Deleting
 from streamlearn.encoders import Towers
 from streamlearn.eras import Eras
 from streamlearn.evaluator import Evaluator
@@ -28,7 +29,6 @@ from streamlearn.feed import Feed
 from streamlearn.frames import FrameStore
 from streamlearn.frozen_clips import FrozenClips, frame_of
 from streamlearn.generation_facts import retention
-from streamlearn.going import Going
 from streamlearn.index import configure_faiss
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
@@ -104,7 +104,7 @@ class Daemon:
         self.loader = opened.enter_context(
             closing(Loader(load_options(settings, learner.online.size_px), workers=settings.media.workers))
         )
-        going = Going()
+        deleting = Deleting()
         self.searcher = Searcher(
             self.catalog,
             self.frames,
@@ -112,7 +112,7 @@ class Daemon:
             self.metrics,
             submit=self.loader.submit,
             decode_timeout_s=2 * settings.media.timeout_s,
-            going=going,
+            deleting=deleting,
         )
         self.feed = Feed(
             source,
@@ -124,7 +124,7 @@ class Daemon:
             metrics=self.metrics,
             begins=lambda name: task_names.begins(self.state.tasks, name),
             reopen=reopen,
-            going=going,
+            deleting=deleting,
         )
         opened.callback(self.feed.close)
         book = ScoreBook()

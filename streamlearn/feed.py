@@ -14,8 +14,8 @@ from concurrent.futures import wait
 from typing import Any
 
 from streamlearn.backlog import Backlog, Decoder
+from streamlearn.deleting import Deleting
 from streamlearn.errors import SourceError, SourceLostError
-from streamlearn.going import Going
 from streamlearn.lag import Lag
 from streamlearn.metrics import Metrics
 from streamlearn.records import Event, Offsets, Record
@@ -39,7 +39,7 @@ class Feed:
         metrics: poll and decode times, lag, connection.
         begins: whether a task begins with the first clip that names it so; that clip is then the first of a batch.
         reopen: makes another source of the same stream, not yet started, for `rewind`; None: it cannot be read again.
-        going: told of tombstones as they are read.
+        deleting: told of tombstones as they are read.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Feed:
         metrics: Metrics,
         begins: Callable[[str], bool],
         reopen: Callable[[], Source] | None = None,
-        going: Going | None = None,
+        deleting: Deleting | None = None,
     ) -> None:
         self._source, self._loader, self._metrics, self._reopen = source, loader, metrics, reopen
         self._begins = begins
         self._prepared: Source | None = None  # for `rewind`
         self._max_wait_s, self._max_age_s, self._show_after_s = max_wait_s, max_age_s, show_after_s
-        self._backlog, self._lag, self.going = Backlog(batch_size), Lag(metrics), going or Going()
+        self._backlog, self._lag, self.deleting = Backlog(batch_size), Lag(metrics), deleting or Deleting()
         self._handed: Sequence[Event] = ()  # by the last `next`: applied when the following one is called
         self._ended, self._wants_checkpoint = False, False
         self._changed, self._closing = threading.Condition(), threading.Event()
@@ -98,7 +98,7 @@ class Feed:
         self._source.close()
         with self._changed:
             self._backlog.clear()
-            self.going.clear()
+            self.deleting.clear()
             self._ended, self._failure, self._commit, self._wants_checkpoint = False, None, None, False
         self.error, self._lag = None, Lag(self._metrics)
         self._closing, self._source, self._prepared = threading.Event(), source, None
@@ -114,7 +114,7 @@ class Feed:
         Raises:
             SourceLostError: the stream cannot go on; everything before that was handed over.
         """
-        self.going.applied(self._handed)
+        self.deleting.applied(self._handed)
         batch = self._next(self._max_wait_s if within_s is None else min(within_s, self._max_wait_s))
         self._handed = batch or ()
         return batch
@@ -259,7 +259,7 @@ class Feed:
                 delay_s = 1.0
             if records:
                 self._metrics.stage_seconds.labels("poll").observe(time.perf_counter() - start)
-            self.going.note(records)
+            self.deleting.note(records)
             self._backlog.ahead.extend(records)
             if paused and not records:
                 self._await_change()  # the reader ends it as soon as there is room
@@ -293,7 +293,7 @@ class Feed:
         with self._changed:
             given = source.give_back(self._backlog.held(revoked))
             self._backlog.drop(given)
-            self.going.drop(given)
+            self.deleting.drop(given)
             self._commit = None  # of a checkpoint before this: something may have been handed over since
             self._wants_checkpoint = True
         self.wake()

@@ -58,7 +58,7 @@ class Searcher:
         metrics: gets the time of the stages "encode" and "index".
         submit: hands a query's video to the decoders; None: videos are not fetched.
         decode_timeout_s: longest wait for them.
-        going: ids of clips that are being deleted, and are not found any more.
+        deleting: ids of clips that are being deleted, and are not found any more.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Searcher:
         *,
         submit: Submit | None = None,
         decode_timeout_s: float = 30.0,
-        going: Container[object] = (),
+        deleting: Container[object] = (),
     ) -> None:
         self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
         self.queries = Queries(catalog, frames, submit, timeout_s=decode_timeout_s)
-        self.going = going
+        self.deleting = deleting
         self.snapshot: Snapshot | None = None
         self._sealed: TextStack | None = None  # of the sealed eras, which stay
         self._stack: TextStack | None = None  # the same and the current one, which is another at each publication
@@ -184,7 +184,7 @@ class Searcher:
             live = [
                 (score, clips[row])
                 for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True)
-                if row in clips and clips[row].video_id not in self.going
+                if row in clips and clips[row].video_id not in self.deleting
             ]
             if len(live) >= wanted or rows.size < limit or (rows < 0).any():
                 return live
@@ -199,7 +199,7 @@ class Searcher:
         return clips
 
     def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
-        if request.query.video_id in self.going:
+        if request.query.video_id in self.deleting:
             raise SearchError(f"video {request.query.video_id!r} is being deleted", status=404)
         stack = self._stack  # once: a publication may take it away
         if request.query.text is not None and stack is not None:

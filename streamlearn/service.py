@@ -103,7 +103,7 @@ class DaemonService(EvaluationService):
         return True, "searches are answered"
 
     def _clip(self, video_id: str) -> ClipRow | None:
-        return None if video_id in self._searcher.going else self._catalog.clip(video_id)
+        return None if video_id in self._searcher.deleting else self._catalog.clip(video_id)
 
     def _examples(self) -> list[str]:
         """Captions from every era, for a page that would otherwise be empty."""

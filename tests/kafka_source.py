@@ -14,7 +14,7 @@ from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.errors import SourceError
 from streamlearn.records import Record
 from streamlearn.settings import KafkaSettings
-from tests.kafka_broker import KafkaBroker
+from tests.kafka_broker import SASL_USER, KafkaBroker
 
 DEADLINE_S = 60.0
 
@@ -93,3 +93,16 @@ def members(broker: KafkaBroker, group: str) -> dict[str, list[Any]]:
     with broker.admin() as admin:
         described = admin.describe_groups([group])
     return {m["member_id"]: m["member_assignment"] for m in described[group]["members"]}
+
+
+def sasl(broker: KafkaBroker, password: str) -> dict[str, Any]:
+    """Settings of a user of the broker's SASL listener."""
+    return {
+        "bootstrap_servers": [broker.secure["SASL"]],
+        "client": {
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_mechanism": "PLAIN",
+            "sasl_plain_username": SASL_USER,
+            "sasl_plain_password": password,
+        },
+    }

@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "connectors.kafka_stretches",
         "connectors.synthetic",
         "backlog",
-        "going",
+        "deleting",
         "lag",
     ),
     # parts made of parts

@@ -597,14 +597,14 @@ def test_a_tombstone_counts_from_when_it_is_read_until_it_was_applied() -> None:
     decoder = FakeDecoder()
     with feeding(ListSource([*records(1), tombstone], ends=False), decoder, max_wait_s=0.05) as feed:
         decoder.wait_for(2)
-        assert "v7" in feed.going
+        assert "v7" in feed.deleting
         decoder.finish(0)
         decoder.finish(1)
         assert offsets_of(feed.next()) == [0, 1]
-        assert "v7" in feed.going  # it is only handed over
+        assert "v7" in feed.deleting  # it is only handed over
         feed.wake()
         feed.next()
-        assert "v7" not in feed.going
+        assert "v7" not in feed.deleting
 
 
 def test_a_part_is_handed_over_later_where_its_batch_is_nearly_whole(monkeypatch: pytest.MonkeyPatch) -> None:

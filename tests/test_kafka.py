@@ -31,7 +31,7 @@ from streamlearn.errors import SettingsError, SourceError
 from streamlearn.records import Partition
 from streamlearn.settings import KafkaSettings
 from streamlearn.source import DeadLetters, Source
-from tests.kafka_broker import SASL_PASSWORD, SASL_USER, KafkaBroker
+from tests.kafka_broker import SASL_PASSWORD, KafkaBroker
 from tests.kafka_source import (
     DEADLINE_S,
     NewTopic,
@@ -40,6 +40,7 @@ from tests.kafka_source import (
     members,
     numbers,
     options,
+    sasl,
     send,
     trouble,
     until,
@@ -380,18 +381,6 @@ def test_a_topic_that_does_not_exist_is_one_sentence_and_read_once_it_does(
     send(kafka, name, numbers(3))
     assert values(collect(source, 3)) == numbers(3)
     until(lambda: source.connected)
-
-
-def sasl(broker: KafkaBroker, password: str) -> dict[str, Any]:
-    return {
-        "bootstrap_servers": [broker.secure["SASL"]],
-        "client": {
-            "security_protocol": "SASL_PLAINTEXT",
-            "sasl_mechanism": "PLAIN",
-            "sasl_plain_username": SASL_USER,
-            "sasl_plain_password": password,
-        },
-    }
 
 
 def test_wrong_credentials_are_one_sentence_and_no_reason_to_wait(

@@ -12,22 +12,10 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, R
 from streamlearn.app import Daemon
 from streamlearn.connectors.kafka import KafkaSource
 from streamlearn.settings import load
-from tests.kafka_broker import SASL_PASSWORD, SASL_USER, KafkaBroker
-from tests.kafka_source import NewTopic, options, until
+from tests.kafka_broker import SASL_PASSWORD, KafkaBroker
+from tests.kafka_source import NewTopic, options, sasl, until
 
 pytestmark = pytest.mark.slow
-
-
-def login(broker: KafkaBroker, password: str) -> dict[str, Any]:
-    return {
-        "bootstrap_servers": [broker.secure["SASL"]],
-        "client": {
-            "security_protocol": "SASL_PLAINTEXT",
-            "sasl_mechanism": "PLAIN",
-            "sasl_plain_username": SASL_USER,
-            "sasl_plain_password": password,
-        },
-    }
 
 
 def reserve(broker: KafkaBroker, topic: str) -> None:
@@ -58,10 +46,10 @@ def test_a_daemon_says_why_it_reads_nothing_and_stays_ready(
         case "unknown topic":
             topic = f"{topic}-not-there"
         case "wrong credentials":
-            how = login(own_kafka, "a wrong one")
+            how = sasl(own_kafka, "a wrong one")
         case "unauthorised topic":
             reserve(own_kafka, topic)
-            how = login(own_kafka, SASL_PASSWORD)
+            how = sasl(own_kafka, SASL_PASSWORD)
     settings = load(None, {"state_dir": tmp_path / "state", "api.port": 0, "model.threads": 1, "media.size_px": 32})
     with Daemon(settings, KafkaSource(options(own_kafka, topic, **how))) as running:
         until(lambda: sentence in (httpx.get(f"{running.url}/v1/status").json()["detail"] or ""))

@@ -83,7 +83,7 @@ class Recorder:
     def __init__(self, daemon: Daemon) -> None:
         self.answers: dict[int, list[Answer]] = {}
         state, self.daemon = daemon.state, daemon
-        daemon.searcher.going = ()  # what a tombstone hides that is read ahead is in the generation all the same
+        daemon.searcher.deleting = ()  # what a tombstone hides that is read ahead is in the generation all the same
         checkpoint, roll_back = state.checkpoint, state.roll_back
 
         def recorded_checkpoint() -> None:

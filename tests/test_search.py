@@ -131,7 +131,7 @@ def test_a_search_on_an_older_snapshot_brings_no_series_back(parts: Parts) -> No
 
 
 def test_a_clip_that_is_being_deleted_is_found_no_more(parts: Parts) -> None:
-    parts.searcher.going = {"v3"}
+    parts.searcher.deleting = {"v3"}
     assert set(names(parts.ask("a red star", limit=50))) == everything(parts) - {"v3"}
     with pytest.raises(SearchError, match="is being deleted") as caught:
         parts.ask(Query(video_id="v3"))

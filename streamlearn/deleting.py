@@ -14,7 +14,7 @@ from streamlearn.errors import MessageError
 from streamlearn.records import Event, Partition, Position, Record, Tombstone
 
 
-class Going:
+class Deleting:
     """Ids of clips; `in` is cheap, and no lock is held for it."""
 
     def __init__(self) -> None:
