@@ -6,14 +6,14 @@ the same port on the same data again.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
 import subprocess
 import time
 import uuid
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,8 @@ import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
+
+from tests.ports import broker_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 POM = ROOT / "tests" / "broker" / "pom.xml"
@@ -92,7 +94,7 @@ class KafkaBroker:
         raise NotImplementedError("a broker that was found is not ours to start")
 
     def ensure_running(self) -> None:
-        """Start it again if a test left it dead."""
+        """Start it again if a test left it dead, or it died by itself."""
 
     def close(self) -> None:
         """Stop for good."""
@@ -102,14 +104,15 @@ class LocalKafkaBroker(KafkaBroker):
     """A broker of our own, in a child process."""
 
     def __init__(self, jars: Path, folder: Path) -> None:
-        port, controller_port, proxied_port, proxy_port, *secure_ports = _free_ports(4 + len(_SECURE))
+        port, controller_port, proxied_port, proxy_port, *secure_ports = broker_ports(4 + len(_SECURE))
         super().__init__(f"127.0.0.1:{port}")
         self.secure = {name: f"localhost:{number}" for name, number in zip(_SECURE, secure_ports, strict=True)}
         self.proxied = (proxied_port, proxy_port)
         self.certificates = folder
-        self._ports = (port, *secure_ports)
+        self._ports = (port, proxied_port, *secure_ports)
         self._java = [
             *("java", "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             *("-cp", f"{jars}/*"),
         ]
         self._config = folder / "server.properties"
@@ -150,9 +153,8 @@ class LocalKafkaBroker(KafkaBroker):
                 if time.monotonic() < deadline:
                     continue
                 code = None
-            tail = self._log.read_text(errors="replace")[-4000:]
             self.kill()
-            raise BrokerUnavailable(f"the broker did not start (exit code {code}):\n{tail}")
+            raise BrokerUnavailable(f"the broker did not start (exit code {code}):\n{self._tail()}")
 
     def kill(self) -> None:
         if self._process is not None:
@@ -161,11 +163,17 @@ class LocalKafkaBroker(KafkaBroker):
             self._process = None
 
     def ensure_running(self) -> None:
+        if self._process is not None and (code := self._process.poll()) is not None:
+            print(f"the broker has ended with exit code {code}:\n{self._tail()}")  # for the test that now fails
+            self._process = None
         if self._process is None:
             self.start()
 
     def close(self) -> None:
         self.kill()
+
+    def _tail(self) -> str:
+        return self._log.read_text(errors="replace")[-4000:]
 
     def _run(self, *command: str) -> None:
         done = subprocess.run([*self._java, *command], capture_output=True, text=True, timeout=120)
@@ -188,14 +196,13 @@ def find_broker(folder: Path) -> KafkaBroker:
 
 def _jars() -> Path:
     """The folder of the broker's jars, fetched by Maven the first time."""
-    version = ET.parse(POM).findtext(".//{*}properties/{*}kafka.version")
-    folder = ROOT / ".cache" / "kafka" / str(version)
+    folder = ROOT / ".cache" / "kafka" / hashlib.sha256(POM.read_bytes()).hexdigest()[:12]
     if folder.is_dir():
         return folder
     if not shutil.which("mvn"):
         raise BrokerUnavailable(HOW_TO_GET_ONE)
     # Aside and renamed: an interrupted download, or two test runs at once, must not leave half a class path.
-    aside = folder.with_name(f"{version}.{uuid.uuid4().hex}")
+    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     maven = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", "-DincludeScope=runtime"]
     done = subprocess.run(
         [*maven, f"-DoutputDirectory={aside}"],
@@ -291,14 +298,6 @@ def _server_properties(
 
 def _cluster_id() -> str:
     return "c3RyZWFtbGVhcm50ZXN0cw"  # 16 bytes in base64, as Kafka wants them
-
-
-def _free_ports(count: int) -> Sequence[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def _accepts(port: int) -> bool:

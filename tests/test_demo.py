@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import ask, free_port, until
+from tests.daemon import ask, until
 from tests.ops import dashcheck
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 CLIPS_PER_DOMAIN = 260
