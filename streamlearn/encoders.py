@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,18 @@ from torch import Tensor, nn
 from streamlearn.encoders_frames import scale, spread
 from streamlearn.encoders_pretrained import HuggingFaceText, HuggingFaceVideo, add_adapters, share_projection
 from streamlearn.encoders_tiny import TinyText, TinyVideo
+
+
+class Read(NamedTuple):
+    """A batch as far as it is the same to all copies of a pair.
+
+    Attributes:
+        video: frames, or what a trunk that does not move makes of them.
+        text: tokens, or likewise.
+    """
+
+    video: Tensor
+    text: Mapping[str, Tensor] | Tensor
 
 
 class Towers(nn.Module):
@@ -44,6 +56,7 @@ class Towers(nn.Module):
         self.names = {"video": video, "text": text}
         self.dim = dim
         self.fixed: frozenset[str] = frozenset()
+        self._still: frozenset[str] = frozenset()  # towers of which all but the head is fixed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.video: nn.Module = TinyVideo(dim) if video == "tiny" else HuggingFaceVideo(video, dim, pooling)
@@ -71,6 +84,9 @@ class Towers(nn.Module):
         if what == "lora":
             trunks = [t for t in (self.video, self.text) if isinstance(t, HuggingFaceVideo | HuggingFaceText)]
             add_adapters([tower.trunk for tower in trunks], lora_rank, seed)
+        else:
+            parts = {"video": self.video, "text": self.text}
+            self._still = frozenset(n for n, t in parts.items() if isinstance(t, HuggingFaceVideo | HuggingFaceText))
         names = [name for name, _ in self.named_parameters() if _is_trunk(name, self)]
         self.fixed = frozenset(name for name in names if "lora_" not in name)
         for name, parameter in self.named_parameters():
@@ -142,8 +158,30 @@ class Towers(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of captions or queries. Shape: n texts -> float32 (n, dim)."""
+        return F.normalize(self.text(**self._tokens(texts)).float(), dim=-1)
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         tokens: dict[str, Tensor] = self.text.tokenize(texts)  # type: ignore[operator]
-        return F.normalize(self.text(**{k: v.to(self.device) for k, v in tokens.items()}).float(), dim=-1)
+        return {name: tensor.to(self.device) for name, tensor in tokens.items()}
+
+    @torch.no_grad()
+    def read(self, frames: Tensor, texts: Sequence[str]) -> Read:
+        """Read a batch for this pair and its copies; trunks that do not move, which are nearly all the work, once.
+
+        Args:
+            frames: uint8 (n, T, H, W, 3).
+            texts: n.
+        """
+        video, text = frames, self._tokens(texts)
+        if "video" in self._still:
+            video = self.video.features(frames)  # type: ignore[operator]
+        return Read(video, self.text.features(**text) if "text" in self._still else text)  # type: ignore[operator]
+
+    def encode(self, batch: Read) -> tuple[Tensor, Tensor]:
+        """Unit vectors of clips and captions, as `encode_video` and `encode_text`. Shape: float32 (n, dim) twice."""
+        video = self.video.project(batch.video) if "video" in self._still else self.video(batch.video)  # type: ignore[operator]
+        text = self.text(**batch.text) if isinstance(batch.text, Mapping) else self.text.project(batch.text)  # type: ignore[operator]
+        return F.normalize(video.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
     def frozen_copy(self) -> Towers:
         """A copy without gradients, in evaluation mode: a momentum pair. What is fixed is shared, not copied."""

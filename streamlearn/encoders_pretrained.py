@@ -56,6 +56,10 @@ class HuggingFaceVideo(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encode clips. Shape: uint8 (n, T, H, W, 3) -> (n, dim), not normalised."""
+        return self.project(self.features(frames))
+
+    def features(self, frames: Tensor) -> Tensor:
+        """What the trunk makes of clips. Shape: uint8 (n, T, H, W, 3) -> (n, T, hidden), or (n, hidden)."""
         x = resize(spread(frames, self.frames) if self.whole else frames, self.size_px)  # (n, T, 3, S, S)
         n, t = x.shape[:2]
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
@@ -65,10 +69,14 @@ class HuggingFaceVideo(nn.Module):
         if pooled is None:
             # A video model without a pooler has no first token that sums up, but VideoMAE's tokens are all alike.
             pooled = out.last_hidden_state.mean(1) if self.whole else out.last_hidden_state[:, 0]
+        features: Tensor = pooled if self.whole else pooled.reshape(n, t, -1)
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Pool over time, and project. Shape: as `features` gives -> (n, dim)."""
         if not self.whole:
-            pooled = pooled.reshape(n, t, -1)  # (n T, hidden) -> (n, T, hidden)
-            pooled = pooled.mean(1) if self.temporal is None else self.temporal(pooled)
-        head: Tensor = self.head(pooled)
+            features = features.mean(1) if self.temporal is None else self.temporal(features)
+        head: Tensor = self.head(features)
         return head
 
 
@@ -136,13 +144,22 @@ class HuggingFaceText(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode tokens. Shape: (n, tokens) twice -> (n, dim), not normalised."""
+        return self.project(self.features(input_ids, attention_mask))
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the trunk makes of tokens, pooled. Shape: (n, tokens) twice -> (n, hidden)."""
         out = self.trunk(input_ids=input_ids, attention_mask=attention_mask)
         if self.pooled:
             pooled = out.pooler_output
         else:
             mask = attention_mask.unsqueeze(-1).to(out.last_hidden_state.dtype)
             pooled = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
-        head: Tensor = self.head(pooled)
+        features: Tensor = pooled
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Shape: (n, hidden) -> (n, dim)."""
+        head: Tensor = self.head(features)
         return head
 
 

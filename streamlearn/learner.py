@@ -103,11 +103,12 @@ class Learner:
         texts = [clip.captions[self.steps % len(clip.captions)] for clip in clips]
         ids = torch.tensor([id_hash(clip.video_id) for clip in clips], device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            batch = self.online.read(x, texts)
             with torch.no_grad():
                 names = dict.fromkeys((*self.method.needed, self.settings.serve))
-                views = {name: _view(self.copies[name], x, texts) for name in names}
+                views = {name: View(*self.copies[name].encode(batch)) for name in names}
             with self._dropout():
-                own = _view(self.online, x, texts)
+                own = View(*self.online.encode(batch))
         loss = self.method.loss(own, views, ids)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(self.online.moving, self.settings.grad_clip)
@@ -141,7 +142,7 @@ class Learner:
 
     @contextmanager
     def _dropout(self) -> Iterator[None]:
-        """Pretrained towers drop out at random: by the step, so that a resumed run draws as an uninterrupted one."""
+        """Trunks that move drop out at random: by the step, so that a resumed run draws as an uninterrupted one."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.steps)).generate_state(1)[0]))
             self.online.train()
@@ -209,10 +210,6 @@ class Learner:
     def describe(self) -> str:
         """The settings that shaped the weights, as JSON, for the manifest."""
         return json.dumps(self.settings.model_dump(), sort_keys=True)
-
-
-def _view(towers: Towers, x: Tensor, texts: Sequence[str]) -> View:
-    return View(towers.encode_video(x), towers.encode_text(texts))
 
 
 def _array(x: Tensor) -> Vectors:

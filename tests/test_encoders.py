@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,6 +266,25 @@ def test_fixed_trunks_are_shared_stay_and_are_in_no_checkpoint(
     assert any(name.startswith("video.head") for name in moved)
     assert any("lora_" in name for name in moved) == (what == "lora")
     assert straight.online.fingerprint not in (whole.fingerprint, towers(video, text, seed=1).fingerprint)
+
+
+@pytest.mark.parametrize(("what", "reads"), [("heads", 1), ("all", 3)])
+def test_a_trunk_that_does_not_move_reads_each_batch_once_for_all_copies(
+    towers: Callable[..., Towers], what: str, reads: int
+) -> None:
+    pair = towers("vit", "bert")
+    pair.train_only(what)
+    seen = Counter[str]()
+    for part, tower in (("video", pair.video), ("text", pair.text)):
+        tower.trunk.register_forward_hook(lambda *_, part=part: seen.update([part]))  # copies copy it
+    settings = LearnerSettings(method="bmu", global_pair=True, global_loss_weight=0.5, batch_size=4, queue_size=6)
+    learner = Learner(pair, settings)
+    frames, captions = films(4), ["a red ball", "a dog", "two cats", "rain"]
+    served = learner.encode_video(frames.numpy()), learner.encode_text(captions)
+    seen.clear()
+    stats = learner.step(frames.numpy(), [[caption] for caption in captions], list("abcd"))
+    assert seen == {"video": reads, "text": reads}
+    np.testing.assert_allclose((stats.keys_video, stats.keys_text), served, atol=1e-6)
 
 
 def test_a_state_of_other_fixed_weights_is_told_by_its_fingerprint(models: Path, tmp_path: Path) -> None:

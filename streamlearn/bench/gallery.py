@@ -32,8 +32,8 @@ def encode_clips(towers: Towers, corpus: Corpus, rows: Ints) -> Vectors:
     out = np.zeros((len(rows), towers.dim), np.float32)
     for start in range(0, len(rows), _ENCODED_AT_ONCE):
         some = rows[start : start + _ENCODED_AT_ONCE]
-        frames = torch.from_numpy(np.ascontiguousarray(corpus.frames[some]))
-        out[start : start + len(some)] = towers.encode_video(frames).float().numpy()
+        frames = torch.from_numpy(np.ascontiguousarray(corpus.frames[some])).to(towers.device)
+        out[start : start + len(some)] = towers.encode_video(frames).cpu().numpy()
     return out
 
 
@@ -43,7 +43,7 @@ def encode_texts(towers: Towers, texts: Sequence[str]) -> Vectors:
     out = np.zeros((len(texts), towers.dim), np.float32)
     for start in range(0, len(texts), _ENCODED_AT_ONCE):
         some = texts[start : start + _ENCODED_AT_ONCE]
-        out[start : start + len(some)] = towers.encode_text(some).float().numpy()
+        out[start : start + len(some)] = towers.encode_text(some).cpu().numpy()
     return out
 
 

@@ -27,7 +27,7 @@ from streamlearn.score_book import ScoreBook
 from streamlearn.settings import DriftSettings, ModelSettings, SearchSettings
 from streamlearn.tasks import Boundaries, Boundary
 from streamlearn.tune import mean_shift
-from streamlearn.warmup import build_towers
+from streamlearn.warmup import build_towers, device_of
 
 #: The copies of the encoders that a method may have; "local" is the one that is served.
 COPIES = ("local", "online", "global")
@@ -88,6 +88,7 @@ class Trial:
             self.corpus, order=spec.order, seed=spec.seed, mixing_clips=spec.mixing_clips, passes=spec.passes
         )
         self._warm = build_towers(ModelSettings(**spec.model), spec.seed)
+        self._device = device_of(spec.model.get("device", "cpu"))
         self.learner = self._fresh()
         # The frozen judge looks at stored clips, of which a trial has none.
         self.boundaries = Boundaries(mean_shift(DriftSettings(**{"frozen_judge": False} | spec.drift)))
@@ -100,11 +101,14 @@ class Trial:
         self._learn_s = 0.0
 
     def _fresh(self) -> Learner:
-        return Learner(self._copy(self._warm), self.settings)
+        return Learner(self._copy(self._warm), self.settings, self._device)
 
     @staticmethod
     def _copy(towers: Towers) -> Towers:
-        return towers.frozen_copy().requires_grad_(True)
+        copy = towers.frozen_copy()
+        for parameter in copy.moving:
+            parameter.requires_grad_(True)
+        return copy
 
     @property
     def steps(self) -> int:
