@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from streamlearn import cli
@@ -267,6 +268,13 @@ def test_trial_repeats_to_the_last_bit_and_measures_every_copy(rendered: Path) -
     assert [len(entry["recall"]) for entry in served] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trial_learns_seals_and_asks_on_cuda(rendered: Path) -> None:
+    result = run_trial(Spec(str(rendered), "bmu", 3e-4, 0, boundaries="oracle", model={"device": "cuda"}))
+    assert len(result["sealed_with"]) == 5
+    assert set(result["served"]["judged"]) == {"1", "2", "4", "all"}
+
+
 @pytest.mark.slow
 def test_clips_that_come_back_are_asked_for_as_each_era_would_encode_them(rendered: Path) -> None:
     trial = Trial(Spec(str(rendered), "moco", 1e-3, 0, order="000120", boundaries="oracle", asked_per_task=1))
@@ -447,6 +455,8 @@ def test_wrong_setting_is_refused(tmp_path: Path) -> None:
         ("--set learner.queue_size=-1", "learner.queue_size: Input should be greater"),
         ("--set search.max_eraz=9", "search.max_eraz: Extra inputs are not permitted"),
         ("--set media.frames=4", "it needs --stream"),
+        ("--set model.threads=2", "--workers says how many run at a time"),
+        ("--set model.device=cuda:99", "model.device = 'cuda:99' is not usable here"),
         ("--set drift.detector=kswin", "the benchmark's detector is mean_shift"),
         ("--split part", "without --stream there are no manifests: leave out --split"),
         ("--stream a --clips 100", "--stream brings clips of its own: leave out --clips"),

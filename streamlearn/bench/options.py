@@ -15,6 +15,7 @@ from streamlearn.bench.methods import learner_settings, method_of
 from streamlearn.bench.schedule import BOUNDARIES, order_of
 from streamlearn.errors import SettingsError
 from streamlearn.settings import DriftSettings, MediaSettings, ModelSettings, SearchSettings
+from streamlearn.warmup import device_of
 
 _SECTIONS = ("learner", "model", "drift", "search", "media")
 
@@ -117,7 +118,7 @@ def read_shared(pairs: Sequence[str], *, decoded: bool) -> dict[str, Any]:
         decoded: whether clips are decoded, as those of a stream's folders are, and not rendered.
 
     Raises:
-        SettingsError: a setting is not known, wrong, or would do nothing.
+        SettingsError: a setting is not known, wrong, or would do nothing; or there is no such device here.
     """
     shared: dict[str, Any] = {section: {} for section in _SECTIONS}
     for pair in pairs:
@@ -128,6 +129,8 @@ def read_shared(pairs: Sequence[str], *, decoded: bool) -> dict[str, Any]:
         shared[section][leaf] = value
     if shared["media"] and not decoded:
         raise SettingsError("--set media: rendered clips are not decoded; it needs --stream")
+    if "threads" in shared["model"]:
+        raise SettingsError("--set model.threads: a trial has one thread; --workers says how many run at a time")
     if shared["drift"].get("detector", "mean_shift") != "mean_shift":
         raise SettingsError(
             f"--set drift.detector={shared['drift']['detector']}: the benchmark's detector is mean_shift;"
@@ -139,6 +142,7 @@ def read_shared(pairs: Sequence[str], *, decoded: bool) -> dict[str, Any]:
             kind(**shared[section])
         except ValidationError as error:
             raise SettingsError(f"--set: {_sentences(section, error)}") from error
+    device_of(shared["model"].get("device", "cpu"))
     return shared
 
 
