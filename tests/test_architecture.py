@@ -90,7 +90,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli_streams", "cli_generations", "cli_publish"),
     # the benchmark, beside the daemon: learner and parts, no source and no state directory
     ("bench",),
-    ("bench.corpus", "bench.methods"),
+    ("bench.corpus", "bench.methods", "bench.remembered"),
     ("bench.schedule", "bench.gallery"),
     ("bench.sealed", "bench.options"),
     ("bench.revisits",),

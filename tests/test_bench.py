@@ -19,13 +19,16 @@ from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
 from streamlearn.bench.gallery import both_ways, caption_search, encode_texts, questions, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
+from streamlearn.bench.remembered import remember_captions
 from streamlearn.bench.report import differences, mean_and_error, report, shown, value
 from streamlearn.bench.runs import RESULTS, Results, best_rates, grid, run_all
 from streamlearn.bench.schedule import announced, make_schedule, order_of
 from streamlearn.bench.trial import Spec, Trial, run_trial
 from streamlearn.connectors.synthetic import DOMAINS, write_stream
+from streamlearn.encoders import Towers
 from streamlearn.errors import SettingsError, SourceError
 from streamlearn.settings import MediaSettings
+from tests.models import save_model
 
 
 def nothing(*_: object) -> None:
@@ -244,6 +247,23 @@ def test_caption_search_finds_the_question_itself() -> None:
 
 def _timeless(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in result.items() if name != "pairs_per_s"}
+
+
+@pytest.mark.parametrize(("what", "asked"), [("heads", [2, 1]), ("all", [3, 2, 3, 2])])
+@torch.no_grad()
+def test_fixed_text_trunk_is_asked_once_for_each_caption(tmp_path: Path, what: str, asked: list[int]) -> None:
+    towers = Towers("tiny", str(save_model(tmp_path, "bert")), 24).eval()
+    towers.train_only(what)
+    seen: list[int] = []
+    towers.text.trunk.register_forward_hook(lambda *of: seen.append(len(of[2][0])))
+    texts = ["a red screen", "a", "a red screen", "green"]
+    plain = towers.encode_text(texts)
+    seen.clear()
+    remember_captions(towers)
+    for copy in (towers.frozen_copy(), towers.frozen_copy()):
+        found = torch.cat([copy.encode_text(texts[:3]), copy.encode_text(texts[2:])[1:]])
+        torch.testing.assert_close(found, plain)
+    assert seen == asked
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import numpy as np
 from streamlearn.bench.corpus import Corpus, open_corpus
 from streamlearn.bench.gallery import DIRECTIONS, KS, ask_copy, caption_search, mean_recalls
 from streamlearn.bench.methods import learner_settings, method_of
+from streamlearn.bench.remembered import remember_captions
 from streamlearn.bench.revisits import revisits
 from streamlearn.bench.schedule import IID, announced, make_schedule
 from streamlearn.bench.sealed import SealedEras
@@ -88,6 +89,7 @@ class Trial:
             self.corpus, order=spec.order, seed=spec.seed, mixing_clips=spec.mixing_clips, passes=spec.passes
         )
         self._warm = build_towers(ModelSettings(**spec.model), spec.seed)
+        remember_captions(self._warm)
         self._device = device_of(spec.model.get("device", "cpu"))
         self.learner = self._fresh()
         # The frozen judge looks at stored clips, of which a trial has none.
