@@ -16,6 +16,7 @@ from streamlearn.connectors.kafka_client import KafkaOptions, client_config, ope
 from streamlearn.connectors.kafka_events import KafkaEvents
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_memo import Memo
+from streamlearn.connectors.kafka_positions import of_topics
 from streamlearn.connectors.kafka_producer import KafkaDeadLetters
 from streamlearn.connectors.kafka_publisher import KafkaPublisher
 from streamlearn.connectors.kafka_reader import Reader
@@ -105,6 +106,7 @@ class KafkaSource:
     def start(self, offsets: Offsets) -> None:
         """Join the group, in the background: a broker that is away is reported by `poll`."""
         assert self._reader is None, "a source is started once"
+        offsets = of_topics(offsets)
         self._handover, self._memo = self._new_handover(offsets), Memo(offsets, self._kept)
         self._reader = Reader(self._options, self._connect, self._subscription, self._handover, self._memo)
         self._reader.start()
@@ -137,6 +139,7 @@ class KafkaSource:
     def commit(self, offsets: Offsets) -> None:
         """Let the broker know, soon; of partitions that went to another member it will hear from that one."""
         if self._reader is not None:
+            offsets = of_topics(offsets)
             self._reader.commit(offsets)
             self._handover.saved(offsets)
             self._memo.settle(offsets)

@@ -180,6 +180,15 @@ def _accepts_connections(options: KafkaOptions) -> bool:
     return True
 
 
+def topic_id(consumer: KafkaConsumer, topic: str) -> str | None:
+    """The id of a topic, which another of its name does not have; None where the broker has none, or has not said.
+
+    There is no public way to it; the client itself uses it for its epochs alone.
+    """
+    found = consumer._cluster.topic_id(topic)
+    return None if found is None else str(found.hex)
+
+
 def where(options: KafkaOptions) -> str:
     """The brokers, for a sentence."""
     return ", ".join(options.bootstrap_servers)

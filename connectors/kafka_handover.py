@@ -171,12 +171,17 @@ class Handover:
         with self._condition:
             return {p: self._checkpoint[p] for p in partitions if p in self._checkpoint}
 
-    def move(self, partition: Partition, offset: int) -> None:
-        """Go on from `offset`, backwards too, when the log itself has changed or another member has read on."""
+    def move(self, partition: Partition, offset: int) -> int | None:
+        """Go on from `offset`, backwards too, when the log itself has changed or another member has read on.
+
+        Returns what was to be handed over next, where that was known: of what lay before, nothing comes any more.
+        """
         with self._condition:
+            stood = self._next.get(partition)
             if partition in self._owned:
                 self._forget({partition})
                 self._next[partition] = offset
+            return stood
 
     def passed(self, partition: Partition, offset: int) -> None:
         """The fetching thread stands at `offset`: what it skipped (transaction markers, gaps) needs no hand-over."""

@@ -7,6 +7,7 @@ tell how far other members have learned one while it was not ours.
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
 from streamlearn.connectors.kafka_beginnings import draw_line
-from streamlearn.connectors.kafka_client import KafkaOptions
+from streamlearn.connectors.kafka_client import KafkaOptions, topic_id
 from streamlearn.connectors.kafka_handover import Handover
 from streamlearn.connectors.kafka_memo import Memo
 from streamlearn.connectors.kafka_stretches import Stretch, Stretches
@@ -34,6 +35,7 @@ ASTRAY = (
 )
 _TOO_LONG = (kafka_errors.OffsetMetadataTooLargeError, kafka_errors.InvalidCommitOffsetSizeError)
 _LOOKUP_MS = 200
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]+")
 
 
 class Positions:
@@ -175,7 +177,7 @@ class Positions:
         for tp in consumer.assignment():
             if not self._handover.owns(partition_of(tp)):
                 continue  # it is going, and cannot be moved: when it comes back
-            now, before = _log_id(consumer, tp), self._memo.log_of(partition_of(tp))
+            now, before = topic_id(consumer, tp.topic), self._memo.log_of(partition_of(tp))
             if now is not None and before is None:
                 self._memo.reads(partition_of(tp), now)
             elif now not in (None, before):
@@ -211,7 +213,7 @@ class Positions:
         timeout_ms = self._options.request_timeout_ms
         if self._options.auto_offset_reset == "latest":
             for tp, at in draw_line(consumer, began=self._handover.resumed, timeout_ms=timeout_ms).items():
-                log_id = _log_id(consumer, tp)
+                log_id = topic_id(consumer, tp.topic)
                 if not _is_of_another_log(Stretches.read(at.metadata, at.offset), log_id):
                     self._memo.draw(partition_of(tp), at.offset, log_id)
         earliest = consumer.beginning_offsets(list(partitions), timeout_ms=timeout_ms)
@@ -252,9 +254,9 @@ class Positions:
     def _move(self, consumer: KafkaConsumer, tp: TopicPartition, offset: int) -> None:
         """Go on from `offset`; what lies behind it is nobody's, as far as is known here."""
         partition = partition_of(tp)
-        if (stood := self._handover.stands(partition)) is not None and offset < stood:
+        # At one moment: what was handed over after a look before it would pass for the new log's.
+        if (stood := self._handover.move(partition, offset)) is not None and offset < stood:
             self._memo.turn_back(partition, stood)
-        self._handover.move(partition, offset)
         self._memo.draw(partition, offset, None)
         self._start_stretch(tp, offset)
         if tp in consumer.assignment():
@@ -269,10 +271,9 @@ def _is_of_another_log(known: Stretches | None, log_id: str | None) -> bool:
     return known is not None and None not in (known.log, log_id) and known.log != log_id
 
 
-def _log_id(consumer: KafkaConsumer, tp: TopicPartition) -> str | None:
-    """There is no public way to a topic's id; the client itself uses it for its epochs alone."""
-    found = consumer._cluster.topic_id(tp.topic)
-    return None if found is None else str(found.hex)
+def of_topics(offsets: Offsets) -> Offsets:
+    """Those that can be of Kafka's partitions: a state directory keeps others' too, of a folder or a replay."""
+    return {p: offset for p, offset in offsets.items() if _TOPIC.fullmatch(p.topic) and p.partition.isdecimal()}
 
 
 def partition_of(tp: TopicPartition) -> Partition:

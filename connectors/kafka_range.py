@@ -20,6 +20,7 @@ from streamlearn.connectors.kafka_client import (
     as_source_error,
     client_config,
     open_client,
+    topic_id,
 )
 from streamlearn.connectors.kafka_records import records_of
 from streamlearn.errors import SettingsError, SourceError, StreamlearnError
@@ -30,12 +31,16 @@ _SILENCE_S = 2.0
 
 
 class Range(NamedTuple):
-    """A stretch of one partition; `end` is the first offset that does not belong to it any more."""
+    """A stretch of one partition; `end` is the first offset that does not belong to it any more.
+
+    `log` is the topic's id; None: whichever topic has the name.
+    """
 
     topic: str
     partition: int
     start: int
     end: int
+    log: str | None = None
 
     def __str__(self) -> str:
         return f"{self.topic}:{self.partition}:{self.start}:{self.end}"
@@ -73,7 +78,7 @@ class Bounded:
 
         Raises:
             SourceError: the broker is away; ask again.
-            StreamlearnError: retention has removed what comes next.
+            StreamlearnError: retention has removed what comes next, or the topic is another by now.
         """
         try:
             if self._consumer is None:
@@ -87,6 +92,7 @@ class Bounded:
                 # There is more, and nothing comes: the client says nothing of a broker that is away unless asked.
                 self._consumer.end_offsets(list(self._consumer.assignment()), timeout_ms=1000 * _SILENCE_S)
                 self._heard_at = time.monotonic()
+            self._refuse_others(self._consumer)
             return self._within(self._consumer, fetched)
         except kafka_errors.OffsetOutOfRangeError as error:
             gone = self._gone(error.args[0])
@@ -97,6 +103,13 @@ class Bounded:
         except CLIENT_ERRORS as error:
             self.close()
             raise as_source_error(error, self._options) from error
+
+    def _refuse_others(self, consumer: KafkaConsumer) -> None:
+        """What a topic of the same name holds at these offsets was never asked for."""
+        for each in self.next:
+            if each.log is not None and topic_id(consumer, each.topic) not in (None, each.log):
+                self.close()
+                raise StreamlearnError(f"{each.topic} was deleted and made anew: ask for a range of the new one")
 
     def _gone(self, refused: Mapping[TopicPartition, int]) -> str:
         """Those of the refused offsets that the log has no more: a broker was seen to refuse one that it held."""
@@ -201,6 +214,7 @@ def resolve(options: KafkaOptions, wanted: Sequence[Wanted]) -> list[Range]:
     with _asking(options) as consumer:
         begins = consumer.beginning_offsets([_tp(each) for each in wanted])
         ends = consumer.end_offsets([_tp(each) for each in wanted])
+        logs = {topic: topic_id(consumer, topic) for topic in held}
     ranges = []
     for each in wanted:
         begin, end = begins[_tp(each)], ends[_tp(each)]
@@ -209,6 +223,7 @@ def resolve(options: KafkaOptions, wanted: Sequence[Wanted]) -> list[Range]:
             each.partition,
             begin if each.start is None else each.start,
             end if each.end is None else each.end,
+            logs[each.topic],
         )
         if got.start < begin or got.end > end:
             raise StreamlearnError(

@@ -19,10 +19,10 @@ from streamlearn.source import EndOfStream
 class RangeSource:
     """A source that delivers ranges and then ends.
 
-    Its positions carry the range's start in the topic's name (`clips@100`, which no topic can be called): a state
-    directory that has learned a range goes on with the live topic where it was, and a range that was cut short or is
-    asked for again with a later end goes on too. Dead letters stay in the state directory; the topic's own reader has
-    sent them to theirs.
+    Its positions carry the range's start in the topic's name, and whose it is (`clips@100@8f14e45f`, which no topic can
+    be called): a state directory that has learned a range goes on with the live topic where it was, and a range that
+    was cut short or is asked for again with a later end goes on too, but not one of a topic that was made anew. Dead
+    letters stay in the state directory; the topic's own reader has sent them to theirs.
     """
 
     def __init__(self, options: KafkaOptions, ranges: Sequence[Range]) -> None:
@@ -53,7 +53,7 @@ class RangeSource:
         Raises:
             EndOfStream: every range is delivered.
             SourceError: the broker, or the registry, is away.
-            StreamlearnError: retention has removed what comes next.
+            StreamlearnError: retention has removed what comes next, or the topic was made anew.
         """
         if (self._bounded.left() == 0 and not self._read) or self._closed.is_set():
             raise EndOfStream
@@ -104,4 +104,5 @@ class RangeSource:
 
 
 def _named(each: Range) -> Partition:
-    return Partition(f"{each.topic}@{each.start}", str(each.partition))
+    log = "" if each.log is None else f"@{each.log[:8]}"
+    return Partition(f"{each.topic}@{each.start}{log}", str(each.partition))

@@ -37,24 +37,28 @@ class Deleting:
                 assert isinstance(message, Tombstone)
                 found[record.position] = message.video_id
         if found:
-            self._change(self._read | found)
+            with self._lock:
+                self._show(self._read | found)
 
     def applied(self, events: Collection[Event]) -> None:
         """Events whose turn has come: what they delete is gone."""
-        if self._read:
-            done = {event.position for event in events}
-            self._change({position: name for position, name in self._read.items() if position not in done})
+        done = {event.position for event in events}
+        with self._lock:
+            if self._read:
+                self._show({position: name for position, name in self._read.items() if position not in done})
 
     def drop(self, partitions: Collection[Partition]) -> None:
         """What was read of these is another reader's affair."""
-        if self._read:
-            self._change({p: name for p, name in self._read.items() if Partition(*p[:2]) not in partitions})
+        with self._lock:
+            if self._read:
+                self._show({p: name for p, name in self._read.items() if Partition(*p[:2]) not in partitions})
 
     def clear(self) -> None:
         """Nothing was read."""
-        self._change({})
-
-    def _change(self, read: dict[Position, str]) -> None:
         with self._lock:
-            self._read = read
-            self._ids = frozenset(read.values())
+            self._show({})
+
+    def _show(self, read: dict[Position, str]) -> None:
+        """With the lock held since `read` was made of the one before: a change in between would be undone for good."""
+        self._read = read
+        self._ids = frozenset(read.values())

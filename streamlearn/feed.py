@@ -56,8 +56,7 @@ class Feed:
         reopen: Callable[[], Source] | None = None,
         deleting: Deleting | None = None,
     ) -> None:
-        self._source, self._loader, self._metrics, self._reopen = source, loader, metrics, reopen
-        self._begins = begins
+        self._source, self._loader, self._metrics, self._reopen, self._begins = source, loader, metrics, reopen, begins
         self._prepared: Source | None = None  # for `rewind`
         self._max_wait_s, self._max_age_s, self._show_after_s = max_wait_s, max_age_s, show_after_s
         self._backlog, self._lag, self.deleting = Backlog(batch_size), Lag(metrics), deleting or Deleting()
@@ -93,13 +92,14 @@ class Feed:
         From the thread that calls `next`.
         """
         source = self.prepare_rewind()
-        self._commit = dict(offsets)  # for who reads its partitions until they come back
         self._stop_reading()
+        self._commit = dict(offsets)  # for who reads its partitions until they come back
+        self._commit_pending()
         self._source.close()
         with self._changed:
             self._backlog.clear()
             self.deleting.clear()
-            self._ended, self._failure, self._commit, self._wants_checkpoint = False, None, None, False
+            self._handed, self._ended, self._failure, self._wants_checkpoint = (), False, None, False
         self.error, self._lag = None, Lag(self._metrics)
         self._closing, self._source, self._prepared = threading.Event(), source, None
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)

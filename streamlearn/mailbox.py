@@ -45,13 +45,14 @@ class Mailbox:
                 raise BusyError("the learner is busy and has not come to it; try again") from None
             return done.result()  # it has begun, and will end
 
-    def work(self) -> None:
-        """Do what was posted.
+    def work(self, before: Callable[[], None] = lambda: None) -> None:
+        """Do what was posted, and `before` each, whenever it was posted.
 
         An error of the family is the asker's alone: it means that nothing was done. Any other is raised here too.
         """
         self._something.clear()
-        while True:
+        while self.posted:
+            before()
             try:
                 work, done = self._posted.get_nowait()
             except queue.Empty:

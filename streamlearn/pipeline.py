@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from streamlearn import allocator, task_names
 from streamlearn.drift_log import DriftLog
-from streamlearn.errors import SourceError, SourceLostError
+from streamlearn.errors import SourceError, SourceLostError, StreamlearnError
 from streamlearn.examiner import Examiner
 from streamlearn.feed import Feed
 from streamlearn.learner import Learner
@@ -84,9 +84,7 @@ class Pipeline:
         progress, self._outdated = self.state.progress, self.state.outdated
         try:
             while not self._stopping.is_set():
-                if self.mailbox.posted:
-                    self.learn_waiting()  # whatever is asked for, it is of whole batches
-                self.mailbox.work()
+                self.mailbox.work(before=self.learn_waiting)  # whatever is asked for, it is of whole batches
                 if self.feed.wants_checkpoint:
                     self.save()
                 start = time.perf_counter()
@@ -212,7 +210,10 @@ class Pipeline:
         self.examiner.scoreboard.restart()
         self._outdated, self._unwritten, self._as_restored = True, False, True
         if resume_from == "generation":
-            self.feed.rewind(self.state.offsets, self.state.memo)
+            try:
+                self.feed.rewind(self.state.offsets, self.state.memo)
+            except StreamlearnError as error:  # as such it would mean that nothing was changed
+                raise RuntimeError(f"rolled back to generation {number}, but nothing can be read: {error}") from error
         return done
 
     def finish_evaluation(self) -> None:

@@ -59,6 +59,7 @@ def prepare(
     resume_from: ResumeFrom,
     *,
     offsets: Offsets,
+    began: Offsets,
     memo: Any,
     clips: int,
 ) -> tuple[Generation, Rollback]:
@@ -70,6 +71,7 @@ def prepare(
         generations: those of the state directory.
         catalog: likewise.
         offsets: the next to read after what was last processed.
+        began: where reading of each partition began.
         memo: of the source, of these offsets.
         clips: processed so far.
 
@@ -95,14 +97,16 @@ def prepare(
     counts["deleted"] = counts.get("deleted", 0) + len(deleted)
     if resume_from == "latest":
         counts["skipped"] = counts.get("skipped", 0) + undone
+    met = _least(began, _met(generations))
     published = replace(
         target,
         number=done.generation,
-        offsets=dict(offsets if resume_from == "latest" else read_on(generations, target)),
+        offsets=dict(offsets) if resume_from == "latest" else {**met, **target.offsets},
         state={
             **target.state,
             "lineage": uuid4().hex,
             "parent": {"lineage": target.state["lineage"], "generation": number},
+            "began": [[*partition, offset] for partition, offset in met.items()],  # the next rollback asks for it, too
             "memo": memo if resume_from == "latest" else target.state.get("memo"),
             "deleted": deleted,
             "counts": counts,
@@ -118,12 +122,19 @@ def read_on(generations: Generations, generation: Generation) -> Offsets:
 
     Without that the source would begin them where it likes: Kafka at what a later generation has committed.
     """
-    met: dict[Partition, int] = {}
+    return {**_met(generations), **generation.offsets}
+
+
+def _met(generations: Generations) -> Offsets:
+    met: Offsets = {}
     for number in generations.numbers():
         with suppress(StateError, LookupError, TypeError, ValueError):  # damaged
-            for partition, offset in beginnings(generations.manifest(number)["state"]).items():
-                met[partition] = min(offset, met.get(partition, offset))
-    return {**met, **generation.offsets}
+            met = _least(met, beginnings(generations.manifest(number)["state"]))
+    return met
+
+
+def _least(one: Offsets, other: Offsets) -> Offsets:
+    return {p: min(each[p] for each in (one, other) if p in each) for p in {**one, **other}}
 
 
 def beginnings(facts: Mapping[str, Any]) -> dict[Partition, int]:
@@ -157,9 +168,9 @@ def roll_back_offline(generations: Generations, number: int, resume_from: Resume
         # What was written after the last checkpoint is read again: it never happened.
         rewind(catalog, current)
         facts: Mapping[str, Any] = current.state
-        memo, clips = facts.get("memo"), facts["clips"]
+        began, memo, clips = beginnings(facts), facts.get("memo"), facts["clips"]
         generation, done = prepare(
-            generations, catalog, number, resume_from, offsets=current.offsets, memo=memo, clips=clips
+            generations, catalog, number, resume_from, offsets=current.offsets, began=began, memo=memo, clips=clips
         )
         publish(generations, generation, done)
         rewind(catalog, generation)

@@ -274,10 +274,10 @@ class State(Cut):
         """
         self.ledger.settle()
         self.dead_letters.flush()
-        memo = self.kept()
         generation, done = rollback.prepare(
-            self.generations, self.catalog, number, resume_from, offsets=self.offsets, memo=memo, clips=self.clips
-        )
+            self.generations, self.catalog, number, resume_from,
+            offsets=self.offsets, began=self.began, memo=self.kept(), clips=self.clips,
+        )  # fmt: skip
         try:
             rollback.publish(self.generations, generation, done)
             self._adopt(generation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -275,18 +275,8 @@ def test_what_was_lost_or_given_away_late_is_counted_once_and_goes_on_after_a_re
 
 def test_a_rewind_tells_the_source_that_is_left_where_it_goes_on() -> None:
     """It may be that others read its partitions meanwhile: they are to begin there."""
-    sources = [ListSource(records(4)) for _ in range(2)]
-    left, anew = sources
-    feed = Feed(
-        left,
-        FakeDecoder(now=True),
-        batch_size=4,
-        max_wait_s=WAIT_S,
-        max_age_s=WAIT_S,
-        metrics=Metrics.create(CollectorRegistry()),
-        begins=never,
-        reopen=lambda: anew,
-    )
+    left = ListSource(records(4))
+    feed = rewinding(left, ListSource(records(4)))
     try:
         feed.start({})
         assert offsets_of(feed.next()) == [0, 1, 2, 3]
@@ -296,6 +286,78 @@ def test_a_rewind_tells_the_source_that_is_left_where_it_goes_on() -> None:
         assert offsets_of(feed.next()) == [2, 3]
     finally:
         feed.close()
+
+
+class Leaving(RevokingSource):
+    """Whose partition goes in the middle of a round of the reading thread: `asked`, it waits for `go`."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        super().__init__(records, ends=False)
+        self.asked, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def revoked(self) -> Collection[Partition]:
+        if not self.go.is_set():
+            self.asked.set()
+            self.go.wait(WAIT_S)
+        return super().revoked()
+
+
+def test_so_it_is_told_where_a_rebalance_comes_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the next owner would begin behind what was undone."""
+    part, source = Partition("list", "0"), Leaving(records(4))
+    feed = rewinding(source, ListSource(records(4)))
+    stop = feed._stop_reading
+
+    def late() -> None:
+        source.go.set()
+        stop()
+
+    try:
+        feed.start({})
+        assert offsets_of(feed.next()) == [0, 1, 2, 3]
+        source.go.clear()
+        assert source.asked.wait(WAIT_S)
+        source.revoke(part)
+        monkeypatch.setattr(feed, "_stop_reading", late)
+        feed.rewind({part: 2})
+        assert source.was_given_back.is_set()
+        assert source.committed == {part: 2}
+        assert offsets_of(feed.next() or feed.next()) == [2, 3]  # the first was woken
+        monkeypatch.undo()
+    finally:
+        feed.close()
+
+
+def test_a_tombstone_that_is_read_again_after_a_rewind_counts_although_it_was_handed_over_before() -> None:
+    both = [Record(b"v7", None, Position("list", "0", n)) for n in range(2)]
+    anew = ListSource(both)
+    feed = rewinding(ListSource(both), anew)
+    try:
+        feed.start({})
+        assert offsets_of(feed.next()) == [0, 1]
+        feed.rewind({})
+        while "v7" not in feed.deleting:
+            feed.wake()
+            threading.Event().wait(0.01)
+        feed.wake()
+        feed.next()
+        assert "v7" in feed.deleting
+    finally:
+        feed.close()
+
+
+def rewinding(source: ListSource, anew: ListSource) -> Feed:
+    return Feed(
+        source,
+        FakeDecoder(now=True),
+        batch_size=4,
+        max_wait_s=WAIT_S,
+        max_age_s=WAIT_S,
+        metrics=Metrics.create(CollectorRegistry()),
+        begins=never,
+        reopen=lambda: anew,
+    )
 
 
 def test_a_source_that_cannot_be_made_anew_leaves_the_one_there_is() -> None:

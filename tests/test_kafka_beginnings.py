@@ -47,6 +47,19 @@ def test_partitions_that_were_empty_and_those_with_records_are_read_on_after_a_r
     assert again.poll(0.2) == []
 
 
+def test_what_another_source_has_left_in_the_state_directory_is_no_beginning(
+    kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
+) -> None:
+    """As a folder does, and a replay."""
+    topic = new_topic()
+    send(kafka, topic, [b"before"])
+    others = {Partition("films", "manifest.jsonl#0a1b2c3d4e5f"): 900, Partition(f"{topic}@0", "0"): 1}
+    source = open_source(latest(kafka, topic), others)
+    until(lambda: len(source.lag()) == 1)
+    send(kafka, topic, [b"first"])
+    assert values(collect(source, 1)) == [b"first"]
+
+
 def test_a_partition_that_is_added_while_it_reads_is_read_from_its_beginning(
     kafka: KafkaBroker, new_topic: NewTopic, open_source: OpenSource
 ) -> None:

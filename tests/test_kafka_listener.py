@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
@@ -26,6 +26,7 @@ from streamlearn.settings import KafkaSettings
 from tests.kafka_source import until
 
 TP, P = TopicPartition("clips", 0), Partition("clips", "0")
+NEW = UUID(int=7)
 LONG_MS, SHORT_MS = 200_000, 100
 
 
@@ -218,3 +219,30 @@ def test_a_broker_that_does_not_answer_the_commit_stops_nothing(group: Group) ->
     group.consumer.silent = True
     group.revoke()
     assert group.consumer.commits == [{TP: 4}]
+
+
+class Hurrying(Handover):
+    """The daemon's thread takes the rest as soon as the reader's has looked where it stands."""
+
+    rest: Sequence[Record] = ()
+
+    def stands(self, partition: Partition) -> int | None:
+        found = super().stands(partition)
+        self.rest = self.take(10, 0)
+        return found
+
+
+def test_what_is_taken_while_a_topic_is_found_to_be_made_anew_is_of_the_old_one(group: Group) -> None:
+    """As the new one's, a checkpoint there would skip what the new one begins with."""
+    memo = Memo({P: 0}, {"reader": "this", "logs": [[*P, "old"]], "line": []})
+    handover = Hurrying({P: 0}, max_records=100, max_bytes=10_000)
+    handover.assign(P)
+    handover.put(P, [Record(None, b"", Position("clips", "0", n)) for n in range(10)])
+    handover.take(5, 0)
+    consumer = cast(Any, group.consumer)
+    consumer._cluster = SimpleNamespace(topic_id=lambda _: NEW)
+    Positions(KafkaSettings(), handover, memo).follow_topics(consumer)
+    assert memo.log_of(P) == NEW.hex
+    learned = 5 + len(handover.rest)
+    assert memo.of({P: learned})["logs"] == [[*P, "old"]]
+    assert memo.is_gone(P, learned)

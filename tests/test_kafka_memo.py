@@ -312,3 +312,18 @@ def test_until_it_has_read_on_a_commit_does_not_take_back_what_others_have_learn
     source.commit(a.offsets)
     source.close()
     assert one.committed().offset == 30
+
+
+def test_checkpoints_that_keep_offsets_of_another_source_are_committed_and_end_no_consumer(
+    group: Callable[..., Group], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = group()
+    films = {Partition("films", "manifest.jsonl#0a1b2c3d4e5f"): 900}
+    source = one.go_on(Checkpoint(films), max_poll_records=1)
+    collect(source, 10)
+    source.commit({**films, Partition(one.topic, "0"): 10})
+    until(lambda: one.committed() is not None or "invalid literal" in caplog.text)
+    source.commit({**films, Partition(one.topic, "0"): 10})
+    source.close()
+    assert one.committed().offset == 10
+    assert "invalid literal" not in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from streamlearn.replay import replay
 from streamlearn.settings import KafkaSettings, load
 from streamlearn.source import EndOfStream, Source
 from tests.kafka_broker import KafkaBroker
+from tests.kafka_source import make_anew
 from tests.test_daemon import Stream
 
 NewTopic = Callable[..., str]
@@ -62,6 +63,10 @@ def values(records: list[Record]) -> list[bytes | None]:
 
 def numbers(n: int, start: int = 0) -> list[bytes]:
     return [str(i).encode() for i in range(start, start + n)]
+
+
+def named(ranges: Sequence[Range]) -> list[str]:
+    return list(map(str, ranges))
 
 
 # --- what a person may write
@@ -136,6 +141,31 @@ def test_a_range_resumes_at_every_offset_of_a_checkpoint(kafka: KafkaBroker, new
 
 
 @pytest.mark.slow
+def test_a_range_of_a_topic_that_was_made_anew_is_another_one(kafka: KafkaBroker, new_topic: NewTopic) -> None:
+    """What was learned of the one before is not learned of this one."""
+    topic = new_topic()
+    send(kafka, topic, numbers(10))
+    settings = options(kafka, topic).model_copy(update={"client": {"metadata_max_age_ms": 200}, "max_poll_records": 2})
+    ranges = resolve(settings, [Wanted(topic, 0, 2, 8)])
+    source, cut_short = RangeSource(settings, ranges), RangeSource(settings, ranges)
+    learned = {Partition(*r.position[:2]): r.position.offset + 1 for r in everything(source)}
+    source.close()
+    again = RangeSource(settings, resolve(settings, [Wanted(topic, 0, 2, 8)]))
+    again.start(learned)
+    assert everything(again) == []
+    again.close()
+    make_anew(kafka, topic)
+    send(kafka, topic, numbers(10, 1000))
+    anew = RangeSource(settings, resolve(settings, [Wanted(topic, 0, 2, 8)]))
+    anew.start(learned)
+    assert values(everything(anew)) == numbers(6, 1002)
+    anew.close()
+    with pytest.raises(StreamlearnError, match=rf"{topic} was deleted and made anew.*ask for a range of the new one"):
+        everything(cut_short)  # as if that came after the question
+    cut_short.close()
+
+
+@pytest.mark.slow
 def test_an_offset_that_the_broker_refuses_and_holds_is_asked_for_again(
     kafka: KafkaBroker, new_topic: NewTopic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,8 +209,8 @@ def test_ends_that_are_not_given_are_those_of_the_log(kafka: KafkaBroker, new_to
     send(kafka, topic, numbers(5))
     send(kafka, topic, numbers(7), partition=2)
     settings = options(kafka, topic)
-    assert resolve(settings, whole_topics(settings)) == [Range(topic, 0, 0, 5), Range(topic, 2, 0, 7)]
-    assert resolve(settings, [Wanted(topic, 2, 3, None)]) == [Range(topic, 2, 3, 7)]
+    assert named(resolve(settings, whole_topics(settings))) == [f"{topic}:0:0:5", f"{topic}:2:0:7"]
+    assert named(resolve(settings, [Wanted(topic, 2, 3, None)])) == [f"{topic}:2:3:7"]
 
 
 @pytest.mark.slow
@@ -192,7 +222,7 @@ def test_a_time_is_the_first_record_of_each_partition_that_is_not_older(
     send(kafka, topic, numbers(10), partition=1, begin_ms=1_004)
     send(kafka, topic, numbers(3), partition=2, begin_ms=10)
     settings = options(kafka, topic)
-    assert resolve(settings, since(settings, 1_006)) == [Range(topic, 0, 6, 10), Range(topic, 1, 2, 10)]
+    assert named(resolve(settings, since(settings, 1_006))) == [f"{topic}:0:6:10", f"{topic}:1:2:10"]
 
 
 @pytest.mark.slow

@@ -63,3 +63,20 @@ def test_after_the_worker_is_gone_everybody_is_told() -> None:
             waiting.result()
     with pytest.raises(BusyError, match="learning has stopped"):
         box.ask(lambda: 1, 30)
+
+
+def test_what_is_posted_while_the_worker_is_at_it_is_prepared_for_too() -> None:
+    box, done = Mailbox(lambda: None), list[str]()
+
+    def ask(pool: ThreadPoolExecutor, name: str) -> None:
+        pool.submit(box.ask, lambda: done.append(name), 30)
+        box.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        box.work(before=lambda: done.append("prepared"))
+        assert done == []
+        ask(pool, "first")
+        box.work(before=lambda: done.append("prepared"))
+        ask(pool, "second")
+        box.work(before=lambda: done.append("prepared"))
+    assert done == ["prepared", "first", "prepared", "second"]

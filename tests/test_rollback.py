@@ -21,9 +21,9 @@ import pytest
 
 from streamlearn.app import Daemon
 from streamlearn.cut import Cut
-from streamlearn.errors import StateError
+from streamlearn.errors import SettingsError, StateError
 from streamlearn.records import Offsets, Partition, Position, Record
-from streamlearn.rollback import roll_back_offline
+from streamlearn.rollback import ResumeFrom, roll_back_offline
 from streamlearn.schemas import Query, SearchRequest
 from streamlearn.settings import load
 from streamlearn.source import EventSink
@@ -398,6 +398,20 @@ def test_partitions_that_a_generation_has_not_met_are_read_from_where_they_began
     assert back.offsets == {**generations.read(first).offsets, LATER: 124}
 
 
+@pytest.mark.parametrize("resume_from", ["generation", "latest"])
+def test_and_so_they_are_after_a_second_rollback(tmp_path: Path, resume_from: ResumeFrom) -> None:
+    """The generations that had met them are gone with the first one."""
+    with stream_daemon(tmp_path, of_two_partitions(), **ON) as running:
+        settled(running)
+        generations = running.state.generations
+        first, second, *_ = (n for n in generations.numbers() if LATER not in generations.read(n).offsets)
+    roll_back_offline(generations, second, resume_from)
+    roll_back_offline(generations, first, "generation")
+    back = generations.newest_good()
+    assert back is not None
+    assert back.offsets == {**generations.read(first).offsets, LATER: 124}
+
+
 def test_of_a_log_that_was_made_anew_meanwhile_that_is_the_lowest_offset_that_was_read(tmp_path: Path) -> None:
     """An offset of the log that is gone would leave out what the new one holds before it."""
     source = of_two_partitions()
@@ -471,6 +485,39 @@ def test_each_generation_hands_back_what_the_source_kept_beside_its_offsets(
         roll_back_offline(generations, first, resume_from)  # type: ignore[arg-type]
         with daemon(tmp_path):
             assert Kept.opened.began == ([[*CLIPS_0, offset]], {CLIPS_0: offset})
+
+
+class Once(ListSource):
+    """It can be started the first time it is opened."""
+
+    opened = 0
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Once:
+        cls.opened += 1
+        return cls(records()[:16])
+
+    def start(self, offsets: Offsets) -> None:
+        if self.opened > 1:
+            raise SettingsError("there is no such folder")
+        super().start(offsets)
+
+
+def test_a_source_that_cannot_be_read_after_a_rollback_is_no_rollback_that_was_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a daemon that waits for ever for a source that was not started."""
+    monkeypatch.setattr(Once, "opened", 0)
+    monkeypatch.setitem(SETTINGS, "source", "tests.test_rollback:Once")
+    monkeypatch.setitem(SETTINGS, "checkpoint.interval_clips", 8)
+    with daemon(tmp_path) as (running, _):
+        finished(running)
+        current = running.state.generations.current()
+        answer = httpx.post(f"{running.url}/v1/generations/1/rollback", timeout=120)
+        assert answer.status_code == 500
+        status = until(lambda: (s := running.service.status())["state"] == "stopped" and s, "it says so")
+        assert status["generation"] == current + 1
+        assert "rolled back to generation 1, but nothing can be read: there is no such folder" in status["detail"]
 
 
 def test_a_source_without_a_memo_leaves_that_of_another_one_as_it_is(
