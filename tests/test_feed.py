@@ -417,7 +417,6 @@ def test_a_source_that_is_away_is_told_and_comes_back() -> None:
         feed.close()
 
 
-@pytest.mark.slow
 class Shared(ListSource):
     """As a member of a group, whose partitions come and go with the other members."""
 

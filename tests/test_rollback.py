@@ -364,7 +364,6 @@ def test_a_rollback_without_a_daemon_is_told_by_the_next_one_until_it_has_a_gene
     assert told.index(backs[0]) == 0  # before what was published because of it
 
 
-@pytest.mark.slow
 class Starts(ListSource):
     """Notes where it was started."""
 
@@ -386,6 +385,7 @@ LATER = Partition("clips", "1")
 ON = {"checkpoint__interval_clips": 8, "checkpoint__keep": 99}
 
 
+@pytest.mark.slow
 def test_partitions_that_a_generation_has_not_met_are_read_from_where_they_began(tmp_path: Path) -> None:
     with stream_daemon(tmp_path, of_two_partitions(), **ON) as running:
         settled(running)
