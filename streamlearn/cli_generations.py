@@ -128,7 +128,7 @@ def rollback(
         from streamlearn.rollback import roll_back_offline
 
         generations = _generations(config, override)
-        if generations.current() is None:  # or the lock would make the folder
+        if not generations.folder.is_dir():  # or the lock would make the state directory
             raise StateError(f"there is no generation {number} in {generations.folder}")
         with lock_state(generations.state_dir):
             done = vars(roll_back_offline(generations, number, resume_from.value)).copy()

@@ -110,6 +110,11 @@ class MeanShift:
         return self._limit or self._threshold
 
     @property
+    def compared(self) -> bool:
+        """Whether there was enough for that score to compare."""
+        return self._limit > 0
+
+    @property
     def drift_detected(self) -> bool:
         """Whether the last update found a change."""
         return self._onset > 0

@@ -68,7 +68,8 @@ class Opening:
         young_until: the step up to which hints are looked at.
         glanced: the step of the last look at a hint, and its score.
         hurried: tasks in a row, the last one before this, that ended young by such a look.
-        settled_step: by which a slow change that began it should be over; 0 where it came at once.
+        settled_step: by which the change that began it should be over: that of its boundary where it seems to have come
+            at once. 0 where it is an operator's.
         looks: steps at which it is asked once more whether the task is a known one.
         previous: the task that it followed, and therefore is not.
         direction: of the change that began it, (2 d,); empty where nobody looked at it.
@@ -192,8 +193,9 @@ class Judge:
             return None
         self._opening.looks.pop(0)
         rows, most = self._sample.rows(), _LOOKS[-1][1]
-        # The newest alone may be of what comes next, where that comes slowly too.
-        first = min(self._settled(rows, len(rows)), max(0, len(rows) - most))
+        newest = max(0, len(rows) - most)
+        # Of all that is settled: the newest alone may be of what comes next, where that comes slowly too.
+        first = min(self._settled(rows, len(rows)) or newest, newest)
         settled = self._sample.see(rows[spread(first, len(rows), most)])
         name = self._name(settled, task, self._opening.previous)
         if name is not None:
@@ -249,16 +251,16 @@ class Judge:
                 break
         self._direction = mean - known.mean
         if shift > limit:
-            shift /= self._crowding(rows, cut, since_step, known, len(after))
+            shift /= self._crowding(rows, cut, since_step, known, rows[cut:][-most_after:])
         return shift, limit
 
-    def _crowding(self, rows: Rows, cut: int, since_step: int, known: Statistics, after: int) -> float:
-        """By how much a mean strays further than that of clips that come independently of each other."""
+    def _crowding(self, rows: Rows, cut: int, since_step: int, known: Statistics, after: Rows) -> float:
+        """By how much a mean of `after` strays further than that of clips that come independently of each other."""
         first, most = max(0, cut - _ALIKE_BATCHES * self._batch_size), (_ALIKE_BATCHES + 1) * self._batch_size
         profile = self._sample.profile(rows[: first + most], first)
         parts = [[x for of, x in profile.items() if (of > since_step) == late] for late in (False, True)]
         alike = likeness(parts[0], parts[1], known=known)
-        return 1 + alike * (min(self._batch_size, after) - 1)
+        return 1 + alike * (self._sample.crowd(after) - 1)
 
     def _found(
         self, suspected: Boundary, rows: Rows, cut: int, onset: int, shift: float, limit: float, task: str
@@ -272,7 +274,7 @@ class Judge:
         return self._revisits and len(x) >= _SURE and self.memory.fits(task, x, missed=_MISSED_OF_FEW)
 
     def _still_coming(self, step: int) -> bool:
-        """Whether what was judged belongs to a slow change that may not be over yet."""
+        """Whether what was judged belongs to a change that may not be over yet, and may have seemed to come at once."""
         settled = self._opening.settled_step
         return settled > 0 and step <= settled + _MOST_SETTLING and self._goes_on()
 

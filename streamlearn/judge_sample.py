@@ -7,6 +7,7 @@ that was killed chooses the same ones again; each is encoded once.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -59,6 +60,10 @@ class Sample:
     def cut(self, rows: Rows, since_step: int) -> int:
         """How many of the rows were written up to a step."""
         return bisect_right(rows, since_step, key=lambda row: self._clips.steps([int(row)]).get(int(row), 0))
+
+    def crowd(self, rows: Rows) -> int:
+        """The most of these that came in one step: batches are smaller where clips trickle in."""
+        return max(Counter(self._clips.steps(rows.tolist()).values()).values(), default=1)
 
     def see(self, rows: Rows) -> Vectors:
         """The vectors of these clips, of those that can still be seen, in order. Shape: (n, d)."""

@@ -42,7 +42,7 @@ class Signal:
         if self.name == "grad_norm":
             return _finite(math.log(max(measured.grad_norm, 1e-12)))
         self._shift.take(batch if self.name == "shift" else batch.halves()[self.name == "text_shift"])
-        return math.log(max(self._shift.score, 1e-3)) if self._shift.threshold else None
+        return math.log(max(self._shift.score, 1e-3)) if self._shift.compared else None
 
     def restart(self) -> None:
         """A task begins: what came before is no reference."""

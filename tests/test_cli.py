@@ -230,6 +230,12 @@ def test_the_other_verbs_of_generations_of_no_state_say_so_and_make_nothing(say:
         assert not (tmp_path / "typo").exists()
 
 
+def test_going_back_in_a_state_that_was_copied_without_links_names_the_remedy(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "generations" / "000002").mkdir(parents=True)
+    code, _, err = say("generations", "rollback", "2", "--set", f"state_dir={tmp_path}")
+    assert (code, "ln -s generations/NUMBER current" in " ".join(err.split())) == (2, True)
+
+
 def test_listing_the_generations_of_no_state_prints_none_and_makes_nothing(say: Say, tmp_path: Path) -> None:
     where = ("--set", f"state_dir={tmp_path / 'typo'}")
     assert json.loads(say("generations", "ls", "--json", *where).out) == []

@@ -16,6 +16,7 @@ from streamlearn.drift_vote import Vote
 from streamlearn.errors import SettingsError
 from streamlearn.records import StepStats, Vectors
 from streamlearn.settings import DriftSettings
+from streamlearn.settings_learning import SignalName
 from streamlearn.signals import SIGNALS, Signal
 from streamlearn.tail import Summary
 from streamlearn.tune import detector_of, replay
@@ -237,3 +238,13 @@ def test_without_river_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(SettingsError, match=r"pip install 'streamlearn\[river\]'"):
         made({"detector": "adwin"})
+
+
+@pytest.mark.parametrize("name", ["shift", "video_shift", "text_shift"])
+def test_a_shift_has_no_number_until_there_is_something_to_compare(name: SignalName) -> None:
+    signal, world = Signal(name), World(0)
+    mean = world.domain()
+    numbers = [signal.of(Summary.of(world.batch(mean)), UNMEASURED) for _ in range(6)]
+    assert [number is None for number in numbers] == [True, True, True, False, False, False]
+    signal.restart()
+    assert signal.of(Summary.of(world.batch(mean)), UNMEASURED) is None

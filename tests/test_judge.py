@@ -100,8 +100,8 @@ def test_with_too_few_clips_the_detectors_word_stands(parts: Parts) -> None:
 class Domains:
     """Clips of normal vectors, by the mean of the domain that each is of; the rows since the current task began."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.world, self.start = World(seed), 0
+    def __init__(self, seed: int = 0, batch: int = 32) -> None:
+        self.world, self.start, self.batch = World(seed), 0, batch
         self.vectors_of: list[Vectors] = []
 
     def learn(self, *shares: tuple[Vectors, float], steps: int = 1) -> None:
@@ -112,13 +112,13 @@ class Domains:
 
     @property
     def step(self) -> int:
-        return len(self.vectors_of) // 32
+        return len(self.vectors_of) // self.batch
 
     def rows(self) -> np.ndarray:
         return np.arange(self.start, len(self.vectors_of))
 
     def steps(self, rows: Sequence[int]) -> dict[int, int]:
-        return {row: row // 32 + 1 for row in rows}
+        return {row: row // self.batch + 1 for row in rows}
 
     def vectors(self, rows: Sequence[int]) -> dict[int, Vectors]:
         return {row: self.vectors_of[row] for row in rows}
@@ -147,6 +147,31 @@ def in_a_second_task() -> tuple[Domains, Judge, Vectors, Vectors]:
     begin(judge, clips, "t1", 2)
     clips.learn((b, 1.0), steps=20)
     return clips, judge, a, b
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_a_task_that_returns_at_once_is_known_later_where_its_onset_was_dated_too_early(
+    seed: int, restart: bool
+) -> None:
+    clips = Domains(seed)
+    a, b, c = (clips.world.domain() for _ in range(3))
+    judge = clips.judge()
+    clips.learn((a, 1.0), steps=20)
+    for task, domain in (("t1", b), ("t2", c)):
+        clips.learn((domain, 1.0), steps=2)
+        begin(judge, clips, task, 2)
+        clips.learn((domain, 1.0), steps=20)
+    clips.learn((a, 1.0), steps=2)
+    assert begin(judge, clips, "t3", 4).name is None  # two batches of c are among what came after
+    if restart:
+        state, judge = judge.state_dict(), clips.judge()
+        assert judge.load_state_dict(json.loads(json.dumps(state["facts"])), state["means"], state["direction"])
+    known = []
+    for _ in range(10):
+        clips.learn((a, 1.0))
+        known.append(judge.recognise_late("t4", clips.step))
+    assert [name for name in known if name] == ["t1"]
 
 
 def mixed(clips: Domains, old: Vectors, new: Vectors, first: float, last: float, steps: int) -> None:
@@ -266,6 +291,19 @@ def test_clips_that_come_in_bunches_are_not_taken_for_one_task_after_another(bun
         assert found is not None or bunch == 32, seed
     assert wrong <= 4  # of 48; three batches say little
     assert refused >= 0.9 * suspicions
+
+
+@pytest.mark.parametrize("bunch", [4, 8])
+def test_where_batches_are_small_a_change_between_bunches_is_measured_by_their_size(bunch: int) -> None:
+    for seed in range(4):
+        clips = Domains(seed, batch=bunch)  # each is of one video, and learned before the next one comes
+        a, b = clips.world.domain(), clips.world.domain()
+        judge = clips.judge()
+        bunched(clips, a, bunch, 20)
+        refused = judge.judge(Boundary("drift", 9.0, 64 // bunch), "t1", clips.step)
+        assert refused.boundary is None
+        bunched(clips, b, bunch, 2)
+        assert judge.judge(Boundary("drift", 9.0, 64 // bunch), "t1", clips.step).boundary is not None
 
 
 @pytest.mark.parametrize("restart", [False, True])

@@ -81,7 +81,10 @@ def method_of(text: str) -> Method:
         setting, equals, value = pair.partition("=")
         if not equals:
             raise SettingsError(f"method {text!r}: after the colon come SETTING=VALUE pairs, separated by &")
-        changes[setting.strip()] = value.strip()
+        name = setting.strip()
+        if name in ("learning_rate", "seed"):
+            raise SettingsError(f"method {text!r}: each trial has its own {name}; a rate comes last, as in @2e-4")
+        changes[name] = value.strip()
     return Method(text, known.settings | changes, known.meaning, known.slowed_as, known.restarts, known.rate_of)
 
 

@@ -18,6 +18,8 @@ from streamlearn.settings import DriftSettings, MediaSettings, ModelSettings, Se
 from streamlearn.warmup import device_of
 
 _SECTIONS = ("learner", "model", "drift", "search", "media")
+#: Settings of the learner that each trial has of its own, and the option that says them.
+_OWN = {"method": "--methods", "learning_rate": "--learning-rates", "seed": "--seeds"}
 
 
 def read_seeds(text: str) -> list[int]:
@@ -126,6 +128,8 @@ def read_shared(pairs: Sequence[str], *, decoded: bool) -> dict[str, Any]:
         section, dot, leaf = name.strip().partition(".")
         if not (equals and dot and section in shared):
             raise SettingsError(f"--set {pair}: write SECTION.NAME=VALUE, the section being one of {', '.join(shared)}")
+        if section == "learner" and leaf in _OWN:
+            raise SettingsError(f"--set {pair}: each trial has its own; give it by {_OWN[leaf]}")
         shared[section][leaf] = value
     if shared["media"] and not decoded:
         raise SettingsError("--set media: rendered clips are not decoded; it needs --stream")
