@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -28,6 +30,8 @@ Encode = Callable[[EraView], Vectors]
 Submit = Callable[[Record], Future[Event]]
 
 _MOST_WAITING = 4  # videos that queries have with the decoders, which the stream needs too
+_SLOW = ("fetch_failed", "decode_timeout")  # what keeps a decoder for long
+_LEFT_ALONE_S = 60.0
 
 
 class Queries:
@@ -42,6 +46,7 @@ class Queries:
     def __init__(self, catalog: Catalog, frames: FrameStore, submit: Submit | None = None, *, timeout_s: float) -> None:
         self._catalog, self._frames, self._submit, self._timeout_s = catalog, frames, submit, timeout_s
         self._free = threading.BoundedSemaphore(_MOST_WAITING)
+        self._slow: dict[str, float] = {}  # until when a place of videos is left alone
 
     def encoder(self, query: Query, *, dim: int, model_version: str) -> Encode:
         """What each era is asked.
@@ -91,6 +96,19 @@ class Queries:
             status = 404 if error.status == 422 else error.status
             raise SearchError(f"{gone}, and from its uri: {error}", status=status) from error
 
+    def picture(self, clip: ClipRow) -> Frames | None:
+        """As `known`, for what is only shown: None where it cannot be had now.
+
+        A page shows dozens of clips, and each keeps a decoder from the stream while it waits for a host that is away:
+        one that failed is not asked for pictures for a minute.
+        """
+        if clip.uri is not None and time.monotonic() < self._slow.get(_place(clip.uri), 0.0):
+            return self._frames.get(clip.row)
+        try:
+            return self.known(clip)
+        except SearchError:
+            return None
+
     def _known(self, video_id: str) -> Frames:
         clip = self._catalog.clip(video_id)
         if clip is None:
@@ -120,9 +138,17 @@ class Queries:
             raise SearchError("the decoders are busy; try again in a moment", status=503) from error
         except (CancelledError, StreamlearnError) as error:
             raise SearchError("no video can be decoded now", status=503) from error
+        if getattr(event, "code", "") in _SLOW:
+            self._slow[_place(uri)] = time.monotonic() + _LEFT_ALONE_S
         if not isinstance(event, Clip):
             raise SearchError(f"{getattr(event, 'code', '')}: {getattr(event, 'message', '')}")
         return event.frames
+
+
+def _place(uri: str) -> str:
+    """Scheme and host; of a file its folder."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc or parts.path.rpartition('/')[0]}"
 
 
 def _check_space(given: Vectors, its_model: str | None, dim: int, model_version: str) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from streamlearn import __version__
 from streamlearn.catalog_rows import ClipRow
 from streamlearn.era_decisions import decisions
-from streamlearn.errors import SearchError
 from streamlearn.feed import Feed
 from streamlearn.frames import animated
 from streamlearn.metrics import KS
@@ -48,9 +46,10 @@ class DaemonService(EvaluationService):
         clip = self._clip(video_id)
         if clip is None:
             return None
-        with suppress(SearchError):
-            return self._frames.thumbnail(clip.row) or animated(self._searcher.queries.known(clip))
-        return None
+        if (image := self._frames.thumbnail(clip.row)) is not None:
+            return image
+        frames = self._searcher.queries.picture(clip)
+        return None if frames is None else animated(frames)
 
     def tasks(self) -> list[dict[str, Any]]:
         """The task log with each task's recall and forgetting, and what was decided about its era."""

@@ -277,6 +277,27 @@ def test_a_clip_whose_frames_are_gone_asks_with_what_its_uri_still_gives(parts: 
         assert caught.value.status == 404
 
 
+@pytest.mark.parametrize(
+    ("code", "asked"), [("fetch_failed", 1), ("decode_timeout", 1), ("media_not_found", 2), ("decode_failed", 2)]
+)
+def test_a_place_that_kept_a_decoder_waiting_is_not_asked_for_pictures_at_once(
+    parts: Parts, code: str, asked: int
+) -> None:
+    here = parts.learn(2, uri="https://a/v.mp4")
+    elsewhere = parts.learn(1, uri="https://b/v.mp4")
+    clips = parts.catalog.clips([*here, *elsewhere])
+    parts.frames.delete([*here, *elsewhere])
+    record = Record(None, None, Position("query", "0", 0))
+    sent = answering(parts, Rejected(record, code, "fetch", "not to be had"))
+    pictures = [parts.searcher.queries.picture(clips[row]) for row in here]
+    assert (pictures, len(sent)) == ([None, None], asked)
+    assert parts.searcher.queries.picture(clips[elsewhere[0]]) is None
+    assert len(sent) == asked + 1
+    with pytest.raises(SearchError, match=code):  # who asks by this clip is not put off
+        parts.ask(Query(video_id=clips[here[0]].video_id))
+    assert len(sent) == asked + 2
+
+
 def test_a_video_that_cannot_be_had_is_a_sentence(parts: Parts) -> None:
     record = Record(None, None, Position("query", "0", 0))
     for event, status, sentence in (
