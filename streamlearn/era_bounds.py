@@ -55,22 +55,44 @@ class EraBounds:
         log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", era.task, *merit)
         return snapshot.local if merit[0] >= merit[1] else snapshot.online
 
-    def take_back(self, era: Era, eras: Sequence[Era]) -> None:
-        """Have a sealed era go into an earlier one of its task, whose pair knows the task at least as well.
+    def join(self, era: Era, eras: Sequence[Era]) -> None:
+        """Have eras of one task become one, where the pair of one knows the clips of the other at least as well.
 
-        Its clips are then encoded by that pair and lie beside those that came first, as they score alike.
+        They are then encoded by that pair and lie beside each other, as they score alike. The era that was just sealed
+        goes back into an earlier one; else earlier ones are renewed: they go into it.
         """
-        earlier = [e for e in eras if e.number < era.number and e.task == era.task and e.encoder and not e.mapped]
+        earlier = [e for e in eras if e.number < era.number and e.task == era.task]
         earlier = [e for e in earlier if not e.pending and e.into is None]
-        texts, films = self._clips.asked(era) if earlier else ([], None)
-        if films is None:
+        if not earlier or self._take_back(era, earlier):
             return
-        merit = {e.number: knows(e.encoder.reader, texts, films) for e in (*earlier, era) if e.encoder is not None}
-        best = max(earlier, key=lambda e: merit[e.number])
+        needed = {e.mapped.reader for e in eras if e.mapped is not None} | _needed(eras)
+        for old in earlier:
+            if old.number not in needed:
+                self._renew(old, era)
+
+    def _take_back(self, era: Era, earlier: Sequence[Era]) -> bool:
+        texts, films = self._clips.asked(era)
+        encoders = {e.number: e.encoder.reader for e in (*earlier, era) if e.encoder is not None and e.mapped is None}
+        if films is None or len(encoders) < 2:
+            return False
+        merit = {number: knows(encoder, texts, films) for number, encoder in encoders.items()}
+        best = max((e for e in earlier if e.number in merit), key=lambda e: merit[e.number])
         loss = merit[era.number] - merit[best.number]
         if loss <= 0:
             era.into, era.merge = best, Merge(best.number, era.number, "returns", loss, len(texts))
             log.info("era %d of %s goes back into era %d: %s", era.number, era.task, best.number, era.merge)
+        return loss <= 0
+
+    def _renew(self, old: Era, era: Era) -> None:
+        assert era.encoder is not None
+        texts, films, now = self._clips.as_read(old)
+        if films is None:
+            return
+        loss = now - knows(era.encoder, texts, films)
+        if loss <= 0:
+            old.into, old.merge = era, Merge(era.number, old.number, "renewed", loss, len(texts))
+            old.pending, old.reencoded = deque(old.partition.view().rows.tolist()), {}
+            log.info("era %d of %s is renewed in era %d: %s", old.number, old.task, era.number, old.merge)
 
     def read_out(self, eras: Sequence[Era]) -> None:
         """Read all eras whose vectors are final through their readouts, unless held-out clips are then found worse.

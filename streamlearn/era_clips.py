@@ -10,7 +10,7 @@ import numpy as np
 from streamlearn.catalog import Catalog, Rows
 from streamlearn.catalog_rows import ClipRow
 from streamlearn.era import Era
-from streamlearn.era_judges import Judges
+from streamlearn.era_judges import Judges, merit
 from streamlearn.era_maps import Captions
 from streamlearn.era_view import QueryEncoder
 from streamlearn.frames import FrameStore
@@ -63,6 +63,21 @@ class EraClips:
         """
         clips, films = self._alike(self._catalog.heldout_of_era(era.number, _ASKED))
         return [clip.asked for clip in clips], films if len(clips) >= _FEWEST_ASKED else None
+
+    def as_read(self, era: Era) -> tuple[list[str], Frames | None, float]:
+        """What says whether another pair would read a sealed era better than it is read now.
+
+        Returns:
+            n questions, the frames of their clips, and the mean reciprocal rank as they are read now; None where they
+            are too few to tell, or the frames of some are gone, as those of others then are.
+        """
+        all_clips = self._catalog.heldout_of_era(era.number, _ASKED)
+        clips, films = self._alike(all_clips)
+        texts = [clip.asked for clip in clips]
+        if not _FEWEST_ASKED <= len(clips) == len(all_clips):
+            return texts, None, 0.0
+        assert era.encoder is not None
+        return texts, films, merit([era.encoder.texts(texts) @ self._vectors(era, clips).T])
 
     def judges(self, era: Era) -> Judges:
         """What a sealed era is judged by before a merge: held-out clips of any task, and captions that it learned."""

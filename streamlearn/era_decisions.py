@@ -20,9 +20,9 @@ def decisions(eras: Sequence[Facts], number: int) -> list[dict[str, Any]]:
 
     Returns:
         For each its `era` and what became of it, `decision`: "merged" `into` another or "merging", "mapped" `to` the
-        pair of another, "encoding" or "encoded" anew with its own, "open". A `why` ("cap", "agree", "returns"), a
-        `loss` of mean reciprocal rank and how many `judges` found it, where that was measured; a `readout` with its
-        `gain` likewise.
+        pair of another, "encoding" or "encoded" anew with its own, "open". A `why` ("cap", "agree", "returns",
+        "renewed"), a `loss` of mean reciprocal rank and how many `judges` found it, where that was measured; a
+        `readout` with its `gain` likewise.
     """
     out: list[dict[str, Any]] = []
     absorbed = {one["absorb"]: one for era in eras for one in era["absorbed"]}

@@ -25,7 +25,8 @@ class Merge:
 
     Attributes:
         why: "cap", where there are too many eras; "agree", where nothing is lost by it; "returns", where the task of
-            `absorb` was there before and the pair of `keep` knows it as well.
+            `absorb` was there before and the pair of `keep` knows it as well; "renewed", where the task of `absorb`
+            came back and the pair of `keep`, the later one, knows the earlier clips as well.
         loss: of mean reciprocal rank, by the judges; negative where merging helps.
         judges: how many there were.
     """
@@ -35,6 +36,11 @@ class Merge:
     why: str
     loss: float
     judges: int
+
+    @property
+    def of_one_task(self) -> bool:
+        """Whether clips are encoded anew in any case, by the pair that knows them."""
+        return self.why in ("returns", "renewed")
 
 
 class Merger:

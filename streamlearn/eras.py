@@ -133,7 +133,7 @@ class Eras:
         self._note_own_captions(era)
         self.eras.append(following)
         self.snapshots.clear()
-        self._bounds.take_back(era, self.eras)
+        self._bounds.join(era, self.eras)
         self._bounds.keep(self.eras)
 
     def _note_own_captions(self, era: Era) -> None:
@@ -172,7 +172,7 @@ class Eras:
 
     def _written_by(self, era: Era) -> Era:
         """Whose pair its vectors will be of: a merged era's too are its own, as they say more (docs/log.md)."""
-        anew = self._settings.merge_vectors == "encode" or (era.merge is not None and era.merge.why == "returns")
+        anew = self._settings.merge_vectors == "encode" or (era.merge is not None and era.merge.of_one_task)
         return era.into if era.into is not None and anew else era
 
     def _refresh(self) -> int:

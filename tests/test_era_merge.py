@@ -234,11 +234,67 @@ def test_clips_of_a_task_that_returned_go_into_its_first_era_encoded_by_its_pair
     np.testing.assert_allclose([merged[row] for row in rows], expected, atol=HALF)
 
 
-def test_where_its_first_pair_knows_a_task_less_it_keeps_an_era_of_its_own(tmp_path: Path) -> None:
+def test_clips_of_the_first_visit_are_encoded_anew_where_the_later_pair_knows_them_better(tmp_path: Path) -> None:
+    parts = visited_again(tmp_path, worse=True, merge_loss=None)
+    parts.boundary("t3")
+    first, _, third, _ = parts.eras.eras
+    assert first.into is third
+    assert first.merge is not None
+    assert (first.merge.why, first.merge.judges) == ("renewed", 12)
+    assert first.merge.loss < 0
+    rows, later = list(indexed(parts, 1)), list(indexed(parts, 3))
+    parts.eras.reencode()
+    assert list(indexed(parts, 1)) == rows  # until all are done
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    while again.stale:
+        again.reencode()
+    parts.finish_reencoding()
+    for eras in (parts.eras, again):
+        assert [era.number for era in eras.eras] == [2, 3, 4]
+        assert eras.eras[1].absorbed[0]["why"] == "renewed"
+    merged = indexed(parts, 3)
+    assert sorted(merged) == sorted([*rows, *later])
+    assert third.encoder is not None
+    np.testing.assert_allclose([merged[row] for row in rows], third.encoder.clips(parts.stored(rows)), atol=HALF)
+
+
+def test_an_era_is_not_renewed_where_frames_are_gone(tmp_path: Path) -> None:
     parts = visited_again(tmp_path, worse=True)
+    parts.frames.delete(list(indexed(parts, 1))[:1])
     parts.boundary("t3")
     parts.finish_reencoding()
     assert [era.number for era in parts.eras.eras] == [1, 2, 3, 4]
+
+
+def test_an_era_that_another_goes_into_stays_until_that_has_come(tmp_path: Path) -> None:
+    parts = visited_again(tmp_path, worse=True)
+    parts.boundary("t3")
+    first, _, third, _ = parts.eras.eras
+    while third.pending:
+        parts.eras.reencode()
+    assert first.into is third
+    third.encoder = QueryEncoder(Towers(seed=9))
+    parts.learn(12, "night", split="heldout")
+    parts.boundary("t1")
+    parts.learn(12, "studio", split="heldout")
+    parts.boundary("t4")
+    assert (first.into, third.into) == (third, None)
+    parts.finish_reencoding()
+    assert sorted(row for era in parts.eras.views() for row in era.partition.rows.tolist()) == parts.rows
+
+
+def test_where_either_pair_knows_its_own_visit_best_both_have_eras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = visited_again(tmp_path)
+    # Of the third one's clips: momentum pair, encoders, the first pair, its own. Of the first one's by the third pair.
+    merits = iter([1.0, 1.0, 0.2, 0.3, 0.0])
+    monkeypatch.setattr("streamlearn.era_bounds.knows", lambda *_: next(merits))
+    parts.boundary("t3")
+    parts.finish_reencoding()
+    assert [era.number for era in parts.eras.eras] == [1, 2, 3, 4]
+    assert next(merits, None) is None
 
 
 def test_a_first_pair_is_not_dropped_before_the_clips_that_returned_are_encoded_by_it(
@@ -259,9 +315,12 @@ def test_a_first_pair_is_not_dropped_before_the_clips_that_returned_are_encoded_
     parts.finish_reencoding()
     assert [era.number for era in parts.eras.eras] == [1, 2, 4, 5]
     parts.learn(8)
-    parts.boundary("t2")  # its first pair is gone, so that it gets an era of its own when it ends
+    parts.boundary("t2")
+    parts.learn(8, "night")
+    parts.learn(12, "night", split="heldout")
     parts.boundary("t5")
-    assert [era.into for era in parts.eras.eras] == [None] * 6
+    # The pair of its first era is gone, so that it cannot go back there; the first one can come to it.
+    assert [era.into and era.into.number for era in parts.eras.eras] == [None, 6, None, None, None, None]
 
 
 def test_a_clip_without_frames_is_turned_into_the_other_space(parts: Parts) -> None:
