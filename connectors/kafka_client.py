@@ -162,7 +162,9 @@ def as_source_error(error: BaseException, options: KafkaOptions) -> SourceError:
                 " credentials; see kafka.client and kafka.client_secret_files"
             )
         case kafka_errors.KafkaTimeoutError() | kafka_errors.KafkaConnectionError() | OSError():
-            return SourceError(f"Kafka at {at} cannot be reached ({said})")
+            return SourceError(
+                f"Kafka at {at} cannot be reached ({said}): see kafka.bootstrap_servers, and whether it runs"
+            )
         case _:
             return SourceError(f"Kafka at {at}: {type(error).__name__}: {said}")
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamlearn import __version__, cli_bench, cli_eval, cli_generations, cli_publish, cli_streams, cli_tasks
-from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
+from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, console, settings_of
 from streamlearn.errors import StreamlearnError
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ class OnMismatch(StrEnum):
 
 _URL = "http://127.0.0.1:8080"
 
-out, err = Console(), Console(stderr=True)
+out, err = console(), Console(stderr=True)
 
 
 @app.command()
@@ -66,8 +66,11 @@ def run(
     setup_logging(settings.log)
     stop = stop_signal()
     with Daemon(settings) as daemon:
-        logging.getLogger("streamlearn").info("streamlearn %s answers at %s", __version__, daemon.url)
+        log = logging.getLogger("streamlearn")
+        log.info("streamlearn %s answers at %s", __version__, daemon.url)
         stop.wait()
+        log.info("told to stop: the batch in hand is ended, and what is new goes into a last checkpoint")
+    log.info("stopped")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from streamlearn.errors import StreamlearnError
 from streamlearn.settings import Settings, load
@@ -23,6 +24,12 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For a script.")]
 Url = Annotated[str, typer.Option("--url", envvar="STREAMLEARN_URL", help="The daemon's address.")]
+
+
+def console() -> Console:
+    """For what a verb prints; in a pipe or a log as wide as it needs, for there 80 columns would cut tables short."""
+    usual = Console()
+    return usual if usual.is_terminal or "COLUMNS" in os.environ else Console(width=200)
 
 
 def settings_of(config: Path | None, override: list[str] | None) -> Settings:

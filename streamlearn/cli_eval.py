@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
+from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, console, settings_of
 from streamlearn.errors import StreamlearnError
 from streamlearn.settings import Settings
 
@@ -95,7 +94,7 @@ def _of_state(settings: Settings, stack: ExitStack) -> _Found:
 
 
 def _show(report: Mapping[str, Any], matrix: Mapping[str, Any], origin: str, html: Path | None) -> None:
-    out = Console()
+    out = console()
     out.print(_over_time(matrix))
     says = "R@5 served when so many clips had been seen, pairs below; in brackets: not asked since the column before"
     out.print(Text(says), style="dim")

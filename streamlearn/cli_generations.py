@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from streamlearn.cli_common import AsJson, ConfigFile, Overrides, ask, settings_of
+from streamlearn.cli_common import AsJson, ConfigFile, Overrides, ask, console, settings_of
 from streamlearn.errors import StateError
 
 if TYPE_CHECKING:
     from streamlearn.checkpoint import Generations
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints: what is kept, pins, and going back.")
-out = Console()
+out = console()
 
 Url = Annotated[
     str | None,
@@ -57,8 +56,8 @@ def ls(url: Url = None, config: ConfigFile = None, override: Overrides = None, a
         notes = ["current"] * row["current"] + ["pinned"] * row["pinned"]
         notes += [f"back to {row['rolled_back_to']}"] if row["rolled_back_to"] is not None else []
         table.add_row(
-            str(row["number"]), row["created"], str(row["clips"]), str(row["tasks"]), str(row["eras"]),
-            f"{row['bytes'] / 1e6:.0f}", row["lineage"], ", ".join(notes),
+            str(row["number"]), row["created"].replace("T", " "), str(row["clips"]), str(row["tasks"]),
+            str(row["eras"]), f"{row['bytes'] / 1e6:.0f}", row["lineage"], ", ".join(notes),
         )  # fmt: skip
     out.print(table)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn.cli_common import AsJson, ConfigFile, Overrides, settings_of
+from streamlearn.cli_common import AsJson, ConfigFile, Overrides, console, settings_of
 from streamlearn.cli_progress import progress
 from streamlearn.errors import SettingsError
 from streamlearn.settings import Settings
@@ -117,7 +117,7 @@ def dlq_ls(
         shown = [describe(letter) for letter in summary.samples.get(code, ())]
         lines = [f"{s['topic']}:{s['partition']}:{s['offset']} key {s['key']!r}: {s['message']}" for s in shown]
         table.add_row(code, str(number), str(summary.replayed[code] or ""), Text("\n".join(lines)))
-    Console().print(table)
+    console().print(table)
     typer.echo(f"{summary.codes.total()} dead letters in {name}")
 
 

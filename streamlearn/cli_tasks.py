@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, settings_of
+from streamlearn.cli_common import AsJson, ConfigFile, Overrides, Url, ask, console, settings_of
 from streamlearn.era_decisions import sentence
 from streamlearn.errors import SettingsError
 
-out = Console()
+out = console()
 tasks = typer.Typer(invoke_without_command=True, help="Tasks: list them, begin, rename or merge one.")
 _URL = "http://127.0.0.1:8080"
 _Name = Annotated[str, typer.Argument(help="Of a task.")]

@@ -6,6 +6,7 @@ a projection to `dim`, and for image towers perhaps a small transformer over the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,7 +118,7 @@ class HuggingFaceText(nn.Module):
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except _UNLOADABLE as error:
-            raise SettingsError(f"model.text = {name!r}: its tokenizer cannot be loaded: {error}") from error
+            raise SettingsError(f"model.text = {name!r}: its tokenizer cannot be loaded: {_line(error)}") from error
         config = self.trunk.config
         if not hasattr(config, "vocab_size"):
             raise SettingsError(f"model.text = {name!r} reads no text: name a BERT, CLIP or SigLIP")
@@ -196,17 +197,31 @@ def add_adapters(trunks: Sequence[nn.Module], rank: int, seed: int) -> None:
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), trunk)
 
 
+def _log_as_we_do() -> None:
+    """What these libraries say comes in the form of our log, and once: they bring handlers of their own."""
+    for library in ("transformers", "huggingface_hub"):
+        logger = logging.getLogger(library)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+def _line(error: BaseException) -> str:
+    """What it says, without its line breaks and its full stop: a sentence goes on behind it."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
 def _pretrained(name: str, part: str, projection: str, field: str) -> tuple[Any, Tensor | None]:
     """The `part` of a two-tower model and what projects it into their common space, or the whole of another model."""
     from transformers import AutoModel
 
+    _log_as_we_do()
     try:
         # In full precision, whatever it was saved in: momentum copies move by less than a half can hold.
         model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
     except _UNLOADABLE as error:
         raise SettingsError(
-            f"{field} = {name!r} cannot be loaded: {error}. Name a model on the hub, or a folder with config.json and"
-            " model.safetensors"
+            f"{field} = {name!r} cannot be loaded: {_line(error)}. Name a model on the hub, or a folder with"
+            " config.json and model.safetensors"
         ) from error
     if not hasattr(model, part):
         return model, None

@@ -18,6 +18,7 @@ StreamlearnError
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,7 +70,7 @@ def unreadable_secret(name: str, path: Path, error: Exception) -> str:
     """The sentence of a secret's file; what is no absolute path may be the secret itself, in the wrong place."""
     why = getattr(error, "strerror", None) or type(error).__name__
     if path.is_absolute():
-        return f"{name} = {str(path)!r} cannot be read: {why}"
+        return f"{name} = {str(path)!r} cannot be read by user {os.geteuid()}: {why}"
     return f"{name} cannot be read: {why}; give the path of a file that holds the secret"
 
 

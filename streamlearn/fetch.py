@@ -100,7 +100,9 @@ def _read_file(uri: str, allowed_roots: Collection[Path], max_bytes: int) -> byt
         raise FetchError("media_forbidden", "uri: the path cannot be resolved") from error
     # Asked before whether it exists: what lies outside the roots is nobody's business.
     if not path.is_absolute() or not any(path.is_relative_to(root) for root in roots):
-        raise FetchError("media_forbidden", "uri: the file is below no allowed root; add its folder to allowed_roots")
+        raise FetchError(
+            "media_forbidden", "uri: the file is below no allowed root; add its folder to media.allowed_roots"
+        )
     try:
         # The path has no link left in it: NOFOLLOW refuses one put there since. NONBLOCK: a FIFO has no writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import IO
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from streamlearn.errors import SettingsError
@@ -35,7 +36,9 @@ def setup_logging(settings: LogSettings) -> None:
     """Log to stderr, as text or as one JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
     if settings.format == "json":
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        # uvicorn gives its message twice, the second time with colours
+        unwanted = [*RESERVED_ATTRS, "color_message"]
+        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", reserved_attrs=unwanted))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
@@ -50,7 +53,10 @@ def lock_state(state_dir: Path) -> IO[str]:
         state_dir.mkdir(parents=True, exist_ok=True)
         lock = (state_dir / "lock").open("w")
     except OSError as error:
-        raise SettingsError(f"state_dir = {str(state_dir)!r} cannot be written: {error}") from error
+        raise SettingsError(
+            f"state_dir = {str(state_dir)!r} cannot be written by user {os.geteuid()}: {error}; give that user the"
+            " folder, or name another"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -155,6 +155,11 @@ def _sentence(error: ErrorDetails) -> str:
         return f"{field}{_UNKNOWN}"
     if error["loc"] and _is_section(str(error["loc"][-1])) and error["type"] == "value_error":
         return f"{field}.{message}"  # a rule between its settings, which begins with the name of one
+    if _is_section(field):  # itself, not one of its settings
+        return (
+            f"{field}: is a section, and was given a value of its own; write {field}.NAME"
+            f" (environment: STREAMLEARN_{field.upper()}__NAME)"
+        )
     return f"{field}{_shown(error)}: {message}"
 
 

@@ -225,6 +225,7 @@ class State(Cut):
         self.publish()  # what is answered now is what going back to this generation will answer
         self.metrics.generation.set(number)
         self.metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()
+        log.info("wrote generation %d: step %d, %d clips", number, self.learner.steps, self.clips)
         self._announce(number)
 
     def restore(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,9 @@ from prometheus_client import CollectorRegistry
 from streamlearn import __version__
 from streamlearn.api import create_app
 from streamlearn.checkpoint import Generations
+from streamlearn.errors import SettingsError
 from streamlearn.metrics import Metrics
+from streamlearn.process import lock_state
 from streamlearn.retention import Retention
 from streamlearn.server import Server
 from streamlearn.settings import ApiSettings
@@ -120,6 +123,18 @@ def test_status_and_tasks_tell_what_the_daemon_does(say: Say, running: str) -> N
         "t1",
         "night [/bold]",
     ]
+
+
+def test_tables_in_a_pipe_are_not_cut_to_80_columns(running: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streamlearn", "tasks", "--url", running],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
+    )
+    assert "forgetting served" in done.stdout
+    assert "\u2026" not in done.stdout
 
 
 def test_what_the_daemon_refuses_is_told_in_its_words(say: Say, running: str) -> None:
@@ -270,6 +285,25 @@ def test_run_with_a_wrong_setting_ends_with_a_sentence_and_2(tmp_path: Path) -> 
     assert done.returncode == 2
     assert "streamlearn: model.device = 'tpu' is not usable here" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_state_directory_that_cannot_be_written_says_to_whom_to_give_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        SettingsError, match=rf"cannot be written by user {os.geteuid()}: .*; give that user the folder"
+    ):
+        lock_state(tmp_path / "file" / "state")
+
+
+def test_a_line_of_the_log_as_json_has_no_colours() -> None:
+    script = (
+        "import logging; from streamlearn.process import setup_logging; from streamlearn.settings import LogSettings\n"
+        "setup_logging(LogSettings(format='json'))\n"
+        "logging.getLogger('uvicorn.error').info('started', extra={'color_message': '\\x1b[36mstarted'})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    said = json.loads(done.stderr)
+    assert (said["message"], "color_message" in said) == ("started", False)
 
 
 def test_verbs_that_need_no_model_import_none() -> None:

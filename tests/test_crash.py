@@ -87,6 +87,8 @@ def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         running.wait_finished()
         assert_nothing_lost_or_doubled(running, folder)
         assert running.stop() == 0
+        log = running.log.read_text()
+        assert ("wrote generation 1: step " in log, log.rstrip().endswith("streamlearn: stopped")) == (True, True)
     return weights(work / "state")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import time
@@ -382,8 +383,13 @@ class TestRefused:
 
     def test_a_name_that_is_no_model_without_a_long_wait(self, part: str, kind: str) -> None:
         start = time.monotonic()
-        assert f"model.{part} = 'no-such/model' cannot be loaded" in refused(**{part: "no-such/model"})
+        said = refused(**{part: "no-such/model"})
+        assert f"model.{part} = 'no-such/model' cannot be loaded" in said
+        assert "\n" not in said
         assert time.monotonic() - start < 5
+        for library in ("transformers", "huggingface_hub"):
+            logger = logging.getLogger(library)
+            assert (logger.handlers, logger.propagate) == ([], True), "or its lines are not in the log's form"
 
     def test_weights_in_pickle(self, models: Path, tmp_path: Path, part: str, kind: str) -> None:
         folder = shutil.copytree(models / kind, tmp_path / "pickled")

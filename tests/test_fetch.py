@@ -79,6 +79,7 @@ def test_file_outside_the_roots_is_forbidden_whether_it_exists_or_not(root: Path
         assert error.code == "media_forbidden", tail
         sentences.add(str(error))
     assert len(sentences) == 1
+    assert "media.allowed_roots" in sentences.pop()
 
 
 def test_link_out_of_the_root_is_forbidden(root: Path) -> None:

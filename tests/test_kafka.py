@@ -364,6 +364,7 @@ def test_a_broker_that_cannot_be_reached_is_one_sentence_and_close_does_not_hang
     source = open_source(options(kafka, "clips", bootstrap_servers=["127.0.0.1:1"]))
     said = trouble(source)
     assert "127.0.0.1:1 cannot be reached" in str(said)
+    assert "kafka.bootstrap_servers" in str(said)
     assert said.retriable
     assert source.poll(0.2) == []  # said once, not in every poll
     begun = time.monotonic()

@@ -341,6 +341,13 @@ def test_settings_of_the_stack_and_the_image_are_understood(
     assert compose["services"]["streamlearn"]["ports"] == [f"127.0.0.1:{loaded.api.port}:{loaded.api.port}"]
 
 
+def test_what_the_shell_gives_the_stack_is_no_name_of_a_setting() -> None:
+    # Exported for compose, such a name would be taken for a setting by every verb that the same shell runs.
+    names = re.findall(r"\$\{(\w+)", COMPOSE.read_text())
+    assert "MEDIA_FOLDER" in names
+    assert [name for name in names if name.startswith("STREAMLEARN_")] == []
+
+
 def test_scrape_targets_and_data_sources_are_services_of_the_stack(compose: dict[str, Any]) -> None:
     config = yaml.safe_load((OPS / "prometheus/prometheus.yml").read_text())
     sources = yaml.safe_load((OPS / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]

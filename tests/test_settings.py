@@ -175,7 +175,7 @@ def test_other_variables_of_the_family_are_not_settings(monkeypatch: pytest.Monk
         ("source_options", "[1]", "dictionary"),
         ("media.sampling", "all", "'exact' or 'keyframe'"),
         ("folder.watch", "perhaps", "boolean"),
-        ("learner", "5", "dictionary"),
+        ("learner", "5", "STREAMLEARN_LEARNER__NAME"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_would_be_right(name: str, value: str, remedy: str) -> None:
