@@ -63,6 +63,16 @@ class Era:
             return through(self.captions, self.encoder.of_texts)
         return self.captions
 
+    @property
+    def renewed(self) -> bool:
+        """Whether a later era of its task takes its clips, which are read well until then: nothing is urgent."""
+        return self.merge is not None and self.merge.why == "renewed"
+
+    def written_by(self, merge_vectors: str) -> Era:
+        """Whose pair its vectors will be of: a merged era's too are its own, as they say more (docs/log.md)."""
+        anew = merge_vectors == "encode" or (self.merge is not None and self.merge.of_one_task)
+        return self.into if self.into is not None and anew else self
+
     def facts(self) -> dict[str, Any]:
         """What a manifest says of it."""
         return {

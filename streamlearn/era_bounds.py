@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from streamlearn.encoders import Towers
@@ -21,6 +22,8 @@ from streamlearn.settings import SearchSettings
 from streamlearn.snapshots import Weights
 
 log = logging.getLogger(__name__)
+
+_MOST_GONE = 0.1  # of an era's clips, for it to be renewed
 
 
 class EraBounds:
@@ -94,6 +97,19 @@ class EraBounds:
             old.pending, old.reencoded = deque(old.partition.view().rows.tolist()), {}
             log.info("era %d of %s is renewed in era %d: %s", old.number, old.task, era.number, old.merge)
 
+    def give_up(self, era: Era) -> bool:
+        """Have an era that was to be renewed stay as it is, where the frames of too many clips went while it waited.
+
+        How the later pair would see those can only be guessed, and the era's own reads them well.
+        """
+        rows = era.partition.view().rows
+        gone = len(rows) - int(np.isin(rows, list(era.reencoded)).sum())
+        if not era.renewed or gone <= _MOST_GONE * len(rows):
+            return False
+        log.info("era %d of %s is not renewed: frames of %d in %d clips gone", era.number, era.task, gone, len(rows))
+        era.into, era.merge, era.reencoded = None, None, {}
+        return True
+
     def read_out(self, eras: Sequence[Era]) -> None:
         """Read all eras whose vectors are final through their readouts, unless held-out clips are then found worse.
 
@@ -127,9 +143,13 @@ class EraBounds:
         Args:
             eras: all of them, the current one last.
         """
-        self._map([era for era in eras[:-1] if era.into is None], _needed(eras))
-        if not any(era.into is not None for era in eras):  # one at a time
-            self._merge(eras[:-1])
+        sealed, needed = [era for era in eras[:-1] if era.into is None], _needed(eras)
+        self._map(sealed, needed)
+        going = [era for era in eras if era.into is not None]
+        # One at a time. But renewals may take long, and the bound holds meanwhile, of the eras that they leave alone.
+        if all(era.renewed for era in going):
+            over, most_loss = len(sealed) + 1 > self._settings.max_eras, self._settings.merge_loss
+            self._merge([era for era in sealed if era.number not in needed], over, None if going else most_loss)
 
     def _map(self, sealed: Sequence[Era], needed: Collection[int]) -> None:
         most, by_number = self._settings.max_encoders, {era.number: era for era in sealed}
@@ -149,20 +169,19 @@ class EraBounds:
                 era.encoder, era.mapped = MappedEncoder(reader, of_texts, of_clips), choice.mapped
             log.info("era %d has no pair of its own any more: %s", choice.era, choice.mapped)
 
-    def _merge(self, sealed: Sequence[Era]) -> None:
-        settings, over = self._settings, len(sealed) + 1 > self._settings.max_eras
-        if len(sealed) < 2 or not (over or settings.merge_loss is not None):
+    def _merge(self, sealed: Sequence[Era], over: bool, most_loss: float | None) -> None:
+        if len(sealed) < 2 or not (over or most_loss is not None):
             return
         judges = {era.number: self._clips.judges(era) for era in sealed}
         if over:
             merge = self._merger.cheapest(sealed, judges)
         else:
-            assert settings.merge_loss is not None
-            merge = self._merger.superfluous(sealed, judges, settings.merge_loss)
+            assert most_loss is not None
+            merge = self._merger.superfluous(sealed, judges, most_loss)
         if merge is not None:
             absorb, keep = (next(e for e in sealed if e.number == n) for n in (merge.absorb, merge.keep))
             absorb.into, absorb.merge = keep, merge
-            if settings.merge_vectors == "encode":
+            if self._settings.merge_vectors == "encode":
                 absorb.pending, absorb.reencoded = deque(absorb.partition.view().rows.tolist()), {}
             log.info("era %d of %s goes into era %d: %s", absorb.number, absorb.task, keep.number, merge)
 

@@ -149,7 +149,7 @@ class Eras:
         return sum(len(era.pending) or len(era.partition.view()) for era in self._closing())
 
     def _closing(self) -> list[Era]:
-        return [era for era in self.eras if era.pending or era.into is not None]
+        return sorted((e for e in self.eras if e.pending or e.into is not None), key=lambda e: e.renewed)
 
     def oldest_age_steps(self) -> int:
         """Steps since the oldest vector of the current era was written."""
@@ -161,19 +161,14 @@ class Eras:
         left = most = self._settings.reencode_batch_clips
         # One that goes into another waits until that is finished: a restart begins the other anew with all of its rows.
         while left > 0 and (era := next((e for e in self._closing() if e.into is None or not e.into.pending), None)):
-            encoder = self._written_by(era).encoder
+            encoder = era.written_by(self._settings.merge_vectors).encoder
             assert encoder is not None
             batch = [era.pending.popleft() for _ in range(min(left, len(era.pending)))]
             era.reencoded.update(self._clips.encode(batch, encoder))
             if not era.pending:
-                self._swap_in(era)
+                self._finish(era)
             left -= max(1, len(batch))  # a merge that encodes nothing changes what is to be served, too
         return most - left or self._refresh()
-
-    def _written_by(self, era: Era) -> Era:
-        """Whose pair its vectors will be of: a merged era's too are its own, as they say more (docs/log.md)."""
-        anew = self._settings.merge_vectors == "encode" or (era.merge is not None and era.merge.of_one_task)
-        return era.into if era.into is not None and anew else era
 
     def _refresh(self) -> int:
         """The current era's vectors were written by encoders that knew less: bring some up to date."""
@@ -188,8 +183,14 @@ class Eras:
         self._store(era, fresh, step)
         return len(fresh)
 
+    def _finish(self, era: Era) -> None:
+        if not self._bounds.give_up(era):
+            self._swap_in(era)
+        self._bounds.read_out(self.eras)
+        self._bounds.keep(self.eras)
+
     def _swap_in(self, era: Era) -> None:
-        target, writer = era.into or era, self._written_by(era)
+        target, writer = era.into or era, era.written_by(self._settings.merge_vectors)
         assert writer.sealed_step is not None
         partition = era.partition.view()
         # Without frames, the vector that was written on arrival stays, turned into the other space where it is merged.
@@ -209,8 +210,6 @@ class Eras:
             target.absorbed += [*era.absorbed, asdict(era.merge) | {"task": era.task}]
             log.info("era %d of %s is now part of era %d", era.number, era.task, target.number)
         self._note_own_captions(target)
-        self._bounds.read_out(self.eras)
-        self._bounds.keep(self.eras)
 
     def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
         if vectors:
