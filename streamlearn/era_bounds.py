@@ -17,7 +17,7 @@ from streamlearn.era_maps import MappedEncoder, choose, fitted
 from streamlearn.era_merge import Merge, Merger
 from streamlearn.era_readout import judged, through_readout
 from streamlearn.era_view import QueryEncoder
-from streamlearn.records import Vectors
+from streamlearn.records import Frames, Vectors
 from streamlearn.settings import SearchSettings
 from streamlearn.snapshots import Weights
 
@@ -66,17 +66,17 @@ class EraBounds:
         """
         earlier = [e for e in eras if e.number < era.number and e.task == era.task]
         earlier = [e for e in earlier if not e.pending and e.into is None]
-        if not earlier or self._take_back(era, earlier):
-            return
+        texts, films = self._clips.asked(era) if earlier else ([], None)
+        if films is None or self._take_back(era, earlier, texts, films):
+            return  # a visit too short to be asked about renews nothing
         needed = {e.mapped.reader for e in eras if e.mapped is not None} | _needed(eras)
         for old in earlier:
             if old.number not in needed:
                 self._renew(old, era)
 
-    def _take_back(self, era: Era, earlier: Sequence[Era]) -> bool:
-        texts, films = self._clips.asked(era)
+    def _take_back(self, era: Era, earlier: Sequence[Era], texts: Sequence[str], films: Frames) -> bool:
         encoders = {e.number: e.encoder.reader for e in (*earlier, era) if e.encoder is not None and e.mapped is None}
-        if films is None or len(encoders) < 2:
+        if len(encoders) < 2:
             return False
         merit = {number: knows(encoder, texts, films) for number, encoder in encoders.items()}
         best = max((e for e in earlier if e.number in merit), key=lambda e: merit[e.number])

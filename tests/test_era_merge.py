@@ -197,14 +197,14 @@ def test_the_next_merge_is_judged_by_clips_that_an_era_took_in_and_by_their_vect
         np.testing.assert_array_equal(vectors[clip.asked], stored[clip.row])
 
 
-def visited_again(folder: Path, worse: bool = False, **search: Any) -> Parts:
+def visited_again(folder: Path, worse: bool = False, last: int = 12, **search: Any) -> Parts:
     """t1, t2, t1 again: nothing is learned, so that all pairs are alike, but for the first one where it is `worse`."""
     parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_batch_clips=4, **search)
     for task, domain in (("t1", "studio"), ("t2", "night"), ("t1", "studio")):
         if parts.rows:
             parts.boundary(task)
             parts.finish_reencoding()
-        parts.learn(12, domain, split="heldout")
+        parts.learn(12 if len(parts.rows) < 24 else last, domain, split="heldout")
     if worse:
         parts.eras.eras[0].encoder = QueryEncoder(Towers(seed=9))
     return parts
@@ -257,6 +257,13 @@ def test_clips_of_the_first_visit_are_encoded_anew_where_the_later_pair_knows_th
     assert sorted(merged) == sorted([*rows, *later])
     assert third.encoder is not None
     np.testing.assert_allclose([merged[row] for row in rows], third.encoder.clips(parts.stored(rows)), atol=HALF)
+
+
+def test_a_visit_too_short_to_tell_renews_nothing(tmp_path: Path) -> None:
+    parts = visited_again(tmp_path, worse=True, last=9)
+    parts.boundary("t3")
+    parts.finish_reencoding()
+    assert [era.number for era in parts.eras.eras] == [1, 2, 3, 4]
 
 
 def test_an_era_is_not_renewed_where_frames_are_gone(tmp_path: Path) -> None:

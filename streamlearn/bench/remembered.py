@@ -38,7 +38,7 @@ class Remembered:
         new = {key: i for i, key in enumerate(keys) if key not in self._known}
         if new:
             rows = list(new.values())
-            self._known |= zip(new, self._features(input_ids[rows], attention_mask[rows]), strict=True)
+            self._known |= zip(new, self._features(input_ids[rows], attention_mask[rows]).float(), strict=True)
         return torch.stack([self._known[key] for key in keys])
 
 
