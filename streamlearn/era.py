@@ -64,7 +64,7 @@ class Era:
         return self.captions
 
     @property
-    def renewed(self) -> bool:
+    def renewing(self) -> bool:
         """Whether a later era of its task takes its clips, which are read well until then: nothing is urgent."""
         return self.merge is not None and self.merge.why == "renewed"
 

@@ -102,9 +102,11 @@ class EraBounds:
 
         How the later pair would see those can only be guessed, and the era's own reads them well.
         """
+        if not era.renewing:
+            return False
         rows = era.partition.view().rows
         gone = len(rows) - int(np.isin(rows, list(era.reencoded)).sum())
-        if not era.renewed or gone <= _MOST_GONE * len(rows):
+        if gone <= _MOST_GONE * len(rows):
             return False
         log.info("era %d of %s is not renewed: frames of %d in %d clips gone", era.number, era.task, gone, len(rows))
         era.into, era.merge, era.reencoded = None, None, {}
@@ -147,7 +149,7 @@ class EraBounds:
         self._map(sealed, needed)
         going = [era for era in eras if era.into is not None]
         # One at a time. But renewals may take long, and the bound holds meanwhile, of the eras that they leave alone.
-        if all(era.renewed for era in going):
+        if all(era.renewing for era in going):
             over, most_loss = len(sealed) + 1 > self._settings.max_eras, self._settings.merge_loss
             self._merge([era for era in sealed if era.number not in needed], over, None if going else most_loss)
 

@@ -149,7 +149,7 @@ class Eras:
         return sum(len(era.pending) or len(era.partition.view()) for era in self._closing())
 
     def _closing(self) -> list[Era]:
-        return sorted((e for e in self.eras if e.pending or e.into is not None), key=lambda e: e.renewed)
+        return sorted((e for e in self.eras if e.pending or e.into is not None), key=lambda e: e.renewing)
 
     def oldest_age_steps(self) -> int:
         """Steps since the oldest vector of the current era was written."""

@@ -210,6 +210,19 @@ def visited_again(folder: Path, worse: bool = False, last: int = 12, **search: A
     return parts
 
 
+def finished(parts: Parts, going: int) -> tuple[Eras, Eras]:
+    """The eras when one has gone into another: straight on, and after a restart in the middle."""
+    rows = list(indexed(parts, going))
+    parts.eras.reencode()
+    assert list(indexed(parts, going)) == rows  # until all are done
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    while again.stale:
+        again.reencode()
+    parts.finish_reencoding()
+    return parts.eras, again
+
+
 def test_clips_of_a_task_that_returned_go_into_its_first_era_encoded_by_its_pair(tmp_path: Path) -> None:
     parts = visited_again(tmp_path, merge_loss=None)
     parts.boundary("t3")
@@ -218,14 +231,7 @@ def test_clips_of_a_task_that_returned_go_into_its_first_era_encoded_by_its_pair
     assert third.merge is not None
     assert (third.merge.why, third.merge.judges) == ("returns", 12)
     rows = list(indexed(parts, 3))
-    parts.eras.reencode()
-    assert list(indexed(parts, 3)) == rows  # until all are done
-    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
-    again.restore(parts.eras.state(), tensors_of(parts))
-    while again.stale:
-        again.reencode()
-    parts.finish_reencoding()
-    for eras in (parts.eras, again):
+    for eras in finished(parts, going=3):
         assert [era.number for era in eras.eras] == [1, 2, 4]
         assert eras.eras[0].absorbed[0]["why"] == "returns"
     merged = indexed(parts, 1)
@@ -243,14 +249,7 @@ def test_clips_of_the_first_visit_are_encoded_anew_where_the_later_pair_knows_th
     assert (first.merge.why, first.merge.judges) == ("renewed", 12)
     assert first.merge.loss < 0
     rows, later = list(indexed(parts, 1)), list(indexed(parts, 3))
-    parts.eras.reencode()
-    assert list(indexed(parts, 1)) == rows  # until all are done
-    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
-    again.restore(parts.eras.state(), tensors_of(parts))
-    while again.stale:
-        again.reencode()
-    parts.finish_reencoding()
-    for eras in (parts.eras, again):
+    for eras in finished(parts, going=1):
         assert [era.number for era in eras.eras] == [2, 3, 4]
         assert eras.eras[1].absorbed[0]["why"] == "renewed"
     merged = indexed(parts, 3)

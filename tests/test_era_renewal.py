@@ -28,7 +28,7 @@ def renewing(folder: Path, **search: Any) -> Parts:
     first.encoder = QueryEncoder(Towers(dim=parts.eras.current.partition.view().dim, seed=9))
     first.partition.upsert(np.asarray(rows), first.encoder.clips(parts.stored(rows)))
     parts.boundary("t3")
-    assert first.renewed
+    assert first.renewing
     while parts.eras.eras[2].pending:
         parts.eras.reencode()
     assert first.pending
@@ -98,7 +98,7 @@ def test_there_are_no_more_eras_than_may_be_while_one_waits_to_be_renewed(
         for _ in range(8):
             parts.eras.reencode()
             first.pending.extend([*first.pending][:4])  # it takes long
-        assert not any(era.pending or era.into is not None for era in parts.eras.eras if not era.renewed)
+        assert not any(era.pending or era.into is not None for era in parts.eras.eras if not era.renewing)
         assert first.into is third
         assert len([era for era in parts.eras.eras if era is not first]) <= 4
     assert considered
