@@ -14,10 +14,11 @@ import numpy as np
 from streamlearn.records import Vectors
 
 #: So many of the best are told apart once more, less what makes hubs of them. A page deep below is as it was.
-HEAD = 64
+HEAD = 32
 _NEAREST_CAPTIONS = 5
-_HUB_CAPTIONS = 256  # of an era's, spread evenly: with all 1,024 nothing more is found, for four times the work
-_SHARPNESS = np.float32(20)  # the inverse temperature: the nearest captions count, not their mean
+_AT_ONCE = 8_192  # clips
+_HUB_CAPTIONS = 256  # spread over an era's 1,024, which find little more for four times the work
+_SHARPNESS = np.float32(15)  # about the inverse of the temperature that is learned with
 
 
 def weighed(
@@ -57,9 +58,11 @@ def hubs(clips: Vectors, captions: Vectors) -> Vectors:
     """
     if not len(captions):
         return np.full(len(clips), np.nan, np.float32)
-    some = captions[:: -(-len(captions) // _HUB_CAPTIONS)]
-    out: Vectors = np.log(np.exp(_SHARPNESS * (clips @ some.T)).mean(1)) / _SHARPNESS
-    return out
+    some, out = captions[:: -(-len(captions) // _HUB_CAPTIONS)], np.empty(len(clips), np.float32)
+    for start in range(0, len(clips), _AT_ONCE):
+        cosines = clips[start : start + _AT_ONCE] @ some.T
+        out[start : start + len(cosines)] = np.exp(_SHARPNESS * cosines).mean(1)
+    return np.log(out) / _SHARPNESS
 
 
 def less_hubs(scores: Vectors, near: Vectors, *, hub_weight: float, familiarity_weight: float) -> Vectors:

@@ -257,7 +257,11 @@ def _hubs(eras: Sequence[EraView], rows: Rows, numbers: Rows) -> Vectors:
     near = np.zeros(rows.shape, np.float32)
     for era in eras:
         here = numbers == era.number
-        if here.any():
+        if not here.any():
+            continue
+        if len(rows) == 1:  # a user's query, which meets no clip twice
+            near[here] = hubs(era.partition.vectors(rows[here]), era.captions)
+        else:
             once, back = np.unique(rows[here], return_inverse=True)
             near[here] = hubs(era.partition.vectors(once), era.captions)[back]
     return near

@@ -44,7 +44,7 @@ def parts(tmp_path: Path) -> Parts:
 def scored(era: EraView, query: Vectors, vectors: Vectors, settings: SearchSettings, *, words: bool = True) -> Vectors:
     """Of an era's clips, by the formula of docs/decisions.md. Shape: (d,), (n, d) -> (n,)."""
     familiar = np.sort(era.captions @ query)[-5:].mean()
-    near = np.log(np.exp(20 * vectors @ era.captions.T).mean(1)) / 20 if words else 0
+    near = np.log(np.exp(15 * vectors @ era.captions.T).mean(1)) / 15 if words else 0
     return (vectors @ query - settings.hub_weight * near + settings.familiarity_weight * familiar) / (
         1 + settings.familiarity_weight
     )
