@@ -58,11 +58,11 @@ def hubs(clips: Vectors, captions: Vectors) -> Vectors:
     """
     if not len(captions):
         return np.full(len(clips), np.nan, np.float32)
-    some, out = captions[:: -(-len(captions) // _HUB_CAPTIONS)], np.empty(len(clips), np.float32)
+    some, mean = captions[:: -(-len(captions) // _HUB_CAPTIONS)], np.empty(len(clips), np.float32)
     for start in range(0, len(clips), _AT_ONCE):
         cosines = clips[start : start + _AT_ONCE] @ some.T
-        out[start : start + len(cosines)] = np.exp(_SHARPNESS * cosines).mean(1)
-    return np.log(out) / _SHARPNESS
+        mean[start : start + len(cosines)] = np.exp(_SHARPNESS * cosines).mean(1)
+    return (np.log(mean) / _SHARPNESS).astype(np.float32)
 
 
 def less_hubs(scores: Vectors, near: Vectors, *, hub_weight: float, familiarity_weight: float) -> Vectors:
