@@ -342,6 +342,24 @@ def test_a_global_pair_switched_on_later_starts_from_the_encoders() -> None:
     assert torch.equal(state["global"]["text.head.weight"], state["online"]["text.head.weight"])
 
 
+@pytest.mark.parametrize("variant", ["ctp", "global loss", "bmu with replay"])
+def test_a_learner_that_goes_back_is_one_that_starts_from_there(variant: str) -> None:
+    """As a rollback under a running daemon, also to before a task had a reference or a setting had its part."""
+    begun = make(VARIANTS[variant].get("method", "bmu"))  # type: ignore[arg-type]
+    run(begun, range(1))
+    state = begun.state_dict()
+    for part in ("queue", "queue_global", "replay"):
+        state.pop(part, None)
+    back, anew = make(**VARIANTS[variant]), make(**VARIANTS[variant])  # type: ignore[arg-type]
+    run(back, range(10, 12))
+    back.start_task()
+    run(back, range(12, 14))
+    for learner in (back, anew):
+        learner.load_state_dict({part: {name: t.clone() for name, t in state[part].items()} for part in state})
+        run(learner, range(20, 22))
+    assert equal(weights(back), weights(anew))
+
+
 @pytest.mark.parametrize(("size", "count"), [(16, 8), (64, 8), (48, 3), (32, 12)])
 def test_clips_of_any_size_and_length_are_encoded(size: int, count: int) -> None:
     frames = np.zeros((2, count, size, size, 3), np.uint8)
