@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +24,7 @@ from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
 from streamlearn.bench.gallery import both_ways, caption_search, encode_texts, questions, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
+from streamlearn.bench.plots import plot_all
 from streamlearn.bench.remembered import remember_captions
 from streamlearn.bench.report import differences, mean_and_error, report, shown, value
 from streamlearn.bench.runs import RESULTS, Results, best_rates, grid, run_all
@@ -198,6 +204,32 @@ def test_row_without_the_field_is_refused_with_its_line(tmp_path: Path) -> None:
         decode_corpus(
             tmp_path, folders=[tmp_path], split="instance_split", media=MediaSettings(), learn_px=32, progress=nothing
         )
+
+
+def test_blank_lines_do_not_count_and_only_a_line_feed_ends_a_row(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "a", "studio", {0: "test"})
+    manifest = folder / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[1]["caption"] = "one\u2028line"
+    manifest.write_text("\n".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    made = decode_corpus(
+        tmp_path / "cache", folders=[folder], split="split", media=MediaSettings(), learn_px=32, progress=nothing
+    )
+    assert open_corpus(made).captions[1] == ("one\u2028line",)
+    manifest.write_text(manifest.read_text(encoding="utf-8") + "[1]\n", encoding="utf-8")
+    with pytest.raises(SourceError, match="line 24: must name path, caption and split"):
+        decode_corpus(
+            tmp_path / "cache", folders=[folder], split="split", media=MediaSettings(), learn_px=32, progress=nothing
+        )
+
+
+@pytest.mark.parametrize(("folders", "name"), [(("x/a", "y/a"), "a"), (("a", "./a"), "a"), (("b", "pooled"), "pooled")])
+def test_domains_that_would_not_be_told_apart_are_refused(tmp_path: Path, folders: list[str], name: str) -> None:
+    with pytest.raises(SourceError, match=f"--stream .*: a domain is called as its folder, and '{name}' is taken"):
+        decode_corpus(
+            tmp_path, folders=[tmp_path / folder for folder in folders], split="split", media=MediaSettings(),
+            learn_px=32, progress=nothing,
+        )  # fmt: skip
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------
@@ -407,6 +439,50 @@ def test_damaged_line_is_refused_with_its_number(tmp_path: Path) -> None:
         Results(tmp_path)
 
 
+def test_trial_that_fails_costs_those_beside_it_nothing(tmp_path: Path, rendered: Path) -> None:
+    bad, good = (Spec(corpus, "inbatch", 1e-4, 0, asked_per_task=1, eras=False) for corpus in ("absent", str(rendered)))
+    results = Results(tmp_path)
+    with pytest.raises(SourceError, match="absent holds no corpus"):
+        run_all([("reported", bad), ("reported", good)], results, workers=1, on_done=nothing)
+    assert [line["key"] for line in Results(tmp_path).lines] == [good.key]
+
+
+_ENDLESS = """
+import multiprocessing, sys, threading, time
+from pathlib import Path
+from streamlearn.bench.runs import Results, run_all
+from streamlearn.bench.trial import Spec
+
+def tell():
+    while not (workers := multiprocessing.active_children()):
+        time.sleep(0.01)
+    print(workers[0].pid, flush=True)
+
+if __name__ == "__main__":
+    threading.Thread(target=tell).start()
+    endless = Spec(sys.argv[1], "moco", 1e-4, 0, passes=5000)
+    run_all([("reported", endless)], Results(Path(sys.argv[2])), workers=1, on_done=print)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_trials_end_with_the_benchmark_that_was_told_to(tmp_path: Path, rendered: Path, how: signal.Signals) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(_ENDLESS)
+    command = [sys.executable, str(script), str(rendered), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as bench:
+        assert bench.stdout is not None
+        worker = os.pidfd_open(int(bench.stdout.readline()))
+        bench.send_signal(how)
+        ended, _, _ = select.select([worker], [], [], 30)
+        if not ended:
+            signal.pidfd_send_signal(worker, signal.SIGKILL)
+            bench.kill()
+        os.close(worker)
+        assert ended
+        assert bench.wait(30) != 0
+
+
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
@@ -498,6 +574,23 @@ def test_option_that_cannot_be_meant_is_refused_before_anything_is_rendered(
     assert not out.exists()
 
 
+def test_folder_that_cannot_be_written_is_refused_before_the_first_trial(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        answer = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path / out)])
+        assert isinstance(answer.exception, SettingsError)
+        assert "cannot be written" in str(answer.exception)
+
+
+def test_pictures_of_one_domain_have_no_legend_of_nothing(tmp_path: Path) -> None:
+    lines = [_line("moco", 4e-4, 50.0), _line("moco", 4e-4, 50.0)]
+    for line, order in zip(lines, ("0", "iid"), strict=True):
+        line["spec"]["order"] = order
+        del line["result"]["copies"]["local"]["learned"]
+        line["result"] |= {"course": [{"clips": 64, "copy": "local", "recall": {}}], "starts": [0]}
+    assert len(plot_all(lines[:1], tmp_path)) == len(plot_all(lines[1:], tmp_path)) == 3
+
+
 def test_report_of_no_trials_or_against_no_method_is_refused(tmp_path: Path) -> None:
     def refused(*words: str) -> str:
         answer = CliRunner().invoke(cli.app, ["bench", "report", *words])
@@ -534,6 +627,14 @@ def test_rate_behind_a_method_is_not_tuned(tmp_path: Path, monkeypatch: pytest.M
     wrong = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--methods", "moco@fast"])
     assert "after @ comes a learning rate, as in moco@2e-4" in str(wrong.exception)
     ran.clear()
+    command[-3] = "bmu-local@2e-4,moco-matched,restart"  # one base has its rate, the other is tuned for its control
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    assert ran[:2] == [("tuning", "moco", 1e-4), ("tuning", "moco", 3e-4)]
+    assert ran[2:] == [
+        ("reported", name, rate) for name, rate in (("bmu-local", 2e-4), ("moco-matched", 2e-4), ("restart", 1e-4))
+    ]
+    ran.clear()
+    command[-3] = "moco@2e-4,bmu"
     command[-1] = "3e-4,1e-3"  # what the first run found at other rates counts no longer
     assert CliRunner().invoke(cli.app, command).exit_code == 0
     assert ran[-1] == ("reported", "bmu", 3e-4)
