@@ -24,6 +24,7 @@ from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
 from streamlearn.bench.gallery import both_ways, caption_search, encode_texts, questions, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
+from streamlearn.bench.options import read_orders
 from streamlearn.bench.plots import plot_all
 from streamlearn.bench.remembered import remember_captions
 from streamlearn.bench.report import differences, mean_and_error, report, shown, value
@@ -517,6 +518,26 @@ def test_report_names_the_rates_of_a_method_that_has_several() -> None:
     assert "`bmu-local@" not in text
 
 
+def test_report_shows_each_direction_of_each_task_and_of_all_in_one() -> None:
+    lines = [_line("moco", 4e-4, 50.0, seed=seed) for seed in (1, 2)]
+    for line, there in zip(lines, (10.0, 20.0), strict=True):
+        ways = {
+            way: {"1": one, "5": 2 * one, "10": 3 * one, "median": 4.0} for way, one in (("t2v", there), ("v2t", 5.0))
+        }
+        line["result"]["copies"]["local"]["tasks"] = {"v1.0": ways}
+    rows = [row for row in report(lines).splitlines() if row.startswith("| `moco`, ")]
+    assert rows == [
+        "| `moco`, v1.0 | 15.0 ± 5.0 | 30.0 ± 10.0 | 45.0 ± 15.0 | 4.0 ± 0.0"
+        " | 5.0 ± 0.0 | 10.0 ± 0.0 | 15.0 ± 0.0 | 4.0 ± 0.0 |",
+        "| `moco`, all in one |" + 2 * " 25.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | 3.0 ± 0.0 |",
+    ]
+
+
+def test_orders_that_are_the_same_by_other_names_are_run_once() -> None:
+    assert read_orders("forward,01234,reverse,iid,43210,20413", 5) == ["forward", "reverse", "iid", "20413"]
+    assert read_orders("forward,reverse", 1) == ["forward"]
+
+
 def test_report_shows_domains_that_come_back() -> None:
     found = {way: {who: {"1": 10.0, "5": 50.0} for who in ("came", "earlier", "all")} for way in ("anew", "before")}
     found["old"] = {who: {"1": 20.0, "5": 60.0} for who in ("came", "earlier", "all")}
@@ -557,6 +578,7 @@ def test_wrong_setting_is_refused(tmp_path: Path) -> None:
         ("--set media.frames=4", "it needs --stream"),
         ("--set model.threads=2", "--workers says how many run at a time"),
         ("--set model.device=cuda:99", "model.device = 'cuda:99' is not usable here"),
+        ("--set model.device=meta", "model.device = 'meta' is not usable here: nothing is learned on meta"),
         ("--set drift.detector=kswin", "the benchmark's detector is mean_shift"),
         ("--split part", "without --stream there are no manifests: leave out --split"),
         ("--stream a --clips 100", "--stream brings clips of its own: leave out --clips"),
