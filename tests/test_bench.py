@@ -434,9 +434,10 @@ def test_finished_trials_are_not_run_again_and_half_a_line_is(tmp_path: Path) ->
     assert not results.has("reported", replace(spec, seed=1))
 
 
-def test_damaged_line_is_refused_with_its_number(tmp_path: Path) -> None:
-    (tmp_path / RESULTS).write_text("{}\nnothing\n")
-    with pytest.raises(SourceError, match="line 2 is no JSON"):
+@pytest.mark.parametrize("line", ["nothing", "[1]", '{"key": "k", "role": "reported", "spec": {}}'])
+def test_damaged_line_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
+    (tmp_path / RESULTS).write_text(f"{json.dumps(_line('moco', 1e-4, 50.0))}\n{line}\n")
+    with pytest.raises(SourceError, match="line 2 is no trial; remove it"):
         Results(tmp_path)
 
 

@@ -60,9 +60,12 @@ class Results:
             self._path.write_text(whole, encoding="utf-8")
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise SourceError(f"{self._path}, line {number} is no JSON; remove it: {error}") from error
+                found = json.loads(line)
+                if missing := {"key", "role", "spec", "result"} - dict(found).keys():
+                    raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            except (ValueError, TypeError) as error:
+                raise SourceError(f"{self._path}, line {number} is no trial; remove it: {error}") from error
+            yield found
 
     def has(self, role: str, spec: Spec) -> bool:
         """Whether the trial is in the file, for this purpose."""
