@@ -146,8 +146,10 @@ class Learner:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.steps)).generate_state(1)[0]))
             self.online.train()
-            yield
-            self.online.eval()
+            try:
+                yield
+            finally:
+                self.online.eval()
 
     def start_task(self) -> None:
         """A task begins: what the method restarts, restarts."""

@@ -526,7 +526,9 @@ def test_report_shows_each_direction_of_each_task_and_of_all_in_one() -> None:
             way: {"1": one, "5": 2 * one, "10": 3 * one, "median": 4.0} for way, one in (("t2v", there), ("v2t", 5.0))
         }
         line["result"]["copies"]["local"]["tasks"] = {"v1.0": ways}
-    rows = [row for row in report(lines).splitlines() if row.startswith("| `moco`, ")]
+    text = report(lines)
+    assert "Domains v1.0; seeds 1, 2; orders forward." in text
+    rows = [row for row in text.splitlines() if row.startswith("| `moco`, ")]
     assert rows == [
         "| `moco`, v1.0 | 15.0 ± 5.0 | 30.0 ± 10.0 | 45.0 ± 15.0 | 4.0 ± 0.0"
         " | 5.0 ± 0.0 | 10.0 ± 0.0 | 15.0 ± 0.0 | 4.0 ± 0.0 |",

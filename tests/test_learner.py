@@ -327,6 +327,18 @@ def test_a_batch_with_infinite_gradient_changes_no_weight(caplog: pytest.LogCapt
     assert "not finite" in caplog.text
 
 
+def test_a_step_that_fails_leaves_encoders_that_do_not_drop_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make(serve="local")
+
+    def out_of_memory(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(learner.online, "encode", out_of_memory)
+    with pytest.raises(MemoryError):
+        learner.step(*batch(0))
+    assert not learner.online.training
+
+
 def test_weights_of_other_towers_are_refused_by_name_of_the_settings() -> None:
     other = Learner(Towers(dim=64), LearnerSettings())
     with pytest.raises(StateError, match=r"model\.dim"):

@@ -272,9 +272,11 @@ def report(lines: Sequence[Line], against: str = "bmu-local") -> str:
         methods = by_method(mine)
         seeds = sorted({line["spec"]["seed"] for line in mine})
         orders = sorted({line["spec"]["order"] for line in mine})
+        tasks = dict.fromkeys(task for line in mine for task in line["result"]["copies"][SERVED].get("tasks", ()))
         parts += [
             f"## {setup}",
-            f"Seeds {', '.join(map(str, seeds))}; orders {', '.join(orders)}. Mean ± standard error.",
+            f"Domains {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; orders {', '.join(orders)}."
+            " Mean ± standard error.",
         ]
         parts += ["### Learner: each task's own gallery, encoded by today's served copy", learner_table(methods)]
         parts += ["### The same at the end, by task and direction", tasks_table(methods)]
