@@ -322,8 +322,12 @@ def test_trial_repeats_to_the_last_bit_and_measures_every_copy(rendered: Path) -
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_trial_learns_seals_and_asks_on_cuda(rendered: Path) -> None:
-    result = run_trial(Spec(str(rendered), "bmu", 3e-4, 0, boundaries="oracle", model={"device": "cuda"}))
+@pytest.mark.parametrize("what", ["all", "heads", "lora"])
+def test_trial_learns_seals_and_asks_on_cuda(tmp_path: Path, rendered: Path, what: str) -> None:
+    model = {"device": "cuda"}
+    if what != "all":
+        model |= {"text": str(save_model(tmp_path, "bert")), "trainable": what}
+    result = run_trial(Spec(str(rendered), "bmu", 3e-4, 0, boundaries="oracle", model=model))
     assert len(result["sealed_with"]) == 5
     assert set(result["served"]["judged"]) == {"1", "2", "4", "all"}
 
