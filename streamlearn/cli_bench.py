@@ -95,6 +95,7 @@ def cvlm(
     names, best = read_methods(methods, shared["learner"])
     if len(rates) == 1:
         best = dict.fromkeys(names, rates[0]) | best
+    best = {name: best[of] for name in names if (of := method_of(name).rate_of) in best} | best
     results = Results(out)
 
     def corpus(seed: int) -> str:
@@ -106,14 +107,14 @@ def cvlm(
         "", "", 0.0, 0, boundaries=boundaries, mixing_clips=mixing_clips, passes=passes, eras=eras, **shared
     )  # fmt: skip
     if unknown := [name for name in names if name not in best]:
-        tuned = [name for name in unknown if not method_of(name).rate_of]
+        # What a control takes its rate from is tuned without being reported, unless an earlier run has done so.
+        tuned = list(dict.fromkeys(method_of(name).rate_of or name for name in unknown))
         base = replace(
             plain, corpus=corpus(tuning_seed), seed=tuning_seed, order="forward", asked_per_task=1, eras=False
         )
-        _run([("tuning", spec) for spec in grid([base], methods=tuned, learning_rates=rates)], results, workers)
-        # What a control takes its rate from may have been tuned by an earlier run of the same stream and settings.
-        known = [method_of(name).rate_of or name for name in unknown]
-        best |= best_rates(results.of("tuning", grid([base], methods=known, learning_rates=rates)), unknown)
+        trials = [("tuning", spec) for spec in grid([base], methods=tuned, learning_rates=rates)]
+        _run(trials, results, workers)
+        best |= best_rates(results.of("tuning", [spec for _, spec in trials]), unknown)
     reported = [
         ("reported", replace(plain, corpus=corpus(seed), seed=seed, order=order, method=name, learning_rate=best[name]))
         for seed in seed_numbers

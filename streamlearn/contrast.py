@@ -87,18 +87,14 @@ class KeyQueue:
         enqueued, size = int(state["enqueued"]), len(state["ids"])
         held = min(enqueued, size)
         order = (torch.arange(enqueued - held, enqueued) % size).tolist()  # oldest first
-        self.clear()
-        if size == self.size:
-            self.enqueued = enqueued - held  # the same slots again, so that the resumed run is bit-equal
+        video, text, ids = (state[name][order] for name in ("video", "text", "ids"))
         # Older checkpoints do not know when keys came: a clip each.
         came = state["came"][order] if "came" in state else torch.arange(1, held + 1)
+        self.clear()  # not before: the state may be this queue's own
+        if size == self.size:
+            self.enqueued = enqueued - held  # the same slots again, so that the resumed run is bit-equal
         self.clips = int(came[-1]) if held else 0
-        self._write(
-            state["video"][order].to(self.video),
-            state["text"][order].to(self.text),
-            state["ids"][order].to(self.ids.device),
-            came.to(self.came.device),
-        )
+        self._write(video.to(self.video), text.to(self.text), ids.to(self.ids.device), came.to(self.came.device))
 
 
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, same: Tensor, temperature: float) -> Tensor:

@@ -146,8 +146,10 @@ class Learner:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.steps)).generate_state(1)[0]))
             self.online.train()
-            yield
-            self.online.eval()
+            try:
+                yield
+            finally:
+                self.online.eval()
 
     def start_task(self) -> None:
         """A task begins: what the method restarts, restarts."""
@@ -184,8 +186,8 @@ class Learner:
     def load_state_dict(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Inverse of `state_dict`.
 
-        A part that this method's settings need and the state lacks (a global pair switched on later) starts from
-        the encoders, as at the start of a stream.
+        A part that this method's settings need and the state lacks (a global pair switched on later) starts as at the
+        start of a stream, whatever this learner has learned since.
 
         Raises:
             StateError: the weights are of another architecture.
@@ -195,8 +197,8 @@ class Learner:
             self.method.load_state_dict(parts)
         except (KeyError, RuntimeError) as error:
             raise StateError(f"the weights do not fit model.video, model.text and model.dim: {error}") from error
-        if self.replay is not None and "replay" in parts:
-            self.replay.load_state_dict(parts["replay"])
+        if self.replay is not None:
+            self.replay.load_state_dict(parts.get("replay", {}))
         state: dict[int, dict[str, Any]] = {}
         for key, value in parts["optimizer"].items():
             i, name = key.split(".", 1)

@@ -19,6 +19,7 @@ learning rate, and every comparison needs that control.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from streamlearn.settings_learning import Momentum, momentum_horizon
 from streamlearn.settings_learning import speed as speed
+
+log = logging.getLogger(__name__)
 
 How = Literal["auto", "reference", "foreach", "blocked", "triton"]
 
@@ -64,7 +67,7 @@ class Bidirectional:
     Args:
         online: the encoders' tensors, fp32 or bf16.
         copies: for each momentum copy its tensors, fp32 (float64 for the reference), in the same order.
-        how: "auto" takes triton on CUDA where it is installed, blocked on the CPU, else foreach.
+        how: "auto" takes triton on CUDA where it is installed and compiles, blocked on the CPU, else foreach.
 
     Raises:
         ValueError: these tensors cannot be updated in the way that is named.
@@ -74,11 +77,16 @@ class Bidirectional:
         self._online, self._copies = list(online), [list(copy) for copy in copies]
         every = [*self._online, *(tensor for copy in self._copies for tensor in copy)]
         plain = all(t.is_contiguous() for t in every) and all(t.dtype == torch.float32 for c in self._copies for t in c)
-        self.how = _best(self._online, plain) if how == "auto" else how
+        kernel = plain and _fits_kernel(self._online, self._copies)
+        self.how = _best(self._online, plain, kernel) if how == "auto" else how
         self._blocks: list[tuple[Tensor, list[Tensor]]] = []
         self._kernel: Callable[..., None] | None = None
         if self.how in ("blocked", "triton") and not plain:
             raise ValueError(f"{self.how} needs contiguous tensors, and copies in fp32")
+        if self.how == "triton" and not kernel:
+            raise ValueError(
+                "triton needs encoders in fp32 or bf16, and one or two copies of the same shapes beside them"
+            )
         if self.how == "blocked":
             pieces = [
                 [piece for t in part for piece in torch.split(t.detach().view(-1), _BLOCK)] for part in self._parts()
@@ -111,12 +119,35 @@ class Bidirectional:
             _lerps(self._online, self._copies, coefficients, pull_first)
 
 
-def _best(online: Sequence[Tensor], plain: bool) -> How:
+def _fits_kernel(online: list[Tensor], copies: list[list[Tensor]]) -> bool:
+    """Whether the kernel, which knows addresses alone, would touch nothing but these tensors."""
+    laid = [(t.shape, t.device) for t in online]
+    alike = all([(t.shape, t.device) for t in copy] == laid for copy in copies)
+    of_one_kind = len({(t.dtype, t.device) for t in online}) == 1
+    return alike and of_one_kind and online[0].dtype in (torch.float32, torch.bfloat16) and len(copies) in (1, 2)
+
+
+def _best(online: list[Tensor], plain: bool, kernel: bool) -> How:
     if not plain or len({t.dtype for t in online}) > 1:
         return "foreach"
-    if online[0].is_cuda and importlib.util.find_spec("triton") is not None:
+    if kernel and online[0].is_cuda and importlib.util.find_spec("triton") is not None and compiles(online[0]):
         return "triton"
     return "blocked" if online[0].device.type == "cpu" and online[0].dtype == torch.float32 else "foreach"
+
+
+def compiles(like: Tensor) -> bool:
+    """Whether the kernel can be had for tensors like this one; a warning says why not.
+
+    Triton compiles when it is first asked, by a C compiler and with Python's headers: many an image has neither.
+    """
+    one = torch.zeros(1, dtype=like.dtype, device=like.device)
+    try:
+        Bidirectional([one], [[one.float()]], "triton")([(1.0, 1.0)])
+    except Exception as error:  # noqa: BLE001 - of the compiler, the driver, the linker or the file system
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        log.warning("the momentum update goes without its Triton kernel, which is slower: %s", why)
+        return False
+    return True
 
 
 def _lerps(

@@ -25,16 +25,26 @@ def _update(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Weights of the lerps: m0, m1 towards the encoders, h0, h1 back. `addresses` is (3, tensors): theta, copies."""
     tensor = tl.load(blocks + 2 * tl.program_id(0))
-    at = tl.load(blocks + 2 * tl.program_id(0) + 1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < tl.load(sizes + tensor)
-    where = tl.load(addresses + tensor)
-    where0 = tl.load(addresses + tensors + tensor)
-    where1 = tl.load(addresses + 2 * tensors + tensor)
-    if ALIGNED:
-        where, where0, where1 = tl.multiple_of(where, 16), tl.multiple_of(where0, 16), tl.multiple_of(where1, 16)
-    to = where.to(tl.pointer_type(THETA)) + at
-    to0 = where0.to(tl.pointer_type(tl.float32)) + at
-    to1 = where1.to(tl.pointer_type(tl.float32)) + at
+    start = tl.load(blocks + 2 * tl.program_id(0) + 1) * BLOCK
+    size = tl.load(sizes + tensor)
+    to = tl.load(addresses + tensor).to(tl.pointer_type(THETA))
+    to0 = tl.load(addresses + tensors + tensor).to(tl.pointer_type(tl.float32))
+    to1 = tl.load(addresses + 2 * tensors + tensor).to(tl.pointer_type(tl.float32))
+    if ALIGNED:  # said of the pointers: said of the numbers it is lost
+        to, to0, to1 = tl.multiple_of(to, 16), tl.multiple_of(to0, 16), tl.multiple_of(to1, 16)
+    at = start + tl.arange(0, BLOCK)
+    to, to0, to1 = to + at, to0 + at, to1 + at
+    if start + BLOCK <= size:  # under a mask 16 bytes are moved in four pieces
+        _move(to, to0, to1, None, m0, h0, m1, h1, THETA, COPIES, PULL_FIRST)
+    else:
+        _move(to, to0, to1, at < size, m0, h0, m1, h1, THETA, COPIES, PULL_FIRST)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _move(  # type: ignore[no-untyped-def]
+    to, to0, to1, inside, m0, h0, m1, h1,
+    THETA: tl.constexpr, COPIES: tl.constexpr, PULL_FIRST: tl.constexpr,
+):  # fmt: skip
     theta = tl.load(to, inside).to(tl.float32)
     copy0 = tl.load(to0, inside)
     copy1 = copy0

@@ -135,7 +135,10 @@ class Reservoir:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `state_dict`; a reservoir that has become smaller keeps its first ones."""
+        """Inverse of `state_dict`; one that has become smaller keeps its first ones, and of no state it is empty."""
+        if not state:
+            self._ids, self._last, self._admitted = [], [], 0
+            return
         self._ids, self._last = json.loads(state["ids"].cpu().numpy().tobytes())
         for video_id in self._ids[self.size :]:
             self._store.drop(video_id)

@@ -139,12 +139,14 @@ def device_of(name: str) -> torch.device:
     """The device a setting names; "auto" takes CUDA where there is one.
 
     Raises:
-        SettingsError: CUDA was asked for and is not there.
+        SettingsError: it is not here, or of another kind.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"nothing is learned on {device.type}")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"model.device = {name!r} is not usable here: {error}; use auto or cpu") from error

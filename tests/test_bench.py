@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +24,8 @@ from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
 from streamlearn.bench.gallery import both_ways, caption_search, encode_texts, questions, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
+from streamlearn.bench.options import read_orders
+from streamlearn.bench.plots import plot_all
 from streamlearn.bench.remembered import remember_captions
 from streamlearn.bench.report import differences, mean_and_error, report, shown, value
 from streamlearn.bench.runs import RESULTS, Results, best_rates, grid, run_all
@@ -200,6 +207,32 @@ def test_row_without_the_field_is_refused_with_its_line(tmp_path: Path) -> None:
         )
 
 
+def test_blank_lines_do_not_count_and_only_a_line_feed_ends_a_row(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "a", "studio", {0: "test"})
+    manifest = folder / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[1]["caption"] = "one\u2028line"
+    manifest.write_text("\n".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    made = decode_corpus(
+        tmp_path / "cache", folders=[folder], split="split", media=MediaSettings(), learn_px=32, progress=nothing
+    )
+    assert open_corpus(made).captions[1] == ("one\u2028line",)
+    manifest.write_text(manifest.read_text(encoding="utf-8") + "[1]\n", encoding="utf-8")
+    with pytest.raises(SourceError, match="line 24: must name path, caption and split"):
+        decode_corpus(
+            tmp_path / "cache", folders=[folder], split="split", media=MediaSettings(), learn_px=32, progress=nothing
+        )
+
+
+@pytest.mark.parametrize(("folders", "name"), [(("x/a", "y/a"), "a"), (("a", "./a"), "a"), (("b", "pooled"), "pooled")])
+def test_domains_that_would_not_be_told_apart_are_refused(tmp_path: Path, folders: list[str], name: str) -> None:
+    with pytest.raises(SourceError, match=f"--stream .*: a domain is called as its folder, and '{name}' is taken"):
+        decode_corpus(
+            tmp_path, folders=[tmp_path / folder for folder in folders], split="split", media=MediaSettings(),
+            learn_px=32, progress=nothing,
+        )  # fmt: skip
+
+
 # --- methods ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,8 +322,12 @@ def test_trial_repeats_to_the_last_bit_and_measures_every_copy(rendered: Path) -
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_trial_learns_seals_and_asks_on_cuda(rendered: Path) -> None:
-    result = run_trial(Spec(str(rendered), "bmu", 3e-4, 0, boundaries="oracle", model={"device": "cuda"}))
+@pytest.mark.parametrize("what", ["all", "heads", "lora"])
+def test_trial_learns_seals_and_asks_on_cuda(tmp_path: Path, rendered: Path, what: str) -> None:
+    model = {"device": "cuda"}
+    if what != "all":
+        model |= {"text": str(save_model(tmp_path, "bert")), "trainable": what}
+    result = run_trial(Spec(str(rendered), "bmu", 3e-4, 0, boundaries="oracle", model=model))
     assert len(result["sealed_with"]) == 5
     assert set(result["served"]["judged"]) == {"1", "2", "4", "all"}
 
@@ -401,10 +438,55 @@ def test_finished_trials_are_not_run_again_and_half_a_line_is(tmp_path: Path) ->
     assert not results.has("reported", replace(spec, seed=1))
 
 
-def test_damaged_line_is_refused_with_its_number(tmp_path: Path) -> None:
-    (tmp_path / RESULTS).write_text("{}\nnothing\n")
-    with pytest.raises(SourceError, match="line 2 is no JSON"):
+@pytest.mark.parametrize("line", ["nothing", "[1]", '{"key": "k", "role": "reported", "spec": {}}'])
+def test_damaged_line_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
+    (tmp_path / RESULTS).write_text(f"{json.dumps(_line('moco', 1e-4, 50.0))}\n{line}\n")
+    with pytest.raises(SourceError, match="line 2 is no trial; remove it"):
         Results(tmp_path)
+
+
+def test_trial_that_fails_costs_those_beside_it_nothing(tmp_path: Path, rendered: Path) -> None:
+    bad, good = (Spec(corpus, "inbatch", 1e-4, 0, asked_per_task=1, eras=False) for corpus in ("absent", str(rendered)))
+    results = Results(tmp_path)
+    with pytest.raises(SourceError, match="absent holds no corpus"):
+        run_all([("reported", bad), ("reported", good)], results, workers=1, on_done=nothing)
+    assert [line["key"] for line in Results(tmp_path).lines] == [good.key]
+
+
+_ENDLESS = """
+import multiprocessing, sys, threading, time
+from pathlib import Path
+from streamlearn.bench.runs import Results, run_all
+from streamlearn.bench.trial import Spec
+
+def tell():
+    while not (workers := multiprocessing.active_children()):
+        time.sleep(0.01)
+    print(workers[0].pid, flush=True)
+
+if __name__ == "__main__":
+    threading.Thread(target=tell).start()
+    endless = Spec(sys.argv[1], "moco", 1e-4, 0, passes=5000)
+    run_all([("reported", endless)], Results(Path(sys.argv[2])), workers=1, on_done=print)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_trials_end_with_the_benchmark_that_was_told_to(tmp_path: Path, rendered: Path, how: signal.Signals) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(_ENDLESS)
+    command = [sys.executable, str(script), str(rendered), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as bench:
+        assert bench.stdout is not None
+        worker = os.pidfd_open(int(bench.stdout.readline()))
+        bench.send_signal(how)
+        ended, _, _ = select.select([worker], [], [], 30)
+        if not ended:
+            signal.pidfd_send_signal(worker, signal.SIGKILL)
+            bench.kill()
+        os.close(worker)
+        assert ended
+        assert bench.wait(30) != 0
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -439,6 +521,28 @@ def test_report_names_the_rates_of_a_method_that_has_several() -> None:
     assert "| `moco@0.0004` | -5.0" in text
     assert "| `moco@0.0002` | -10.0" in text
     assert "`bmu-local@" not in text
+
+
+def test_report_shows_each_direction_of_each_task_and_of_all_in_one() -> None:
+    lines = [_line("moco", 4e-4, 50.0, seed=seed) for seed in (1, 2)]
+    for line, there in zip(lines, (10.0, 20.0), strict=True):
+        ways = {
+            way: {"1": one, "5": 2 * one, "10": 3 * one, "median": 4.0} for way, one in (("t2v", there), ("v2t", 5.0))
+        }
+        line["result"]["copies"]["local"]["tasks"] = {"v1.0": ways}
+    text = report(lines)
+    assert "Domains v1.0; seeds 1, 2; orders forward." in text
+    rows = [row for row in text.splitlines() if row.startswith("| `moco`, ")]
+    assert rows == [
+        "| `moco`, v1.0 | 15.0 ± 5.0 | 30.0 ± 10.0 | 45.0 ± 15.0 | 4.0 ± 0.0"
+        " | 5.0 ± 0.0 | 10.0 ± 0.0 | 15.0 ± 0.0 | 4.0 ± 0.0 |",
+        "| `moco`, all in one |" + 2 * " 25.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | 3.0 ± 0.0 |",
+    ]
+
+
+def test_orders_that_are_the_same_by_other_names_are_run_once() -> None:
+    assert read_orders("forward,01234,reverse,iid,43210,20413", 5) == ["forward", "reverse", "iid", "20413"]
+    assert read_orders("forward,reverse", 1) == ["forward"]
 
 
 def test_report_shows_domains_that_come_back() -> None:
@@ -481,6 +585,7 @@ def test_wrong_setting_is_refused(tmp_path: Path) -> None:
         ("--set media.frames=4", "it needs --stream"),
         ("--set model.threads=2", "--workers says how many run at a time"),
         ("--set model.device=cuda:99", "model.device = 'cuda:99' is not usable here"),
+        ("--set model.device=meta", "model.device = 'meta' is not usable here: nothing is learned on meta"),
         ("--set drift.detector=kswin", "the benchmark's detector is mean_shift"),
         ("--split part", "without --stream there are no manifests: leave out --split"),
         ("--stream a --clips 100", "--stream brings clips of its own: leave out --clips"),
@@ -496,6 +601,23 @@ def test_option_that_cannot_be_meant_is_refused_before_anything_is_rendered(
     assert isinstance(answer.exception, SettingsError), answer.output
     assert sentence in str(answer.exception)
     assert not out.exists()
+
+
+def test_folder_that_cannot_be_written_is_refused_before_the_first_trial(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        answer = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path / out)])
+        assert isinstance(answer.exception, SettingsError)
+        assert "cannot be written" in str(answer.exception)
+
+
+def test_pictures_of_one_domain_have_no_legend_of_nothing(tmp_path: Path) -> None:
+    lines = [_line("moco", 4e-4, 50.0), _line("moco", 4e-4, 50.0)]
+    for line, order in zip(lines, ("0", "iid"), strict=True):
+        line["spec"]["order"] = order
+        del line["result"]["copies"]["local"]["learned"]
+        line["result"] |= {"course": [{"clips": 64, "copy": "local", "recall": {}}], "starts": [0]}
+    assert len(plot_all(lines[:1], tmp_path)) == len(plot_all(lines[1:], tmp_path)) == 3
 
 
 def test_report_of_no_trials_or_against_no_method_is_refused(tmp_path: Path) -> None:
@@ -534,6 +656,14 @@ def test_rate_behind_a_method_is_not_tuned(tmp_path: Path, monkeypatch: pytest.M
     wrong = CliRunner().invoke(cli.app, ["bench", "cvlm", "--out", str(tmp_path), "--methods", "moco@fast"])
     assert "after @ comes a learning rate, as in moco@2e-4" in str(wrong.exception)
     ran.clear()
+    command[-3] = "bmu-local@2e-4,moco-matched,restart"  # one base has its rate, the other is tuned for its control
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    assert ran[:2] == [("tuning", "moco", 1e-4), ("tuning", "moco", 3e-4)]
+    assert ran[2:] == [
+        ("reported", name, rate) for name, rate in (("bmu-local", 2e-4), ("moco-matched", 2e-4), ("restart", 1e-4))
+    ]
+    ran.clear()
+    command[-3] = "moco@2e-4,bmu"
     command[-1] = "3e-4,1e-3"  # what the first run found at other rates counts no longer
     assert CliRunner().invoke(cli.app, command).exit_code == 0
     assert ran[-1] == ("reported", "bmu", 3e-4)

@@ -327,6 +327,18 @@ def test_a_batch_with_infinite_gradient_changes_no_weight(caplog: pytest.LogCapt
     assert "not finite" in caplog.text
 
 
+def test_a_step_that_fails_leaves_encoders_that_do_not_drop_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make(serve="local")
+
+    def out_of_memory(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(learner.online, "encode", out_of_memory)
+    with pytest.raises(MemoryError):
+        learner.step(*batch(0))
+    assert not learner.online.training
+
+
 def test_weights_of_other_towers_are_refused_by_name_of_the_settings() -> None:
     other = Learner(Towers(dim=64), LearnerSettings())
     with pytest.raises(StateError, match=r"model\.dim"):
@@ -340,6 +352,24 @@ def test_a_global_pair_switched_on_later_starts_from_the_encoders() -> None:
     learner.load_state_dict(without.state_dict())
     state = learner.state_dict()
     assert torch.equal(state["global"]["text.head.weight"], state["online"]["text.head.weight"])
+
+
+@pytest.mark.parametrize("variant", ["ctp", "global loss", "bmu with replay"])
+def test_a_learner_that_goes_back_is_one_that_starts_from_there(variant: str) -> None:
+    """As a rollback under a running daemon, also to before a task had a reference or a setting had its part."""
+    begun = make(VARIANTS[variant].get("method", "bmu"))  # type: ignore[arg-type]
+    run(begun, range(1))
+    state = begun.state_dict()
+    for part in ("queue", "queue_global", "replay"):
+        state.pop(part, None)
+    back, anew = make(**VARIANTS[variant]), make(**VARIANTS[variant])  # type: ignore[arg-type]
+    run(back, range(10, 12))
+    back.start_task()
+    run(back, range(12, 14))
+    for learner in (back, anew):
+        learner.load_state_dict({part: {name: t.clone() for name, t in state[part].items()} for part in state})
+        run(learner, range(20, 22))
+    assert equal(weights(back), weights(anew))
 
 
 @pytest.mark.parametrize(("size", "count"), [(16, 8), (64, 8), (48, 3), (32, 12)])

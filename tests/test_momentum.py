@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +116,48 @@ def test_the_best_way_is_taken_and_one_that_cannot_be_is_refused() -> None:
         Bidirectional(turned, [turned], "blocked")
     with pytest.raises(ValueError, match="fp32"):
         Bidirectional(theta, [[t.double() for t in copy]], "triton")
+
+
+@pytest.mark.parametrize("wrong", ["half", "copies", "shapes"])
+def test_what_the_kernel_would_take_for_something_else_is_refused(wrong: str) -> None:
+    theta, copies = tensors(0), [tensors(seed) for seed in range(1, 4 if wrong == "copies" else 3)]
+    if wrong == "half":
+        theta = [t.half() for t in theta]
+    if wrong == "shapes":
+        copies[1] = copies[1][::-1]
+    with pytest.raises(ValueError, match="triton needs encoders in fp32 or bf16, and one or two copies"):
+        Bidirectional(theta, copies, "triton")
+
+
+_COMPILE = """
+import re, sys
+import torch, triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from streamlearn import momentum_triton as kernel
+from streamlearn.momentum import compiles
+
+print(compiles(torch.zeros(1)))
+kinds = dict.fromkeys(("addresses", "sizes", "blocks"), "*i64") | {"tensors": "i32"}
+kinds |= dict.fromkeys(("m0", "h0", "m1", "h1"), "fp32")
+constants = {"THETA": tl.bfloat16, "COPIES": 2, "PULL_FIRST": False, "ALIGNED": True, "BLOCK": kernel._BLOCK}
+source = ASTSource(kernel._update, kinds | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": kernel._WARPS})
+print(*(len(re.findall(rf"{what}.global\\S*v4.b32", made.asm["ptx"])) for what in ("ld", "st")))
+"""
+
+
+def test_the_kernel_compiles_to_moves_of_16_bytes_and_is_not_taken_where_it_cannot_be_had(tmp_path: Path) -> None:
+    supported("triton")
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILE], capture_output=True, text=True, check=True,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    # 16 elements a thread: 2 times 8 in bf16, and of each copy 4 times 4. No kernel is for a tensor on the CPU.
+    assert done.stdout.split() == ["False", "10", "10"]
+    assert "the momentum update goes without its Triton kernel" in done.stderr
 
 
 def test_parameters_of_a_model_are_moved_where_they_lie() -> None:

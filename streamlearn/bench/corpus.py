@@ -152,8 +152,10 @@ def decode_corpus(
     Frames are kept at `learn_px`, what the encoder reads.
 
     Raises:
-        SourceError: a manifest cannot be read, or gives no clip to learn from or to ask for.
+        SourceError: a manifest cannot be read, or gives no clip to learn from or to ask for; or domains would not be
+            told apart.
     """
+    names = _domains(folders)
     texts = [_manifest(folder) for folder in folders]
     sampled = (
         media.frames,
@@ -165,7 +167,7 @@ def decode_corpus(
         [str(f.resolve()) for f in folders],
     )
     name = "folders-" + hashlib.sha256(json.dumps([_FORMAT, sampled, texts]).encode()).hexdigest()[:16]
-    total = sum(len(text.splitlines()) for text in texts)
+    total = sum(len(_lines(text)) for text in texts)
 
     def write(aside: Path) -> dict[str, Any]:
         clips, domain, part = [], [], []
@@ -183,7 +185,7 @@ def decode_corpus(
             progress(len(clips), total)
         np.save(aside / "frames.npy", np.stack([clip.frames for clip in clips]))
         return {
-            "domains": [folder.name for folder in folders],
+            "domains": names,
             "captions": [clip.captions for clip in clips],
             "ids": [clip.video_id for clip in clips],
             "domain": domain,
@@ -202,6 +204,23 @@ def _cached(folder: Path, write: Callable[[Path], dict[str, Any]]) -> Path:
         (aside / "corpus.json").write_text(json.dumps(write(aside)), encoding="utf-8")
         aside.rename(folder)
     return folder
+
+
+def _domains(folders: Sequence[Path]) -> list[str]:
+    """Names by which all that is measured is kept."""
+    names = [folder.absolute().name for folder in folders]
+    for number, name in enumerate(names):
+        if name in (*names[:number], "pooled"):
+            raise SourceError(
+                f"--stream {folders[number]}: a domain is called as its folder, and {name!r} is taken; name another"
+                " folder, or a link to it"
+            )
+    return names
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    """With their numbers, as the daemon reads them: blank ones do not count, and nothing but a line feed ends one."""
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _manifest(folder: Path) -> str:
@@ -229,23 +248,24 @@ def _options(folder: Path, media: MediaSettings, learn_px: int) -> LoadOptions:
 
 
 def _decoded(folder: Path, text: str, split: str, options: LoadOptions) -> Iterator[tuple[Clip, int]]:
-    for number, line in enumerate(text.splitlines()):
+    name = folder.absolute().name
+    for number, line in _lines(text):
         try:
-            row = json.loads(line)
+            row = dict(json.loads(line))
             message = {
-                "video_id": f"{folder.name}/{row.get('video_id', row.get('id', number))}",
+                "video_id": f"{name}/{row.get('video_id', row.get('id', number - 1))}",
                 "uri": (folder / row["path"]).resolve().as_uri(),
                 "captions": row["captions"] if "captions" in row else [row["caption"]],
             }
             part = _PARTS.get(row[split], LEARN)
         except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
-                f"{folder}/manifest.jsonl, line {number + 1}: must name path, caption and {split}: {error!r}"
+                f"{folder}/manifest.jsonl, line {number}: must name path, caption and {split}: {error!r}"
             ) from error
         try:
-            clip = load(Record(None, json.dumps(message).encode(), Position(folder.name, "0", number)), options)
+            clip = load(Record(None, json.dumps(message).encode(), Position(name, "0", number - 1)), options)
         except RejectedClip as error:
-            log.warning("%s, line %d is left out: %s", folder.name, number + 1, error)
+            log.warning("%s, line %d is left out: %s", name, number, error)
             continue
         assert isinstance(clip, Clip)
         yield clip, part

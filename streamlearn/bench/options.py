@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from streamlearn.bench.methods import learner_settings, method_of
-from streamlearn.bench.schedule import BOUNDARIES, order_of
+from streamlearn.bench.schedule import BOUNDARIES, IID, order_of
 from streamlearn.errors import SettingsError
 from streamlearn.settings import DriftSettings, MediaSettings, ModelSettings, SearchSettings
 from streamlearn.warmup import device_of
@@ -70,18 +70,18 @@ def read_boundaries(text: str) -> str:
 
 
 def read_orders(text: str, domains: int) -> list[str]:
-    """Of `forward,reverse`, each once, for a stream of so many domains.
+    """Of `forward,reverse`, each once however it is called, for a stream of so many domains.
 
     Raises:
         SettingsError: one is none.
     """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
+    names: dict[tuple[bool, tuple[int, ...]], str] = {}
+    for name in map(str.strip, text.split(",")):
         try:
-            order_of(name, domains)
+            names.setdefault((name == IID, order_of(name, domains)), name)
         except SettingsError as error:
             raise SettingsError(f"--orders {text}: {error}") from error
-    return names
+    return list(names.values())
 
 
 def read_methods(text: str, common: Mapping[str, Any]) -> tuple[list[str], dict[str, float]]:

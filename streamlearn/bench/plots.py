@@ -44,8 +44,14 @@ def _learned(figure: Any, methods: Mapping[str, Sequence[Line]]) -> None:
     axes.set(
         xlabel="R@5 when learned, %", ylabel="R@5 at the end, %", title="Learned and kept, each task's own gallery"
     )
-    axes.legend(fontsize="small")
+    _legend(axes, "small")
     axes.grid(alpha=0.3)
+
+
+def _legend(axes: Any, size: str) -> None:
+    """Where anything has a label: a stream of one domain has nothing that was kept, a joint one no course."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=size)
 
 
 def _course(figure: Any, methods: Mapping[str, Sequence[Line]]) -> None:
@@ -63,7 +69,7 @@ def _course(figure: Any, methods: Mapping[str, Sequence[Line]]) -> None:
         axes.set_title(name, fontsize="small")
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    panels[0].legend(fontsize="x-small")
+    _legend(panels[0], "x-small")
     figure.supxlabel("clips learned")
     figure.supylabel("R@5, %")
 
@@ -81,5 +87,5 @@ def _encoders(figure: Any, methods: Mapping[str, Sequence[Line]]) -> None:
                 )  # fmt: skip
         axes.set(xlabel="era encoders kept", ylabel=f"pooled R@{k}, %")
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize="x-small")
+    _legend(panels[0], "x-small")
     figure.suptitle("Text to video over all tasks' clips")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamlearn.bench.gallery import DIRECTIONS
 from streamlearn.bench.runs import Line
 from streamlearn.bench.sealed import KEPT
 from streamlearn.bench.trial import COPIES, SERVED
@@ -125,26 +126,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def learner_table(methods: Mapping[str, Sequence[Line]]) -> str:
     """The learner's own view: each task's gallery encoded by today's served copy."""
     head = [
-        "method",
-        "lr",
-        "R@5 final",
-        "R@5 learned",
-        "R@1 final",
-        "R@1 learned",
-        "R@10 final",
-        "forgetting R@5, %",
-        "BWT R@5",
-    ]
-    head += [
-        "harmonic R@5",
-        "any-time R@5",
-        "pooled R@1",
-        "pooled R@5",
-        "median rank, pooled",
-        "pairs/s",
-        "state MiB",
-        "n",
-    ]
+        "method", "lr", "R@5 final", "R@5 learned", "R@1 final", "R@1 learned", "R@10 final", "forgetting R@5, %",
+        "BWT R@5", "harmonic R@5", "any-time R@5", "pooled R@1", "pooled R@5", "median rank, pooled", "pairs/s",
+        "state MiB", "n",
+    ]  # fmt: skip
     of = f"copies.{SERVED}"
     plain = [
         f"{of}.final.5",
@@ -174,6 +159,20 @@ def _both(path: str, what: str) -> Measure:
         return None if a is None or b is None else (a + b) / 2
 
     return read
+
+
+def tasks_table(methods: Mapping[str, Sequence[Line]]) -> str:
+    """Recall and median rank at the end, both directions, in each task's own gallery and in one of all."""
+    asked = {"1": "R@1", "5": "R@5", "10": "R@10", "median": "median rank"}
+    rows = []
+    for name, lines in methods.items():
+        copies = [line["result"]["copies"][SERVED] for line in lines]
+        tasks = dict.fromkeys(task for copy in copies for task in copy.get("tasks", ()))
+        galleries = {task: [copy["tasks"][task] for copy in copies if task in copy["tasks"]] for task in tasks}
+        for gallery, found in {**galleries, "all in one": [copy["pooled"] for copy in copies]}.items():
+            cells = [shown([one[way][what] for one in found]) for way in DIRECTIONS for what in asked]
+            rows.append([f"`{name}`, {gallery}", *cells])
+    return table(["method, gallery", *(f"{way} {said}" for way in DIRECTIONS for said in asked.values())], rows)
 
 
 def difference_table(methods: Mapping[str, Sequence[Line]], against: str) -> str:
@@ -273,11 +272,14 @@ def report(lines: Sequence[Line], against: str = "bmu-local") -> str:
         methods = by_method(mine)
         seeds = sorted({line["spec"]["seed"] for line in mine})
         orders = sorted({line["spec"]["order"] for line in mine})
+        tasks = dict.fromkeys(task for line in mine for task in line["result"]["copies"][SERVED].get("tasks", ()))
         parts += [
             f"## {setup}",
-            f"Seeds {', '.join(map(str, seeds))}; orders {', '.join(orders)}. Mean ± standard error.",
+            f"Domains {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; orders {', '.join(orders)}."
+            " Mean ± standard error.",
         ]
         parts += ["### Learner: each task's own gallery, encoded by today's served copy", learner_table(methods)]
+        parts += ["### The same at the end, by task and direction", tasks_table(methods)]
         if against in methods and len(methods) > 1:
             parts += ["### Differences, trial by trial", difference_table(methods, against)]
         parts += ["### Copies", copies_table(methods)]

@@ -12,8 +12,10 @@ import multiprocessing
 import os
 import platform
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 from streamlearn import __version__
 from streamlearn.bench.methods import method_of
 from streamlearn.bench.trial import SERVED, Spec, run_trial
-from streamlearn.errors import SourceError
+from streamlearn.errors import SettingsError, SourceError, StreamlearnError
 
 log = logging.getLogger(__name__)
 
@@ -37,27 +39,33 @@ class Results:
         folder: made where absent.
 
     Raises:
+        SettingsError: it cannot be written.
         SourceError: a line in the middle of the file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / RESULTS
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path.open("a").close()  # now, and not when the first trial has ended
+        except OSError as error:
+            raise SettingsError(f"{folder} cannot be written: {error.strerror}; name another folder") from error
         self.lines = list(self._read())
         self._where = provenance()
 
     def _read(self) -> Iterator[Line]:
-        if not self._path.exists():
-            return
         text = self._path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # a run was ended while it wrote: the trial is run again
             self._path.write_text(whole, encoding="utf-8")
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise SourceError(f"{self._path}, line {number} is no JSON; remove it: {error}") from error
+                found = json.loads(line)
+                if missing := {"key", "role", "spec", "result"} - dict(found).keys():
+                    raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            except (ValueError, TypeError) as error:
+                raise SourceError(f"{self._path}, line {number} is no trial; remove it: {error}") from error
+            yield found
 
     def has(self, role: str, spec: Spec) -> bool:
         """Whether the trial is in the file, for this purpose."""
@@ -99,12 +107,17 @@ def run_all(
 ) -> None:
     """Run what is not in the file, `workers` at a time, each in a spawned process of one thread.
 
+    Where a trial fails, those that are under way go on to their end and are kept; the rest is left.
+
     Args:
         trials: in the order in which they begin, each with what it is for: "tuning" picks learning rates, "reported"
             is reported.
         results: where they go.
         workers: processes.
         on_done: told of each trial that is finished, with None for one that was in the file.
+
+    Raises:
+        StreamlearnError: a worker was killed; or what else a trial ended with.
     """
     waiting = []
     for role, spec in trials:
@@ -115,7 +128,8 @@ def run_all(
     if not waiting:
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(waiting)), context, initializer=_one_thread)
+    pool = ProcessPoolExecutor(min(workers, len(waiting)), context, initializer=_begin_worker)
+    failure: BaseException | None = None
     try:
         running: dict[Future[dict[str, Any]], tuple[str, Spec]] = {
             pool.submit(run_trial, spec): (role, spec) for role, spec in waiting
@@ -123,16 +137,40 @@ def run_all(
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 role, spec = running.pop(future)
-                results.add(role, spec, future.result())
-                on_done(spec, results.lines[-1])
+                if (error := future.exception()) is None:
+                    results.add(role, spec, future.result())
+                    on_done(spec, results.lines[-1])
+                elif failure is None:
+                    failure = error
+                    running = {f: of for f, of in running.items() if not f.cancel()}
+    except KeyboardInterrupt:  # whoever asks for the end does not mean that of the trials under way, and one each
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    if isinstance(failure, BrokenProcessPool):
+        raise StreamlearnError(
+            "a worker was ended in the middle of its trial, as for want of memory; finished trials are kept: run the"
+            " same again, with fewer --workers"
+        ) from failure
+    if failure is not None:
+        raise failure
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A benchmark that is killed must not leave trials that nobody will ever have the outcome of."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def grid(specs: Sequence[Spec], *, methods: Sequence[str], learning_rates: Sequence[float]) -> Iterator[Spec]:

@@ -88,9 +88,10 @@ class Trial:
         self.schedule = make_schedule(
             self.corpus, order=spec.order, seed=spec.seed, mixing_clips=spec.mixing_clips, passes=spec.passes
         )
-        self._warm = build_towers(ModelSettings(**spec.model), spec.seed)
-        remember_captions(self._warm)
         self._device = device_of(spec.model.get("device", "cpu"))
+        # All of it is there before it is remembered: what copies share moves with them, a trunk's buffers do not.
+        self._warm = build_towers(ModelSettings(**spec.model), spec.seed).to(self._device)
+        remember_captions(self._warm)
         self.learner = self._fresh()
         # The frozen judge looks at stored clips, of which a trial has none.
         self.boundaries = Boundaries(mean_shift(DriftSettings(**{"frozen_judge": False} | spec.drift)))

@@ -100,6 +100,8 @@ class Method(ABC):
         for name, queue in self.queues.items():
             if name in parts:
                 queue.load_state_dict(parts[name])
+            else:
+                queue.clear()
 
 
 def parameters(towers: Towers) -> list[Tensor]:

@@ -36,6 +36,9 @@ class Lwf(Moco):
         """Inverse of `state_dict`; in the first task there is no reference."""
         if "reference" in parts:
             self._refer()
+        else:
+            self.copies.pop("reference", None)
+            self.needed = ("local",)
         super().load_state_dict(parts)
 
     def _refer(self) -> None:
