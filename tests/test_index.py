@@ -286,6 +286,22 @@ def test_a_filter_on_half_of_the_clips_keeps_the_recall(gallery: Vector) -> None
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found.tolist(), strict=True)]) >= 0.95
 
 
+@pytest.mark.parametrize("left_out", [0.2, 0.5, 0.9])
+def test_a_filter_that_leaves_out_what_is_nearest_to_the_query_keeps_the_recall(left_out: float) -> None:
+    # As one by camera does: what it leaves out lies together, and the next lists hold the best of the others or not.
+    rng = np.random.default_rng(4)
+    centres, cluster = rng.standard_normal((200, 32)), rng.integers(0, 200, 16_000)
+    vectors = (centres[cluster] + 0.3 * rng.standard_normal((16_000, 32))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    partition = Partition(32, sizes=LISTS)
+    partition.replace_all(range(16_000), vectors)
+    view, queries = settled(partition), vectors[cluster < 200 * left_out][:100]
+    others = np.flatnonzero(cluster >= 200 * left_out)
+    _, found = view.search(queries, 10, others)
+    exact = others[np.argsort(-(queries @ vectors[others].T), axis=1)[:, :10]]
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found.tolist(), strict=True)]) >= 0.97
+
+
 def test_what_happens_while_a_new_main_block_is_made_is_in_it_when_it_is_swapped_in(gallery: Vector) -> None:
     partition = Partition(32, sizes=LISTS)
     partition.replace_all(range(5_000), gallery[:5_000])
