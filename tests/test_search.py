@@ -289,9 +289,20 @@ def test_a_place_that_kept_a_decoder_waiting_is_not_asked_for_pictures_at_once(
     parts.frames.delete([*here, *elsewhere])
     record = Record(None, None, Position("query", "0", 0))
     sent = answering(parts, Rejected(record, code, "fetch", "not to be had"))
-    pictures = [parts.searcher.queries.picture(clips[row]) for row in here]
-    assert (pictures, len(sent)) == ([None, None], asked)
-    assert parts.searcher.queries.picture(clips[elsewhere[0]]) is None
+
+    def look(row: int) -> None:
+        if asked == 2:  # it cannot be had any more
+            assert parts.searcher.queries.picture(clips[row]) is None
+            return
+        with pytest.raises(SearchError) as caught:
+            parts.searcher.queries.picture(clips[row])
+        assert caught.value.status == 503
+        assert 50 < (caught.value.retry_after_s or 0) <= 60
+
+    look(here[0])
+    look(here[1])
+    assert len(sent) == asked
+    look(elsewhere[0])
     assert len(sent) == asked + 1
     with pytest.raises(SearchError, match=code):  # who asks by this clip is not put off
         parts.ask(Query(video_id=clips[here[0]].video_id))
@@ -339,6 +350,11 @@ def test_a_query_that_gave_up_leaves_the_queue_and_keeps_its_place_only_while_a_
     assert all(future.cancelled() for future in futures)
     begun = True
     assert [status() for _ in range(6)] == [503] * 4 + [429] * 2
+    (clip,) = parts.catalog.clips(parts.learn(1, uri="https://a/v.mp4")).values()
+    parts.frames.delete([clip.row])
+    with pytest.raises(SearchError, match="try again") as caught:  # a picture, too, can be had later
+        parts.searcher.queries.picture(clip)
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
     futures[-1].set_result(Rejected(Record(None, None, Position("query", "0", 0)), "timeout", "decode", "too late"))
     assert [status() for _ in range(2)] == [503, 429]
 
