@@ -225,7 +225,7 @@ def reading_only(path: Path) -> Iterator[sqlite3.Connection]:
                     shutil.copy(file, copy)
                 db = stack.enter_context(closing(_open_reader(copy / path.name)))
                 _checked(db, path)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StateError(f"{path}: this is no catalog that can be used: {error}") from error
         yield db
 

@@ -61,7 +61,6 @@ def compacted(
     asked: list[Vectors],
     *,
     flat_max: int,
-    hints: Path | None,
 ) -> FlatBlock | ListsBlock:
     """One block of what is live in two. `asked` are queries, (d,) each, to measure recall with."""
     (old, old_live), (new, new_live) = main, fresh
@@ -85,8 +84,6 @@ def compacted(
         rows, halves = halves_of(layers)
         block = trained(rows, halves, judges)
         log.info("%d vectors in %d new lists, %d looked into", count, len(block.centroids), block.depth.probes)
-    if hints is not None:
-        _write_hints(hints, block)
     return block
 
 
@@ -105,7 +102,8 @@ def _judges(layers: list[tuple[Block, Rows]], asked: list[Vectors]) -> Vectors:
     return np.ascontiguousarray(judges[np.isfinite(judges).all(axis=1)], np.float32)
 
 
-def _write_hints(path: Path, block: ListsBlock) -> None:
+def remember(path: Path, block: ListsBlock) -> None:
+    """Write down how vectors lie in lists, for the next start."""
     order = np.argsort(block.rows, kind="stable")
     tensors: dict[str, npt.NDArray[Any]] = {
         "rows": block.rows[order],
