@@ -55,7 +55,9 @@ class Catalog(CatalogReader):
         super().__init__(CatalogFile(path))
         self.learned, self.matrix = Learned(self._file), Scores(self._file)
         stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
-        stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
+        stamps += [
+            f"SELECT coalesce(max(died), 1) FROM {table} WHERE died IS NOT NULL" for table in ("clips", "vectors")
+        ]
         self._generation: int = max(stamp for query in stamps for (stamp,) in self._file.fetch(query))
 
     @property

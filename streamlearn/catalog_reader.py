@@ -64,6 +64,13 @@ class CatalogReader:
         ((found,),) = self._file.fetch(query, *bound)
         return np.sort(np.fromstring(found, np.int64, sep=","))
 
+    def last_buried(self) -> Rows:
+        """Rows that were taken away in the last generation in which any were."""
+        found = self._file.fetch(
+            "SELECT row FROM clips WHERE died = (SELECT max(died) FROM clips WHERE died IS NOT NULL)"
+        )
+        return np.fromiter((row for (row,) in found), np.int64, len(found))
+
     def heldout(self, task: str, limit: int) -> list[ClipRow]:
         """The live clips that a task is evaluated with: of those held out, the ones that drew the lowest lots."""
         query = f"{_LIVE_CLIPS} AND task = ? AND split = 'heldout' ORDER BY lot, row LIMIT ?"

@@ -417,6 +417,22 @@ def test_a_clip_that_was_replaced_since_the_snapshot_is_in_the_answer_with_its_n
     assert names(parts.ask("a red star", limit=50)) == whole[:3] + whole[4:]
 
 
+def test_so_it_is_where_the_new_one_passes_the_filter_and_only_there(parts: Parts) -> None:
+    wanted = {"meta.cam": [0, 1]}
+    whole = names(parts.ask("a red star", limit=50, filter=wanted))
+    for name, cam in zip(whole[2:5], (0, 1, 7), strict=True):
+        old = parts.catalog.clip(name)
+        assert old is not None
+        parts.catalog.put([replace(old, meta={"cam": cam})])
+    parts.catalog.delete(whole[6])
+    assert names(parts.ask("a red star", limit=50, filter=wanted)) == whole[:4] + whole[5:6] + whole[7:]
+    (other,) = set(everything(parts)) - {*whole} - {f"v{i}" for i in range(16, 21)}  # of the third era
+    old = parts.catalog.clip(other)
+    assert old is not None
+    parts.catalog.put([replace(old, meta={"cam": 0})])
+    assert other in names(parts.ask("a red star", limit=50, filter=wanted))
+
+
 def test_a_search_ends_on_the_snapshot_it_began_with(parts: Parts) -> None:
     before = parts.ask("a red star", limit=50)
     parts.learn(8)
