@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,11 +235,8 @@ class Generations:
         Returns:
             The cuts of the catalog that go with those kept.
         """
-        found = [self.describe(number) for number in self.numbers()]
-        kept = self._retention.choose(found)
-        for generation in found:
-            if generation.number not in kept:
-                shutil.rmtree(self._path(generation.number))
+        kept = self._retention.choose(found := [self.describe(number) for number in self.numbers()])
+        self.drop(generation.number for generation in found if generation.number not in kept)
         return [generation.cut for generation in found if generation.number in kept]
 
     def describe(self, number: int) -> Kept:
@@ -274,9 +271,13 @@ class Generations:
         durable.sync_folder(self._path(number))
 
     def drop(self, numbers: Iterable[int]) -> None:
-        """Remove generations, whatever the retention says."""
+        """Remove generations, whatever the retention says; each is whole, or not there, for whoever looks."""
         for number in numbers:
-            shutil.rmtree(self._path(number), ignore_errors=True)
+            aside = self.folder / f".writing-{number:06d}"
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                self._path(number).rename(aside)
+                shutil.rmtree(aside)
         durable.sync_folder(self.folder)
 
     def drop_unpublished(self) -> None:

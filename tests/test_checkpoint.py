@@ -311,3 +311,21 @@ def test_what_else_lies_beside_the_generations_is_nobodys_business(generations: 
     again.drop_unpublished()
     assert again.prune() == [2]
     assert sorted(path.name for path in again.folder.iterdir()) == ["000002", "000002.bak", "2 is the good one.txt"]
+
+
+def test_a_generation_that_is_dropped_is_gone_at_once_for_whoever_looks(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    remove = shutil.rmtree
+
+    def rmtree(path: Path, **how: bool) -> None:
+        if path.exists():
+            seen.append(generations.numbers())
+        remove(path, **how)
+
+    checkpoint(generations, 1, 2, 3, 4)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert generations.prune() == [3, 4]
+    generations.drop([4])
+    assert seen == [[2, 3, 4], [3, 4], [3]]
