@@ -131,6 +131,10 @@ class Catalog(CatalogReader):
         """Everything written inside becomes visible at once, or not at all on an exception; may be nested."""
         return self._file.transaction()
 
+    def quick_commits(self) -> AbstractContextManager[object]:
+        """Inside, a commit leaves what takes long to a later one."""
+        return self._file.quick_commits()
+
     def sync(self) -> None:
         """Return when everything committed so far survives a loss of power."""
         self._file.sync()

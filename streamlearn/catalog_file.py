@@ -22,6 +22,9 @@ from streamlearn.heldout import fingerprint, keep_back, lot
 
 _APPLICATION_ID = 0x736C6541  # "sleA": tells our file from any other SQLite file
 
+# The log is copied into the file, with two fsyncs, every 16 MiB and not every 4: a batch is a few pages.
+_CHECKPOINTS = "PRAGMA wal_autocheckpoint = 4096"
+
 #: Scripts that lead from schema version i to i + 1; never edited once released, only appended to.
 MIGRATIONS = (
     """
@@ -155,6 +158,15 @@ class CatalogFile:
                     self._writer.execute("ROLLBACK")
 
     @contextmanager
+    def quick_commits(self) -> Iterator[None]:
+        """Inside, no commit copies the log into the file; the first one after it does."""
+        self._writer.execute("PRAGMA wal_autocheckpoint = 0")
+        try:
+            yield
+        finally:
+            self._writer.execute(_CHECKPOINTS)
+
+    @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Read on the connection given; inside its own transaction a thread sees what it wrote."""
         if self._owner == threading.get_ident():
@@ -270,8 +282,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     version = _checked(db, path)  # nothing is written before we know that the file is ours
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
-    # The log is copied into the file, with two fsyncs, every 16 MiB and not every 4: a batch is a few pages.
-    db.execute("PRAGMA wal_autocheckpoint = 4096")
+    db.execute(_CHECKPOINTS)
     db.execute("PRAGMA cache_size = -32768")
     for name, function in _FUNCTIONS.items():
         db.create_function(name, 1, function, deterministic=True)

@@ -793,3 +793,20 @@ def test_reading_only_what_is_newer_missing_or_damaged_is_a_sentence(tmp_path: P
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(NewerStateError, match="install the newer one"), reading_only(path):
         pass
+
+
+def test_a_commit_that_readers_wait_for_does_not_copy_the_log_into_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    catalog = Catalog(path)
+    rows, _ = catalog.put([clip(f"v{i}") for i in range(4_000)])
+
+    def write() -> None:  # 32 MiB: twice what is put up with in the log
+        catalog.put_vectors(rows, np.ones((4_000, 4_096), np.float32), era=1, step=1)
+
+    with catalog.quick_commits():
+        write()
+        assert path.stat().st_size < 2**22
+    assert len(catalog.era_vectors(1)[0]) == 4_000
+    catalog.delete("v0")  # the next one does
+    assert path.stat().st_size > 2**25
+    catalog.close()
