@@ -154,8 +154,8 @@ class Queries:
         if slow:
             self._slow[_place(uri)] = time.monotonic() + _LEFT_ALONE_S
         if not isinstance(event, Clip):
-            told = f"{getattr(event, 'code', '')}: {getattr(event, 'message', '')}"
-            raise SearchError(told, retry_after_s=_LEFT_ALONE_S if slow else None)
+            reason = f"{getattr(event, 'code', '')}: {getattr(event, 'message', '')}"
+            raise SearchError(reason, retry_after_s=_LEFT_ALONE_S if slow else None)
         return event.frames
 
 
