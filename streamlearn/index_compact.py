@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ def remember(path: Path, block: ListsBlock) -> None:
         os.replace(aside, path)
     except OSError as error:
         log.warning("%s cannot be written (%s): the next start will take longer", path, error)
+
+
+def sweep(folder: Path, eras: Collection[int]) -> None:
+    """Forget how eras lay in lists that are not among these: merged, or undone by a rollback."""
+    for path in folder.glob("*.safetensors"):
+        if path.stem.isdecimal() and int(path.stem) not in eras:
+            path.unlink(missing_ok=True)
 
 
 def _read_hints(path: Path, dim: int) -> tuple[Vectors, Rows, npt.NDArray[np.int32], Depth] | None:
