@@ -23,7 +23,8 @@ from streamlearn.bench.gallery import encode_clips, questions
 from streamlearn.bench.sealed import SealedEra
 from streamlearn.bench.trial import Spec, Trial
 from streamlearn.era_merge import mapped
-from streamlearn.era_view import QueryEncoder, familiarity
+from streamlearn.era_scores import weighed
+from streamlearn.era_view import QueryEncoder
 from streamlearn.evaluate import ranks
 from streamlearn.records import Vectors
 
@@ -32,11 +33,10 @@ FITTED = (50, 200, 800)  # clips that have frames
 
 def recalls(asked: list[tuple[QueryEncoder, list[str], Vectors]], texts: list[str]) -> dict[str, float]:
     """R@1, R@5 and mean reciprocal rank over the pool; of each group its reader, its captions and its vectors."""
-    blocks = []
-    for reader, captions, vectors in asked:
-        queries = reader.texts(texts)
-        blocks.append((queries @ vectors.T + familiarity(queries, reader.texts(captions))[:, None]) / 2)
-    rank = ranks(np.concatenate(blocks, axis=1), np.arange(len(texts)))
+    queries = [reader.texts(texts) for reader, _, _ in asked]
+    cosines = [seen @ vectors.T for seen, (_, _, vectors) in zip(queries, asked, strict=True)]
+    scores = weighed(cosines, queries, [reader.texts(captions) for reader, captions, _ in asked], 1.0)
+    rank = ranks(np.concatenate(scores, axis=1), np.arange(len(texts)))
     return {
         "r1": 100 * float((rank <= 1).mean()),
         "r5": 100 * float((rank <= 5).mean()),

@@ -7,9 +7,10 @@ import gc
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -65,11 +66,17 @@ def run(
     settings = settings_of(config, [*(override or ()), *chosen])
     setup_logging(settings.log)
     stop = stop_signal()
-    with Daemon(settings) as daemon:
-        log = logging.getLogger("streamlearn")
-        log.info("streamlearn %s answers at %s", __version__, daemon.url)
-        stop.wait()
-        log.info("told to stop: the batch in hand is ended, and what is new goes into a last checkpoint")
+    log = logging.getLogger("streamlearn")
+    try:
+        with Daemon(settings) as daemon:
+            log.info("streamlearn %s answers at %s", __version__, daemon.url)
+            stop.wait()
+            log.info("told to stop: the batch in hand is ended, and what is new goes into a last checkpoint")
+    except StreamlearnError as error:
+        if settings.log.format == "text":
+            raise
+        log.critical("%s", error)  # whoever collects objects would lose a bare sentence
+        raise typer.Exit(2) from error
     log.info("stopped")
 
 
@@ -115,8 +122,20 @@ def status(url: Url = _URL, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    for name, value in answer.items():
-        out.print(Text.assemble((f"{name:>16}", "dim"), f"  {value}"))
+    for name, value in _leaves(answer):
+        out.print(Text.assemble((f"{name:>20}", "dim"), f"  {value}"), soft_wrap=True)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a document by its dotted name, an element of a list each on its own."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, name)
+    else:
+        yield name, "-" if value is None else str(value)
 
 
 @config_app.command("check")

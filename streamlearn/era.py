@@ -68,6 +68,19 @@ class Era:
         """Whether a later era of its task takes its clips, which are read well until then: nothing is urgent."""
         return self.merge is not None and self.merge.why == "renewed"
 
+    @property
+    def closing(self) -> bool:
+        """Whether something is still to be done with its vectors."""
+        return bool(self.pending) or self.into is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether that can be done now.
+
+        One that goes into another waits until that is finished: a restart begins the other anew with all of its rows.
+        """
+        return self.closing and (self.into is None or not self.into.pending)
+
     def written_by(self, merge_vectors: str) -> Era:
         """Whose pair its vectors will be of: a merged era's too are its own, as they say more (docs/log.md)."""
         anew = merge_vectors == "encode" or (self.merge is not None and self.merge.of_one_task)

@@ -65,7 +65,7 @@ class EraBounds:
         goes back into an earlier one; else earlier ones are renewed: they go into it.
         """
         earlier = [e for e in eras if e.number < era.number and e.task == era.task]
-        earlier = [e for e in earlier if not e.pending and e.into is None]
+        earlier = [e for e in earlier if not e.closing]
         texts, films = self._clips.asked(era) if earlier else ([], None)
         if films is None or self._take_back(era, earlier, texts, films):
             return  # a visit too short to be asked about renews nothing

@@ -1,4 +1,4 @@
-"""What eras are judged by: the held-out clips of all of them in one pool, asked and scored as `search` does."""
+"""What eras are judged by: the held-out clips of all of them in one pool, scored as `search` does but for hubs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from streamlearn.era_view import QueryEncoder, familiarity
+from streamlearn.era_scores import weighed
+from streamlearn.era_view import QueryEncoder
 from streamlearn.evaluate import ranks
 from streamlearn.records import Frames, Vectors
 
@@ -30,14 +31,15 @@ class Judges:
     learned: Sequence[str]
 
 
-def block(asked: Vectors, vectors: Vectors, captions: Vectors, familiarity_weight: float) -> Vectors:
-    """Scores of questions and an era's clips, as `Searcher.ask` weighs them.
+def blocks(
+    asked: Sequence[Vectors], vectors: Sequence[Vectors], captions: Sequence[Vectors], familiarity_weight: float
+) -> list[Vectors]:
+    """Scores of questions and each era's clips, as `Searcher.ask` weighs them, hubs left in.
 
-    Shape: (q, d) the questions as the era sees them, (n, d), (m, d) captions that the era knows itself by -> (q, n).
+    Shape, of each era: (q, d) the questions as it sees them, (n, d), (m, d) captions that it knows itself by -> (q, n).
     """
-    share = np.float32(1 / (1 + familiarity_weight))  # of the clip's cosine
-    out: Vectors = share * (asked @ vectors.T) + (1 - share) * familiarity(asked, captions)[:, None]
-    return out
+    cosines = [queries @ clips.T for queries, clips in zip(asked, vectors, strict=True)]
+    return weighed(cosines, asked, captions, familiarity_weight)
 
 
 def knows(encoder: QueryEncoder, texts: Sequence[str], films: Frames) -> float:

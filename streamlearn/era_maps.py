@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from streamlearn.era_judges import block, merit
+from streamlearn.era_judges import blocks, merit
 from streamlearn.era_view import QueryEncoder
 from streamlearn.records import Frames, Vectors
 
@@ -176,7 +176,7 @@ def choose(
     questions = [text for era in eras for text in said[era.number].questions]
     learned = [text for era in eras for text in said[era.number].texts]
     learned = learned[:: max(1, len(learned) // _STAND_IN)]
-    maps, now, then = {}, {}, {}
+    maps, now, then = dict[int, Vectors](), dict[int, Vectors](), dict[int, Vectors]()  # the questions, as each is read
     for era in eras:
         n, facts, encoder = era.number, said[era.number], era.encoder
         assert encoder is not None
@@ -185,14 +185,18 @@ def choose(
             texts, vectors = learned, encoder.texts(learned)
         maps[n] = fitted(newest.texts(texts) if texts else vectors, vectors)
         if questions:
-            now[n] = block(encoder.texts(questions), facts.clips, facts.known, familiarity_weight)
-            asked = through(newest.texts(questions), maps[n])
-            then[n] = block(asked, facts.clips, facts.known, familiarity_weight)
+            now[n], then[n] = encoder.texts(questions), through(newest.texts(questions), maps[n])
+
+    def found(asked: Mapping[int, Vectors]) -> float:
+        facts = [said[era.number] for era in eras]
+        clips, known = [fact.clips for fact in facts], [fact.known for fact in facts]
+        return merit(blocks([asked[era.number] for era in eras], clips, known, familiarity_weight))
+
     best: Choice | None = None
-    before = merit(now.values()) if questions else 0.0
+    before = found(now) if questions else 0.0
     for era in candidates:
         moved = {era.number, *(e.number for e in eras if e.mapped is not None and e.mapped.reader == era.number)}
-        loss = before - merit(then[n] if n in moved else now[n] for n in now) if questions else 0.0
+        loss = before - found(now | {n: then[n] for n in moved}) if questions else 0.0
         if best is None or loss < best.mapped.loss:
             mapped = Mapped(own[-1].number, loss, len(questions))
             best = Choice(era.number, mapped, {n: maps[n] for n in moved})

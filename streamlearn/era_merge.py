@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from streamlearn.era_judges import Judges, block, merit
+from streamlearn.era_judges import Judges, blocks, merit
 from streamlearn.era_maps import Sealed, fitted, through
 from streamlearn.records import Vectors
 
@@ -102,7 +102,7 @@ class Merger:
         merged: tuple[Sealed, ...] = (),
     ) -> float:
         """Mean reciprocal rank. Of `merged` eras the first one's pair answers, knowing the captions of all."""
-        blocks = []
+        each: list[tuple[Vectors, Vectors, Vectors]] = []  # of each era: questions, clips, captions
         for era in eras:
             if not judges[era.number].questions:
                 continue
@@ -113,8 +113,9 @@ class Merger:
             known = by.encoder.texts(learned) if learned else asked[:0]
             anew = self._anew and by is not era
             vectors = self._encoded(by, era, judges[era.number]) if anew else judges[era.number].vectors
-            blocks.append(block(asked, vectors, known, self._familiarity_weight))
-        return merit(blocks)
+            each.append((asked, vectors, known))
+        asked_all, clips, captions = zip(*each, strict=True)
+        return merit(blocks(asked_all, clips, captions, self._familiarity_weight))
 
     def _encoded(self, by: Sealed, of: Sealed, judges: Judges) -> Vectors:
         found = self._films.get((by.number, of.number))

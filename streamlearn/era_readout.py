@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamlearn.encoders import Towers
-from streamlearn.era_judges import block, merits
+from streamlearn.era_judges import blocks, merits
 from streamlearn.era_maps import Captions, MappedEncoder, Sealed, fitted, through
 from streamlearn.era_view import QueryEncoder
 from streamlearn.evaluate import ranks
@@ -77,15 +77,15 @@ def judged(
         return None
     found = []
     for readings in (plain, read_out):
-        blocks, besides = [], []
+        asked, captions = [], []
         for era in eras:
-            facts = said[era.number]
-            encoder, known = readings.get(era.number, (era.encoder, facts.known))
+            encoder, known = readings.get(era.number, (era.encoder, said[era.number].known))
             assert encoder is not None
-            asked = encoder.texts(questions)
-            blocks.append(block(asked, facts.clips, known, familiarity_weight))
-            besides.append(block(asked, facts.learned, known, familiarity_weight))
-        found.append(merits([*blocks, *besides]).mean())
+            asked.append(encoder.texts(questions))
+            captions.append(known)
+        facts = [said[era.number] for era in eras]
+        pools = ([fact.clips for fact in facts], [fact.learned for fact in facts])
+        found.append(merits([b for clips in pools for b in blocks(asked, clips, captions, familiarity_weight)]).mean())
     return Readout(float(found[1] - found[0]), len(questions))
 
 

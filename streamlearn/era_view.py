@@ -13,7 +13,6 @@ from streamlearn.index_view import PartitionView
 from streamlearn.records import Frames, Vectors
 
 _CACHED_TEXTS = 4096
-_NEAREST_CAPTIONS = 5
 _BATCH = 256  # texts encoded at once
 
 
@@ -91,17 +90,3 @@ class EraView:
     encoder: QueryEncoder
     partition: PartitionView
     captions: Vectors
-
-    def familiarity(self, queries: Vectors) -> Vectors:
-        """Mean cosine to the five nearest of the era's captions. Shape: (q, d) -> (q,)."""
-        return familiarity(queries, self.captions)
-
-
-def familiarity(queries: Vectors, captions: Vectors) -> Vectors:
-    """Mean cosine to the five nearest captions. Shape: (q, d), (m, d) -> (q,)."""
-    if len(captions) == 0:
-        return np.ones(len(queries), np.float32)  # nothing is known against it
-    count = min(_NEAREST_CAPTIONS, len(captions))
-    nearest = np.partition(queries @ captions.T, -count, axis=1)[:, -count:]
-    mean: Vectors = nearest.sum(1) / np.float32(count)
-    return mean

@@ -79,7 +79,7 @@ class Eras:
     @property
     def _through_readouts(self) -> bool | None:
         """Whether sealed eras whose vectors are final are read through readouts; None where there are none."""
-        final = [era.readout for era in self.eras[:-1] if era.into is None and not era.pending]
+        final = [era.readout for era in self.eras[:-1] if not era.closing]
         return (final[-1] is not None and final[-1].helps) if final else None
 
     def note_pairs(self, texts: Vectors, clips: Vectors) -> None:
@@ -145,11 +145,8 @@ class Eras:
 
     @property
     def stale(self) -> int:
-        """Clips of sealed eras that await re-encoding, or their place in another era."""
-        return sum(len(era.pending) or len(era.partition.view()) for era in self._closing())
-
-    def _closing(self) -> list[Era]:
-        return sorted((e for e in self.eras if e.pending or e.into is not None), key=lambda e: e.renewing)
+        """Clips of sealed eras that are not read well before they are encoded anew, or lie in another era."""
+        return sum(len(e.pending) or len(e.partition.view()) for e in self.eras if e.closing and not e.renewing)
 
     def oldest_age_steps(self) -> int:
         """Steps since the oldest vector of the current era was written."""
@@ -157,10 +154,14 @@ class Eras:
         return self._learner.steps - min(self._catalog.vector_steps(rows).values(), default=self._learner.steps)
 
     def reencode(self) -> int:
-        """Re-encode some clips, of sealed eras first, else the oldest vectors of the current one; returns how many."""
-        left = most = self._settings.reencode_batch_clips
-        # One that goes into another waits until that is finished: a restart begins the other anew with all of its rows.
-        while left > 0 and (era := next((e for e in self._closing() if e.into is None or not e.into.pending), None)):
+        """Encode some clips anew: of eras that ended, else the current one's oldest; and of those that are renewed."""
+        most = self._settings.reencode_batch_clips
+        done = self._close(most, renewing=False) or self._refresh()
+        return done + self._close(most - done, renewing=True)
+
+    def _close(self, most: int, *, renewing: bool) -> int:
+        left = most
+        while left > 0 and (era := next((e for e in self.eras if e.ready and e.renewing == renewing), None)):
             encoder = era.written_by(self._settings.merge_vectors).encoder
             assert encoder is not None
             batch = [era.pending.popleft() for _ in range(min(left, len(era.pending)))]
@@ -168,7 +169,7 @@ class Eras:
             if not era.pending:
                 self._finish(era)
             left -= max(1, len(batch))  # a merge that encodes nothing changes what is to be served, too
-        return most - left or self._refresh()
+        return most - left
 
     def _refresh(self) -> int:
         """The current era's vectors were written by encoders that knew less: bring some up to date."""

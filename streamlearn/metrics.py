@@ -143,7 +143,9 @@ class Metrics:
                 "era_search_seconds", "What the last query took in an era's part of the index.", "era"
             ),
             index_clips=gauge("index_clips", "Clips that can be found."),
-            index_stale_clips=gauge("index_stale_clips", "Clips of closed eras not yet re-encoded."),
+            index_stale_clips=gauge(
+                "index_stale_clips", "Clips of closed eras not yet re-encoded; not those that are renewed."
+            ),
             index_carried_clips=gauge(
                 "index_carried_clips",
                 "Clips whose vectors were made with other media settings, carried over knowingly.",

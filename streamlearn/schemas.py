@@ -178,7 +178,7 @@ class SearchResult(BaseModel):
     """One clip found."""
 
     rank: int = Field(description="1 is the best, also across pages.")
-    score: float = Field(description="Calibrated cosine; comparable within one answer.")
+    score: float = Field(description="Cosine, weighed for the era and the clip; comparable within one answer.")
     video_id: str
     uri: str | None = None
     start_s: float | None = None

@@ -1,21 +1,21 @@
 """The read side: answers from the last published snapshot, from any thread, while learning goes on.
 
-Each era is asked with its own encoder. A score is the weighted mean of the clip's cosine and of how familiar the
-query's words are to the era; scores of all eras are merged as they are. The evaluation asks through the same `ask`,
-so recall reported is recall served.
+Each era is asked with its own encoder, and scores of all eras are merged as they are (`era_scores` says what a score
+is). The evaluation asks through the same `ask`, so recall reported is recall served.
 """
 
 from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog import Catalog, ClipRow
+from streamlearn.era_scores import HEAD, hubs, less_hubs, weighed
 from streamlearn.era_view import EraView
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
@@ -95,7 +95,7 @@ class Searcher:
             self._metrics.era_bytes.labels(number).set(era.partition.nbytes + era.encoder.nbytes)
 
     def ask(
-        self, snapshot: Snapshot, encode: Encode, limit: int, allowed: Rows | None = None
+        self, snapshot: Snapshot, encode: Encode, limit: int, allowed: Rows | None = None, *, words: bool = True
     ) -> tuple[Vectors, Rows, Rows]:
         """The best rows of all eras.
 
@@ -104,41 +104,50 @@ class Searcher:
             encode: the queries as an era sees them, (q, d).
             limit: rows per query.
             allowed: search only these rows.
+            words: whether the queries are texts; what is near to all captions says nothing of likeness to a video.
 
         Returns:
             Scores (q, n), descending, rows (q, n) and era numbers (q, n), n = min(limit, clips). Where fewer rows
             are allowed, -inf and -1 pad.
         """
         limit = min(limit, len(snapshot))
-        scores, rows, numbers = [], [], []
-        single = self._settings.mode == "single"
-        encoding = searching = 0.0
+        if not limit:
+            empty = np.zeros((0, 0), np.int64)
+            return np.zeros((0, 0), np.float32), empty, empty
+        began = time.perf_counter()
+        asked, scores, rows, numbers, encoding = self._answers(snapshot, encode, max(limit, HEAD), allowed)
+        single, weight = self._settings.mode == "single", self._settings.familiarity_weight
+        if not single:
+            scores = weighed(scores, asked, [era.captions for era in snapshot.eras], weight)
+        best = _descending(np.concatenate(scores, 1), np.concatenate(rows, 1), np.concatenate(numbers, 1))
+        if words and not single and self._settings.hub_weight:
+            near = _hubs(snapshot.eras, *(part[:, :HEAD] for part in best[1:]))
+            less = less_hubs(best[0], near, hub_weight=self._settings.hub_weight, familiarity_weight=weight)
+            best = _descending(less, *best[1:])
+        self._metrics.search_seconds.labels("encode").observe(encoding)
+        self._metrics.search_seconds.labels("index").observe(time.perf_counter() - began - encoding)
+        return best[0][:, :limit], best[1][:, :limit], best[2][:, :limit]
+
+    def _answers(
+        self, snapshot: Snapshot, encode: Encode, most: int, allowed: Rows | None
+    ) -> tuple[list[Vectors], list[Vectors], list[Rows], list[Rows], float]:
+        """Of each era the queries as it sees them, cosines, rows and its number; and the seconds that encoding took."""
+        asked, cosines, rows, numbers = [], [], [], []
+        encoding = 0.0
         for era in snapshot.eras:
             start = time.perf_counter()
             # One encoder for all: today's, which the last era holds.
-            queries = encode(snapshot.eras[-1] if single else era)
+            asked.append(encode(snapshot.eras[-1] if self._settings.mode == "single" else era))
             encoded = time.perf_counter()
-            found, at = era.partition.search(queries, min(limit, len(era.partition)), allowed)
-            if not single:
-                share = np.float32(1 / (1 + self._settings.familiarity_weight))  # of the clip's cosine
-                found = share * found + (1 - share) * era.familiarity(queries)[:, None]
-            scores.append(found)
+            found, at = era.partition.search(asked[-1], min(most, len(era.partition)), allowed)
+            cosines.append(found)
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))
             encoding += encoded - start
             taken = time.perf_counter() - encoded
-            searching += taken
             if self.snapshot is snapshot or era.number in self._numbers():  # else its series was taken away
                 self._metrics.era_search_seconds.labels(str(era.number)).set(taken)
-        self._metrics.search_seconds.labels("encode").observe(encoding)
-        self._metrics.search_seconds.labels("index").observe(searching)
-        if not scores:
-            empty = np.zeros((0, 0), np.int64)
-            return np.zeros((0, 0), np.float32), empty, empty
-        merged, merged_rows, merged_numbers = (np.concatenate(part, axis=1) for part in (scores, rows, numbers))
-        order = np.argsort(-merged, axis=1, kind="stable")[:, :limit]
-        line = np.arange(len(merged))[:, None]
-        return merged[line, order], merged_rows[line, order], merged_numbers[line, order]
+        return asked, cosines, rows, numbers, encoding
 
     def _numbers(self) -> set[int]:
         return set() if self.snapshot is None else {era.number for era in self.snapshot.eras}
@@ -157,7 +166,8 @@ class Searcher:
             raise SearchError(f"limit is {request.limit}, at most {self._settings.max_limit} (search.max_limit)")
         offset = _offset(request.page_token)
         allowed = self._allowed(request, snapshot) if request.filter else None
-        live = self._live(snapshot, self._encoder(request, snapshot), offset + request.limit + 1, allowed)
+        encode, words = self._encoder(request, snapshot), request.query.text is not None
+        live = self._live(snapshot, encode, offset + request.limit + 1, allowed, words=words)
         page = live[offset : offset + request.limit]
         steps = self._catalog.vector_steps([clip.row for _, clip in page])
         return SearchAnswer(
@@ -174,12 +184,12 @@ class Searcher:
         )
 
     def _live(
-        self, snapshot: Snapshot, encode: Encode, wanted: int, allowed: Rows | None
+        self, snapshot: Snapshot, encode: Encode, wanted: int, allowed: Rows | None, *, words: bool
     ) -> list[tuple[float, ClipRow]]:
         """The best clips of one query, at least `wanted` where there are; without those deleted since the snapshot."""
         limit = wanted + 8
         while True:
-            scores, rows, _ = self.ask(snapshot, encode, limit, allowed)
+            scores, rows, _ = self.ask(snapshot, encode, limit, allowed, words=words)
             clips = self._clips(rows.ravel().tolist())
             live = [
                 (score, clips[row])
@@ -241,6 +251,28 @@ class Searcher:
             thumbnail_b64=base64.b64encode(image).decode() if image else None,
             vector=vector,
         )
+
+
+def _descending(scores: Vectors, rows: Rows, numbers: Rows) -> tuple[Vectors, Rows, Rows]:
+    """By score; equals as they come. Shape: (q, n) each, and so returned."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    line = np.arange(len(scores))[:, None]
+    return scores[line, order], rows[line, order], numbers[line, order]
+
+
+def _hubs(eras: Sequence[EraView], rows: Rows, numbers: Rows) -> Vectors:
+    """How near each clip is to whatever its era was told; 0 where there is no row. Shape: (q, n) -> (q, n)."""
+    near = np.zeros(rows.shape, np.float32)
+    for era in eras:
+        here = numbers == era.number
+        if not here.any():
+            continue
+        if len(rows) == 1:  # a user's query, which meets no clip twice
+            near[here] = hubs(era.partition.vectors(rows[here]), era.captions)
+        else:
+            once, back = np.unique(rows[here], return_inverse=True)
+            near[here] = hubs(era.partition.vectors(once), era.captions)[back]
+    return near
 
 
 def nested(offsets: Offsets) -> dict[str, dict[str, int]]:

@@ -65,6 +65,13 @@ class SearchSettings(Section):
     familiarity_weight: float = Field(
         0.5, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."
     )
+    hub_weight: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="How much counts against the best clips for a text that they are near to all captions of their era."
+        " 0: nothing.",
+    )
     max_eras: int = Field(
         16,
         ge=2,

@@ -83,8 +83,8 @@ class Parts:
         self.learner.start_task()
 
     def finish_reencoding(self) -> None:
-        while self.eras.stale:
-            self.eras.reencode()
+        while self.eras.reencode():
+            pass
 
     def publish(self) -> Snapshot:
         """Serve everything up to now."""

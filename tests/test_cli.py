@@ -118,6 +118,9 @@ def test_status_and_tasks_tell_what_the_daemon_does(say: Say, running: str) -> N
     status = say("status", "--url", running).out
     assert f"version  {__version__}" in status
     assert "searchable  32" in status
+    assert "clips.dead_lettered  0" in status
+    assert "detail  -" in status
+    assert "{" not in status
     assert json.loads(say("status", "--json", "--url", running).out)["searchable"] == 32
     assert [task["name"] for task in json.loads(say("tasks", "--json", "--url", running).out)] == [
         "t1",
@@ -288,6 +291,21 @@ def test_run_with_a_wrong_setting_ends_with_a_sentence_and_2(tmp_path: Path) -> 
     assert done.returncode == 2
     assert "streamlearn: model.device = 'tpu' is not usable here" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_where_the_log_is_objects_the_sentence_that_ends_the_daemon_is_one_too(tmp_path: Path) -> None:
+    flags = [f"state_dir={tmp_path}", "model.device=tpu", "log.format=json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "streamlearn", "run", *(part for flag in flags for part in ("--set", flag))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert last["levelname"] == "CRITICAL"
+    assert last["message"].startswith("model.device = 'tpu' is not usable here")
 
 
 def test_a_state_directory_that_cannot_be_written_says_to_whom_to_give_it(tmp_path: Path) -> None:

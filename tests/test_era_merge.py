@@ -217,8 +217,8 @@ def finished(parts: Parts, going: int) -> tuple[Eras, Eras]:
     assert list(indexed(parts, going)) == rows  # until all are done
     again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
     again.restore(parts.eras.state(), tensors_of(parts))
-    while again.stale:
-        again.reencode()
+    while again.reencode():
+        pass
     parts.finish_reencoding()
     return parts.eras, again
 
@@ -362,8 +362,8 @@ def test_a_merge_that_a_crash_cut_short_is_decided_again_and_ends_alike(parts: P
     parts.eras.reencode()
     again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
     again.restore(parts.eras.state(), tensors_of(parts))
-    while again.stale:
-        again.reencode()
+    while again.reencode():
+        pass
     parts.finish_reencoding()
     for old, new in zip(parts.eras.views(), again.views(), strict=True):
         assert old.number == new.number
@@ -406,8 +406,8 @@ def test_an_era_takes_another_in_once_it_is_finished_so_that_a_restart_between_c
     parts.eras.reencode()
     again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
     again.restore(parts.eras.state(), tensors_of(parts))
-    while again.stale:
-        again.reencode()
+    while again.reencode():
+        pass
     restored = next(era for era in again.eras if era.number == keeps.number).partition.view()
     for row, vector in mine.items():
         assert np.array_equal(restored.vectors(np.asarray([row]))[0], vector)

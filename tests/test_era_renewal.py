@@ -78,6 +78,19 @@ def test_an_era_that_has_just_ended_is_encoded_before_another_is_renewed(tmp_pat
     assert [era.number for era in parts.eras.eras] == [2, 3, 4, 5]
 
 
+def test_the_current_era_is_refreshed_while_another_is_renewed_within_one_budget(tmp_path: Path) -> None:
+    parts = renewing(tmp_path, refresh_batch_clips=3)
+    old = parts.learn(3)
+    for _ in range(9):
+        parts.learn(1)
+    waiting, step = len(parts.eras.eras[0].pending), parts.learner.steps
+    assert parts.eras.stale == 0  # what waits to be renewed is read as well as before
+    assert parts.eras.reencode() == 4
+    steps = parts.catalog.vector_steps(old)
+    assert [steps[row] == step for row in old] == [True, True, True]
+    assert len(parts.eras.eras[0].pending) == waiting - 1
+
+
 @pytest.mark.parametrize("vectors", ["keep", "encode"])
 def test_there_are_no_more_eras_than_may_be_while_one_waits_to_be_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vectors: str
@@ -106,7 +119,7 @@ def test_there_are_no_more_eras_than_may_be_while_one_waits_to_be_renewed(
     again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
     again.restore(parts.eras.state(), tensors_of(parts))
     for eras in (parts.eras, again):
-        while eras.stale:
-            eras.reencode()
+        while eras.reencode():
+            pass
         assert len(eras.eras) <= 4
         assert sorted(row for era in eras.views() for row in era.partition.rows.tolist()) == parts.rows

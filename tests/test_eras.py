@@ -254,8 +254,8 @@ def test_restored_eras_are_what_they_were(parts: Parts, tmp_path: Path) -> None:
         assert np.array_equal(old.captions, new.captions)
     assert again.state() == state
     assert again.stale == 16  # the half of an era is done again, for it was not swapped in
-    while again.stale:
-        again.reencode()
+    while again.reencode():
+        pass
     parts.finish_reencoding()
     for old, new in zip(parts.eras.views()[:2], again.views()[:2], strict=True):
         rows = old.partition.rows

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from streamlearn.envelope import parse
+from streamlearn.era_scores import HEAD
+from streamlearn.era_view import EraView
 from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.message import ClipMessage
-from streamlearn.records import Clip, Event, Position, Record, Rejected
+from streamlearn.records import Clip, Event, Position, Record, Rejected, Vectors
 from streamlearn.schemas import Query, SearchAnswer
 from streamlearn.search import Searcher, _offset, _token
-from streamlearn.settings import ModelSettings
+from streamlearn.settings import ModelSettings, SearchSettings
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
 from tests.media import video
@@ -37,6 +39,15 @@ def parts(tmp_path: Path) -> Parts:
     parts.finish_reencoding()
     parts.publish()
     return parts
+
+
+def scored(era: EraView, query: Vectors, vectors: Vectors, settings: SearchSettings, *, words: bool = True) -> Vectors:
+    """Of an era's clips, by the formula of docs/decisions.md. Shape: (d,), (n, d) -> (n,)."""
+    familiar = np.sort(era.captions @ query)[-5:].mean()
+    near = np.log(np.exp(15 * vectors @ era.captions.T).mean(1)) / 15 if words else 0
+    return (vectors @ query - settings.hub_weight * near + settings.familiarity_weight * familiar) / (
+        1 + settings.familiarity_weight
+    )
 
 
 def names(answer: SearchAnswer) -> list[str]:
@@ -61,12 +72,10 @@ def test_hits_are_ranked_by_falling_score_and_come_from_every_era(parts: Parts) 
 def test_each_era_is_asked_with_its_own_encoder(parts: Parts) -> None:
     answer = parts.ask("a red star", limit=50, include=["vector"])
     by_task = {era.task: era for era in parts.publish().eras}
-    weight = parts.settings.familiarity_weight
     for hit in answer.results:
         era = by_task[hit.task]
         (query,) = era.encoder.texts(["a red star"])
-        (familiar,) = era.familiarity(query[None])
-        assert hit.score == pytest.approx((query @ np.asarray(hit.vector) + weight * familiar) / (1 + weight), abs=1e-5)
+        assert hit.score == pytest.approx(scored(era, query, np.asarray([hit.vector]), parts.settings)[0], abs=1e-5)
 
 
 def test_in_single_mode_all_eras_are_asked_with_todays_encoder(tmp_path: Path) -> None:
@@ -108,6 +117,38 @@ def test_pages_follow_each_other_without_repeats_or_gaps(parts: Parts) -> None:
     assert pages == 3
     assert got == whole
     assert ranks == list(range(1, 23))
+
+
+def test_pages_are_the_same_at_any_length_beyond_the_clips_that_are_told_apart_once_more(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, max_limit=100)
+    for task in ("t2", "t3"):
+        for _ in range(3):
+            parts.learn(16)
+        parts.boundary(task)
+    parts.finish_reencoding()
+    parts.publish()
+    answer = parts.ask("a red star", limit=100)
+    whole, scores = names(answer), [hit.score for hit in answer.results]
+    assert len(set(whole)) == len(whole) == 96 > HEAD
+    assert scores == sorted(scores, reverse=True)
+    for limit in (7, HEAD, HEAD + 1):
+        got, token = [], None
+        while not got or token is not None:
+            answer = parts.ask("a red star", limit=limit, page_token=token)
+            got += [(hit.video_id, hit.score) for hit in answer.results]
+            token = answer.next_page_token
+        assert got == list(zip(whole, scores, strict=True))
+
+
+def test_what_is_near_to_all_captions_counts_against_clips_for_a_text_and_can_be_let_go(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, max_limit=50, hub_weight=0)
+    parts.learn(16)
+    (era,) = parts.publish().eras
+    rows = era.partition.rows
+    (query,) = era.encoder.texts(["a red star"])
+    plain = scored(era, query, era.partition.vectors(rows), parts.settings, words=False)
+    found = [hit.score for hit in parts.ask("a red star", limit=50).results]
+    assert found == pytest.approx(sorted(plain.tolist(), reverse=True), abs=1e-5)
 
 
 def test_the_last_page_that_is_just_full_has_no_next(parts: Parts) -> None:
@@ -203,11 +244,11 @@ def test_a_vector_asks_every_era_as_it_is(parts: Parts) -> None:
     assert set(names(answer)) == everything(parts)
     vectors = {hit.video_id: hit.vector for hit in parts.ask("a", limit=50, include=["vector"]).results}
     eras = {era.task: era for era in parts.publish().eras}
-    query = np.asarray([hit.vector], np.float32)
+    query = np.asarray(hit.vector, np.float32)
     for other in answer.results:
-        cosine = float(query[0] @ np.asarray(vectors[other.video_id]))
-        familiar, weight = eras[other.task].familiarity(query)[0], parts.settings.familiarity_weight
-        assert other.score == pytest.approx((cosine + weight * familiar) / (1 + weight), abs=1e-4)
+        vector = np.asarray([vectors[other.video_id]])
+        wanted = scored(eras[other.task], query, vector, parts.settings, words=False)[0]
+        assert other.score == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_vector_of_another_space_is_refused(parts: Parts) -> None:
@@ -502,7 +543,6 @@ def test_each_era_that_is_served_has_its_memory_and_its_time_on_gauges(parts: Pa
 
 
 def test_answers_over_eras_filters_and_pages_are_those_of_brute_force(parts: Parts) -> None:
-    weight = parts.settings.familiarity_weight
     for number in range(12):
         rng = np.random.default_rng(number)
         text = f"question {number}"
@@ -511,14 +551,12 @@ def test_answers_over_eras_filters_and_pages_are_those_of_brute_force(parts: Par
         wanted = ({"meta.cam": cameras} if cameras else {}) | ({"task": tasks} if tasks else {})
         expected = []
         for era in parts.searcher.snapshot.eras if parts.searcher.snapshot else ():
-            query = era.encoder.texts([text])
-            clips = parts.catalog.clips(era.partition.rows.tolist())
-            for row, cosine in zip(
-                era.partition.rows.tolist(), era.partition.vectors(era.partition.rows) @ query[0], strict=True
-            ):
+            rows = era.partition.rows
+            scores = scored(era, era.encoder.texts([text])[0], era.partition.vectors(rows), parts.settings)
+            clips = parts.catalog.clips(rows.tolist())
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
                 clip = clips[row]
                 if (not cameras or clip.meta.get("cam") in cameras) and (not tasks or clip.task in tasks):
-                    score = (float(cosine) + weight * float(era.familiarity(query)[0])) / (1 + weight)
                     expected.append((score, clip.video_id))
         found, token, limit = [], None, int(rng.integers(1, 9))
         while True:

@@ -21,6 +21,7 @@ from streamlearn.bench.gallery import KS, Recalls, both_ways, encode_clips, enco
 from streamlearn.encoders import Towers
 from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose
 from streamlearn.era_readout import judged, through_readout
+from streamlearn.era_scores import hubs, less_hubs, weighed
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.evaluate import Ranks, hits_in_pool, ranks
 from streamlearn.index import Partition
@@ -125,7 +126,7 @@ class SealedEras:
         Returns:
             By sealing rule ("judged": as the daemon does, "local": always the momentum pair, "plain": as the daemon but
             without readouts) and number of encoders
-            (of `KEPT`, where there are that many eras): "t2v", "v2t", "cosine" (t2v without familiarity) and, with
+            (of `KEPT`, where there are that many eras): "t2v", "v2t", "cosine" (t2v by cosine alone) and, with
             all encoders, "thinned" (t2v, four tenths of the words missing) and what `_forgotten` returns. And under
             "single" what `_single` returns.
         """
@@ -282,15 +283,16 @@ class SealedEras:
         return out
 
     def _scores(self, views: Sequence[EraView], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
-        """Cosines, and the mean of cosine and familiarity that the daemon ranks by: (q, n) each."""
-        share = 1 / (1 + self._settings.familiarity_weight)  # of the clip's cosine
-        cosine, merged = [], []
-        for view in views:
-            queries = view.encoder.texts(texts)
-            scores = queries @ view.partition.vectors(view.partition.rows).T
-            cosine.append(scores)
-            merged.append(share * scores + (1 - share) * view.familiarity(queries)[:, None])
-        return np.concatenate(cosine, axis=1), np.concatenate(merged, axis=1)
+        """Cosines, and the scores that the daemon ranks by: (q, n) each. It corrects for hubs only among the best."""
+        queries = [view.encoder.texts(texts) for view in views]
+        clips = [view.partition.vectors(view.partition.rows) for view in views]
+        captions = [view.captions for view in views]
+        cosine = [asked @ vectors.T for asked, vectors in zip(queries, clips, strict=True)]
+        weight, hub_weight = self._settings.familiarity_weight, self._settings.hub_weight
+        near = np.concatenate([hubs(vectors, known) for vectors, known in zip(clips, captions, strict=True)])
+        merged = np.concatenate(weighed(cosine, queries, captions, weight), axis=1)
+        scores = less_hubs(merged, near[None], hub_weight=hub_weight, familiarity_weight=weight)
+        return np.concatenate(cosine, axis=1), scores
 
 
 def _every(known: Vectors) -> int:

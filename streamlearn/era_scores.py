@@ -1,0 +1,103 @@
+"""How what eras answer is weighed: the one formula of searches, of what is decided about eras, and of the benchmark.
+
+A score is the weighted mean of a clip's cosine and of how familiar the query's words are to the clip's era, less a
+share of how near the clip is to whatever is said: some clips, hubs, are near to all captions, and would else answer
+everything. Arrays in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from streamlearn.records import Vectors
+
+#: So many of the best are told apart once more, less what makes hubs of them. A page deep below is as it was.
+HEAD = 32
+_NEAREST_CAPTIONS = 5
+_AT_ONCE = 8_192  # clips
+_HUB_CAPTIONS = 256  # spread over an era's 1,024, which find little more for four times the work
+_SHARPNESS = np.float32(15)  # about the inverse of the temperature that is learned with
+
+
+def weighed(
+    cosines: Sequence[Vectors], queries: Sequence[Vectors], captions: Sequence[Vectors], familiarity_weight: float
+) -> list[Vectors]:
+    """Cosines of each era's clips and how familiar the queries are to the era, in one.
+
+    Args:
+        cosines: (q, n) of each era.
+        queries: as each era sees them, (q, d).
+        captions: that each era knows itself by, (m, d).
+        familiarity_weight: beside a cosine's 1.
+
+    Returns:
+        (q, n) of each era.
+    """
+    share = np.float32(1 / (1 + familiarity_weight))
+    familiar = familiarities(queries, captions)
+    return [share * cosine + (1 - share) * near[:, None] for cosine, near in zip(cosines, familiar, strict=True)]
+
+
+def familiarities(queries: Sequence[Vectors], captions: Sequence[Vectors]) -> Vectors:
+    """Mean cosine to the five nearest captions of each era; arguments as those of `weighed`.
+
+    An era that knows itself by none is as familiar as the others on average: were it more so, it would answer
+    everything (docs/log.md). Shape: (eras, q).
+    """
+    out = np.stack([_nearest(asked, known) for asked, known in zip(queries, captions, strict=True)])
+    return _settled(out, axis=0)
+
+
+def hubs(clips: Vectors, captions: Vectors) -> Vectors:
+    """How near each clip is to what its era was told: log mean exp of its cosines, sharpened.
+
+    Taken from a cosine in full it would be what inverted softmax does (Smith et al., 2017; querybank normalisation,
+    Bogolin et al., 2022). Shape: (n, d), (m, d) -> (n,), NaN where there is no caption.
+    """
+    if not len(captions):
+        return np.full(len(clips), np.nan, np.float32)
+    some, out = captions[:: -(-len(captions) // _HUB_CAPTIONS)], np.empty(len(clips), np.float32)
+    for start in range(0, len(clips), _AT_ONCE):
+        cosines = clips[start : start + _AT_ONCE] @ some.T
+        out[start : start + len(cosines)] = np.exp(_SHARPNESS * cosines).mean(1)
+    return np.log(out) / _SHARPNESS
+
+
+def less_hubs(scores: Vectors, near: Vectors, *, hub_weight: float, familiarity_weight: float) -> Vectors:
+    """Scores, less what makes hubs of the clips; where the first alone are known, what follows stays below them.
+
+    Args:
+        scores: (q, n) as `weighed` gives them; descending where not all are known.
+        near: (q, h) or (1, n): `hubs` of the first h clips of each query, or of all.
+        hub_weight: of the cosine's.
+        familiarity_weight: as above.
+
+    Returns:
+        (q, n), in the same order.
+    """
+    less = np.float32(hub_weight / (1 + familiarity_weight)) * _settled(near, axis=1)
+    known, out = less.shape[1], scores.copy()
+    out[:, :known] -= less
+    if known < out.shape[1]:
+        out[:, known:] -= less.max(1, keepdims=True)
+    return out
+
+
+def _nearest(queries: Vectors, captions: Vectors) -> Vectors:
+    if not len(captions):
+        return np.full(len(queries), np.nan, np.float32)
+    count = min(_NEAREST_CAPTIONS, len(captions))
+    out: Vectors = np.partition(queries @ captions.T, -count, axis=1)[:, -count:].sum(1) / np.float32(count)
+    return out
+
+
+def _settled(values: Vectors, axis: int) -> Vectors:
+    """With the mean of the known ones along an axis for those that are NaN, 0 where all are. Shape: (a, b)."""
+    unknown = np.isnan(values)
+    if not unknown.any():
+        return values
+    count = np.maximum((~unknown).sum(axis, keepdims=True), 1)
+    mean = np.where(unknown, 0, values).sum(axis, keepdims=True) / count
+    return np.where(unknown, mean, values).astype(np.float32)

@@ -1,0 +1,67 @@
+"""How answers of eras are weighed: familiarity, and clips that would answer everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from streamlearn.era_scores import HEAD, familiarities, hubs, less_hubs, weighed
+from streamlearn.records import Vectors
+
+
+def units(seed: int, n: int, d: int = 8) -> Vectors:
+    vectors = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_a_score_is_the_weighted_mean_of_cosine_and_nearness_to_the_five_nearest_captions() -> None:
+    queries, clips, captions = [units(0, 3), units(1, 3)], [units(2, 4), units(3, 6)], [units(4, 9), units(5, 2)]
+    cosines = [asked @ films.T for asked, films in zip(queries, clips, strict=True)]
+    found = weighed(cosines, queries, captions, 0.5)
+    for asked, cosine, known, scores in zip(queries, cosines, captions, found, strict=True):
+        near = np.sort(asked @ known.T)[:, -5:].mean(1)  # of two captions, both
+        np.testing.assert_allclose(scores, (cosine + 0.5 * near[:, None]) / 1.5, rtol=1e-5)
+
+
+def test_an_era_without_a_caption_is_as_familiar_as_the_others_on_average() -> None:
+    asked, none = units(0, 3), units(1, 0)
+    some, others = units(2, 9), units(3, 9)
+    found = familiarities([asked] * 3, [some, none, others])
+    np.testing.assert_allclose(found[1], (found[0] + found[2]) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(familiarities([asked] * 2, [none, none]), 0)
+
+
+def test_a_clip_that_is_near_to_every_caption_no_longer_answers_for_one_that_is_near_to_this_alone() -> None:
+    captions = np.eye(8, dtype=np.float32)
+    hub = np.full(8, 8**-0.5, np.float32)
+    own = captions[2] * np.float32(0.34) + np.float32((1 - 0.34**2) ** 0.5) * np.eye(1, 8, 7, dtype=np.float32)[0]
+    clips, captions = np.stack([hub, own]), captions[:7]
+    scores = captions[2:3] @ clips.T
+    assert scores[0, 0] > scores[0, 1]
+    less = less_hubs(scores, hubs(clips, captions)[None], hub_weight=0.5, familiarity_weight=0.5)
+    assert less[0, 0] < less[0, 1]
+
+
+def test_how_near_a_clip_is_to_all_captions_is_the_log_mean_exp_of_its_cosines_with_some() -> None:
+    clips, captions = units(0, 9000), units(1, 1024)
+    exact = np.log(np.exp(15 * clips.astype(np.float64) @ captions[::4].T).mean(1)) / 15
+    np.testing.assert_allclose(hubs(clips, captions), exact, rtol=1e-4)
+    np.testing.assert_allclose(hubs(clips, captions[::4]), exact, rtol=1e-4)
+    assert np.isnan(hubs(clips, captions[:0])).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_told_apart_once_more_stays_above_what_is_not(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = -np.sort(-rng.uniform(-1, 1, (4, HEAD + 20)).astype(np.float32))
+    near = rng.uniform(-0.2, 0.9, (4, HEAD)).astype(np.float32)
+    less = less_hubs(scores, near, hub_weight=0.5, familiarity_weight=0.5)
+    assert (less[:, :HEAD].min(1) >= less[:, HEAD:].max(1)).all()
+    assert (np.diff(less[:, HEAD:]) <= 0).all()
+
+
+def test_of_a_clip_whose_era_has_no_caption_as_much_is_taken_as_of_the_others() -> None:
+    scores = np.zeros((2, 3), np.float32)
+    near = np.array([[0.2, np.nan, 0.4], [np.nan, np.nan, np.nan]], np.float32)
+    less = less_hubs(scores, near, hub_weight=1, familiarity_weight=0)
+    np.testing.assert_allclose(less, [[-0.2, -0.3, -0.4], [0, 0, 0]], atol=1e-6)
