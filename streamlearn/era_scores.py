@@ -62,7 +62,7 @@ def hubs(clips: Vectors, captions: Vectors) -> Vectors:
     for start in range(0, len(clips), _AT_ONCE):
         cosines = clips[start : start + _AT_ONCE] @ some.T
         out[start : start + len(cosines)] = np.exp(_SHARPNESS * cosines).mean(1)
-    return np.log(out) / _SHARPNESS
+    return (np.log(out) / _SHARPNESS).astype(np.float32, copy=False)
 
 
 def less_hubs(scores: Vectors, near: Vectors, *, hub_weight: float, familiarity_weight: float) -> Vectors:
