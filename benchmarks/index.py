@@ -24,6 +24,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from streamlearn import allocator
 from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.index import Partition, PartitionView, configure_faiss
 from streamlearn.index_lists import ListsBlock
@@ -94,7 +95,8 @@ def start(path: Path, hints: Path) -> tuple[Partition, dict[str, float]]:
     catalog.close()
     del rows, halves
     partition.close()
-    partition.view()
+    for _ in range(2):  # swapped in; and, the old block being nobody's, memory is given back
+        partition.view()
     tuned = time.perf_counter()
     facts = {"read_s": read - begin, "ready_s": ready - begin, "background_s": tuned - ready}
     return partition, facts | {"resident_mb": anonymous_mb() - before}
@@ -281,6 +283,7 @@ def main() -> None:
     arguments = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     configure_faiss()
+    allocator.tune()
     queries = draw(10**9, 500)
 
     def tell(step: str, facts: dict[str, Any]) -> None:

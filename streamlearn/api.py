@@ -64,7 +64,11 @@ class Service(Evaluations, Protocol):
         """All that is known about a clip; None: it is not here."""
 
     def thumbnail(self, video_id: str) -> bytes | None:
-        """An animated WebP; None: the clip is not here, or its frames are no longer kept."""
+        """An animated WebP; None: the clip is not here, or its frames are no longer kept.
+
+        Raises:
+            SearchError: it may be had later.
+        """
 
     def tasks(self) -> list[dict[str, Any]]:
         """The task log, oldest first."""
@@ -189,7 +193,9 @@ def _add_reads(v1: APIRouter, service: Service, reads: Reads) -> None:
     @v1.get(
         "/clips/{video_id:path}/thumbnail",
         response_class=Response,
-        responses=missing | {200: {"content": {"image/webp": {}}}, 304: {"description": "Not modified"}},
+        responses=missing
+        | problems.responses(503)
+        | {200: {"content": {"image/webp": {}}}, 304: {"description": "Not modified"}},
     )
     async def thumbnail(video_id: Annotated[schemas.VideoId, Path()], request: Request) -> Response:
         """The clip as an animated WebP."""

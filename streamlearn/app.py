@@ -30,6 +30,7 @@ from streamlearn.frames import FrameStore
 from streamlearn.frozen_clips import FrozenClips, frame_of
 from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
+from streamlearn.index_compact import sweep
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
@@ -219,6 +220,7 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self.state.restore()
+            sweep(self.settings.state_dir / "index", {era.number for era in self.state.eras.eras})
             self.scoreboard.export()
             self.server.start()
             self.feed.start(self.state.offsets, self.state.memo)

@@ -55,7 +55,9 @@ class Catalog(CatalogReader):
         super().__init__(CatalogFile(path))
         self.learned, self.matrix = Learned(self._file), Scores(self._file)
         stamps = [f"SELECT coalesce(max(born), 1) FROM {table}" for table in ("clips", "vectors", "moves", "scores")]
-        stamps += [f"SELECT coalesce(max(died), 1) FROM {table}" for table in ("clips", "vectors")]
+        stamps += [
+            f"SELECT coalesce(max(died), 1) FROM {table} WHERE died IS NOT NULL" for table in ("clips", "vectors")
+        ]
         self._generation: int = max(stamp for query in stamps for (stamp,) in self._file.fetch(query))
 
     @property
@@ -128,6 +130,10 @@ class Catalog(CatalogReader):
     def transaction(self) -> AbstractContextManager[object]:
         """Everything written inside becomes visible at once, or not at all on an exception; may be nested."""
         return self._file.transaction()
+
+    def quick_commits(self) -> AbstractContextManager[object]:
+        """Inside, a commit leaves what takes long to a later one."""
+        return self._file.quick_commits()
 
     def sync(self) -> None:
         """Return when everything committed so far survives a loss of power."""

@@ -7,18 +7,23 @@ survives the death of the process; `sync` makes it survive a loss of power.
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from streamlearn.errors import NewerStateError, StateError
 from streamlearn.heldout import fingerprint, keep_back, lot
 
 _APPLICATION_ID = 0x736C6541  # "sleA": tells our file from any other SQLite file
+
+# The log is copied into the file, with two fsyncs, every 16 MiB and not every 4: a batch is a few pages.
+_CHECKPOINTS = "PRAGMA wal_autocheckpoint = 4096"
 
 #: Scripts that lead from schema version i to i + 1; never edited once released, only appended to.
 MIGRATIONS = (
@@ -153,6 +158,15 @@ class CatalogFile:
                     self._writer.execute("ROLLBACK")
 
     @contextmanager
+    def quick_commits(self) -> Iterator[None]:
+        """Inside, no commit copies the log into the file; the first one after it does."""
+        self._writer.execute("PRAGMA wal_autocheckpoint = 0")
+        try:
+            yield
+        finally:
+            self._writer.execute(_CHECKPOINTS)
+
+    @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Read on the connection given; inside its own transaction a thread sees what it wrote."""
         if self._owner == threading.get_ident():
@@ -200,6 +214,34 @@ class CatalogFile:
                 return
 
 
+@contextmanager
+def reading_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """Look at a catalog beside whoever writes it, or where nothing can be written; it is neither changed nor migrated.
+
+    Raises:
+        NewerStateError: a newer streamlearn wrote it.
+        StateError: it is missing, or something else.
+    """
+    if not path.exists():
+        raise StateError(f"{path}: the catalog is missing; restore it beside its generations")
+    log = path.with_name(f"{path.name}-wal")
+    with ExitStack() as stack:
+        # Without a log nobody has it open, and SQLite need lay nothing beside it.
+        db = stack.enter_context(closing(_open_reader(path, "mode=ro" if log.exists() else "immutable=1")))
+        try:
+            try:
+                _checked(db, path)
+            except sqlite3.OperationalError:  # it wants to, and cannot
+                copy = Path(stack.enter_context(TemporaryDirectory(prefix="streamlearn-")))
+                for file in (path, log):
+                    shutil.copy(file, copy)
+                db = stack.enter_context(closing(_open_reader(copy / path.name)))
+                _checked(db, path)
+        except (sqlite3.Error, OSError) as error:
+            raise StateError(f"{path}: this is no catalog that can be used: {error}") from error
+        yield db
+
+
 def _open(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
@@ -215,15 +257,15 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _open_reader(path: Path) -> sqlite3.Connection:
+def _open_reader(path: Path, how: str = "mode=ro") -> sqlite3.Connection:
     # Close comes from another thread than use; each connection is used by one thread at a time.
     return sqlite3.connect(
-        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30, isolation_level=None, check_same_thread=False
+        f"{path.resolve().as_uri()}?{how}", uri=True, timeout=30, isolation_level=None, check_same_thread=False
     )
 
 
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    # Nothing is written before we know that the file is ours.
+def _checked(db: sqlite3.Connection, path: Path) -> int:
+    """The version of its schema."""
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -233,10 +275,14 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         raise NewerStateError(
             f"{path}: its schema is version {version}, this streamlearn knows {len(MIGRATIONS)}; install the newer one"
         )
+    return int(version)
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    version = _checked(db, path)  # nothing is written before we know that the file is ours
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
-    # The log is copied into the file, with two fsyncs, every 16 MiB and not every 4: a batch is a few pages.
-    db.execute("PRAGMA wal_autocheckpoint = 4096")
+    db.execute(_CHECKPOINTS)
     db.execute("PRAGMA cache_size = -32768")
     for name, function in _FUNCTIONS.items():
         db.create_function(name, 1, function, deterministic=True)

@@ -59,8 +59,17 @@ class CatalogReader:
             SearchError: it is no filter.
         """
         condition, bound = where(filter)
-        found = self._file.fetch(f"SELECT row FROM clips WHERE died IS NULL AND ({condition})", *bound)
-        return np.sort(np.fromiter((row for (row,) in found), np.int64, len(found)))
+        # In one text, not row by row: a wide filter takes a third of the time, and holds up no other thread meanwhile.
+        query = f"SELECT coalesce(group_concat(row), '') FROM clips WHERE died IS NULL AND ({condition})"
+        ((found,),) = self._file.fetch(query, *bound)
+        return np.sort(np.fromstring(found, np.int64, sep=","))
+
+    def last_buried(self) -> Rows:
+        """Rows that were taken away in the last generation in which any were."""
+        found = self._file.fetch(
+            "SELECT row FROM clips WHERE died = (SELECT max(died) FROM clips WHERE died IS NOT NULL)"
+        )
+        return np.fromiter((row for (row,) in found), np.int64, len(found))
 
     def heldout(self, task: str, limit: int) -> list[ClipRow]:
         """The live clips that a task is evaluated with: of those held out, the ones that drew the lowest lots."""

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,8 +143,8 @@ class Generations:
 
     def numbers(self) -> list[int]:
         """Published generations, oldest first."""
-        current = self.current()
-        return sorted(n for p in self.folder.glob("[0-9]*") if current is not None and (n := int(p.name)) <= current)
+        current = self.current() or 0
+        return sorted(number for number in self._folders() if number <= current)
 
     def current(self) -> int | None:
         """The published generation's number, None before the first."""
@@ -163,7 +163,7 @@ class Generations:
             StateError: there are generations, and none verifies.
         """
         numbers = self.numbers()
-        if not numbers and any(int(path.name) > 1 for path in self.folder.glob("[0-9]*")):
+        if not numbers and any(number > 1 for number in self._folders()):
             # Only the very first generation can be there before anything was published.
             raise StateError(
                 f"{self.state_dir} has generations and no link `current`, as a copy without links has: make it again"
@@ -235,11 +235,8 @@ class Generations:
         Returns:
             The cuts of the catalog that go with those kept.
         """
-        found = [self.describe(number) for number in self.numbers()]
-        kept = self._retention.choose(found)
-        for generation in found:
-            if generation.number not in kept:
-                shutil.rmtree(self._path(generation.number))
+        kept = self._retention.choose(found := [self.describe(number) for number in self.numbers()])
+        self.drop(generation.number for generation in found if generation.number not in kept)
         return [generation.cut for generation in found if generation.number in kept]
 
     def describe(self, number: int) -> Kept:
@@ -249,10 +246,8 @@ class Generations:
             cut, created = manifest.get("cut", number), manifest["created"]
         except (StateError, KeyError):
             cut, created = number, "1970-01-01T00:00:00+00:00"
-        files = {}
-        for path in self._path(number).rglob("*.safetensors"):
-            about = path.stat()
-            files[about.st_ino] = about.st_size
+        found = [path.stat() for path in self._path(number).rglob("*.safetensors")]
+        files = {about.st_ino: about.st_size for about in found}
         return Kept(number, cut, datetime.fromisoformat(created), (self._path(number) / PINNED).exists(), files)
 
     def pin(self, number: int) -> None:
@@ -276,9 +271,13 @@ class Generations:
         durable.sync_folder(self._path(number))
 
     def drop(self, numbers: Iterable[int]) -> None:
-        """Remove generations, whatever the retention says."""
+        """Remove generations, whatever the retention says; each is whole, or not there, for whoever looks."""
         for number in numbers:
-            shutil.rmtree(self._path(number), ignore_errors=True)
+            aside = self.folder / f".writing-{number:06d}"
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                self._path(number).rename(aside)
+                shutil.rmtree(aside)
         durable.sync_folder(self.folder)
 
     def drop_unpublished(self) -> None:
@@ -287,10 +286,9 @@ class Generations:
             return
         current = self.current()
         last = 0 if current is None else self._gone_back_to(current)
-        published = {f"{n:06d}" for n in self.numbers() if n <= last or n == current}
-        for path in self.folder.glob("*"):
-            if path.name not in published:
-                shutil.rmtree(path)
+        dropped = [path for number, path in self._folders().items() if number > last and number != current]
+        for path in [*dropped, *self.folder.glob(".writing-*")]:
+            shutil.rmtree(path)
 
     def _gone_back_to(self, number: int) -> int:
         """Of a rollback's generation, the one that it equals: what lay between is gone. Of any other, itself.
@@ -303,6 +301,10 @@ class Generations:
             return number
         return number if manifest.get("cut", number) == number else int(manifest["state"]["parent"]["generation"])
 
+    def _folders(self) -> dict[int, Path]:
+        """By number, published or not; whatever else lies there, as a copy that somebody made, is not ours."""
+        return {int(path.name): path for path in self.folder.glob("[0-9]*") if path.name.isdecimal()}
+
     def _check(self, number: int) -> None:
         if number not in self.numbers():
             raise StateError(f"there is no generation {number} in {self.folder}")
@@ -310,10 +312,9 @@ class Generations:
     def _sums(self, number: int) -> Mapping[str, str]:
         """By file, what a generation wrote; nothing where there is none."""
         try:
-            sums: dict[str, str] = self.manifest(number)["sha256"]
+            return dict(self.manifest(number)["sha256"])
         except StateError:
             return {}
-        return sums
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"

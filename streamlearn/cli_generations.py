@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,13 +74,14 @@ def diff(older: Number, newer: Number, url: Url = None, config: ConfigFile = Non
     if url is not None:
         found: dict[str, Any] = ask(url, f"/v1/generations/{older}/diff/{newer}")
     else:
-        from streamlearn.catalog import Catalog
+        from streamlearn.catalog_cuts import changes
+        from streamlearn.catalog_file import reading_only
         from streamlearn.generation_facts import compared
 
         generations = _generations(config, override)
-        generations.manifest(older)  # or a catalog would be made where there is none
-        with closing(Catalog(generations.state_dir / "catalog.db")) as catalog:
-            found = compared(generations, catalog, older, newer)
+        generations.manifest(older)  # or what is told is missing would be the catalog
+        with reading_only(generations.state_dir / "catalog.db") as db:
+            found = compared(generations, partial(changes, db), older, newer)
     typer.echo(json.dumps(found, indent=1))
 
 

@@ -265,7 +265,7 @@ class Eras:
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Inverse of `state`, `tensors` and `sealed`, with the catalog already cut to the same generation."""
         for era in self.eras:
-            era.partition.close()
+            era.partition.abandon()
             self._bounds.forget(era.number)  # which may be another's now
         self.eras = []
         for facts in state:

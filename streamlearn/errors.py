@@ -122,11 +122,11 @@ class TaskError(StreamlearnError):
 
 
 class SearchError(StreamlearnError):
-    """The query cannot be answered; `status` is the HTTP status that says so."""
+    """The query cannot be answered; `status` is the HTTP status that says so, `retry_after_s` when it may be."""
 
-    def __init__(self, message: str, *, status: int = 422) -> None:
+    def __init__(self, message: str, *, status: int = 422, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.retry_after_s = status, retry_after_s
 
 
 class RejectedClip(StreamlearnError):

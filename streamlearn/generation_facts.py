@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from streamlearn.catalog import Catalog
 from streamlearn.checkpoint import Generations
 from streamlearn.errors import StateError
 from streamlearn.retention import Retention
@@ -47,15 +46,23 @@ def overview(generations: Generations) -> list[dict[str, Any]]:
     return out
 
 
-def compared(generations: Generations, catalog: Catalog, older: int, newer: int) -> dict[str, Any]:
+def compared(
+    generations: Generations, changes: Callable[[int, int], dict[str, int]], older: int, newer: int
+) -> dict[str, Any]:
     """What two generations do not have in common, in their manifests and in what they find.
+
+    Args:
+        generations: of a state directory.
+        changes: between two cuts of its catalog, `Catalog.changes`.
+        older: number of the one.
+        newer: and of the other; they may be asked for the other way round.
 
     Raises:
         StateError: a manifest is damaged, or gone.
     """
     a, b = (generations.manifest(number) for number in (older, newer))
     cuts = [manifest.get("cut", manifest["number"]) for manifest in (a, b)]
-    index = catalog.changes(min(cuts), max(cuts))
+    index = changes(min(cuts), max(cuts))
     if cuts[0] > cuts[1]:  # asked the other way round
         index["clips_added"], index["clips_removed"] = index["clips_removed"], index["clips_added"]
     return {**difference(a, b), "index": index}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from streamlearn import allocator
 from streamlearn.index_blocks import Block, FlatBlock, Mask, Rows, configure_faiss, packed
-from streamlearn.index_compact import compacted, settled
+from streamlearn.index_compact import compacted, remember, settled
+from streamlearn.index_lists import ListsBlock
 from streamlearn.index_view import Layer, PartitionView
 from streamlearn.records import Vectors
 
@@ -83,16 +86,28 @@ class _Fresh:
 class _Job(threading.Thread):
     """A new main block in the making."""
 
-    def __init__(self, make: Callable[[], Block], cut: int) -> None:
+    _turn = threading.Lock()  # each has its vectors twice
+
+    def __init__(self, make: Callable[[], Block], cut: int, hints: Path | None) -> None:
         super().__init__(name="compaction")
         self.made: Block | None = None
         self.cut = cut  # so much of the fresh block goes into it
         self.killed: list[Rows] = []  # since it began
-        self._make = make
+        self.wanted = True
+        self._make, self._hints = make, hints
 
     def run(self) -> None:
+        with self._turn:
+            if self.wanted:
+                self.work()
+
+    def work(self) -> None:
+        """In this thread, without waiting for others."""
         try:
-            self.made = self._make()
+            made = self._make()
+            if self._hints is not None and isinstance(made, ListsBlock) and self.wanted:
+                remember(self._hints, made)
+            self.made = made
         except Exception:  # the old block goes on serving
             log.exception("the index could not be compacted; it is tried again later")
 
@@ -115,6 +130,7 @@ class Partition:
         self._install(FlatBlock(np.empty(0, np.int64), np.empty((0, dim), np.float32)))
         self._fresh = _Fresh(dim, self._sizes.fresh_min)
         self._retry_at = 0  # fresh vectors at which a compaction that failed is tried again
+        self._outgrown: weakref.ref[Block] | None = None  # a large main block that readers may still have
 
     def upsert(self, rows: Sequence[int] | Rows, vectors: Vectors) -> None:
         """Add rows or replace their vectors; the last of equal rows counts.
@@ -138,8 +154,7 @@ class Partition:
     def replace_all(self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating]) -> None:
         """Hold these and nothing else, at once; arguments as those of `upsert`, half precision will do."""
         wanted, unique = self._unique(rows, vectors)
-        self.close()
-        self._job = None
+        self.abandon()
         self._install(settled(wanted, unique, flat_max=self._sizes.flat_max, hints=self._hints))
         self._fresh = _Fresh(self.dim, self._sizes.fresh_min)
         self._retry_at = 0
@@ -158,6 +173,12 @@ class Partition:
         """Wait for work in the background to end."""
         if self._job is not None:
             self._job.join()
+
+    def abandon(self) -> None:
+        """Work in the background is not wanted any more; it ends by itself, which nobody need wait for."""
+        if self._job is not None:
+            self._job.wanted = False
+            self._job = None
 
     def _unique(
         self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating]
@@ -187,6 +208,9 @@ class Partition:
 
     def _tend(self) -> None:
         """Swap in what is finished, and begin to compact where it is due."""
+        if self._outgrown is not None and self._outgrown() is None:
+            self._outgrown = None
+            allocator.trim()  # its lists lay in the heap: as much again as what is searched
         if self._job is not None:
             if self._job.is_alive():
                 return
@@ -200,16 +224,16 @@ class Partition:
         cut, fresh = self._fresh.used, self._fresh
         main, live, fresh_live = self._main, self._live.copy(), fresh.live[:cut].copy()
         block = FlatBlock(fresh.rows[:cut], fresh.vectors[:cut])
-        asked, flat_max, hints = list(self._asked), self._sizes.flat_max, self._hints
+        asked, flat_max = list(self._asked), self._sizes.flat_max
 
         def make() -> Block:
-            return compacted((main, live), (block, fresh_live), asked, flat_max=flat_max, hints=hints)
+            return compacted((main, live), (block, fresh_live), asked, flat_max=flat_max)
 
-        self._job = _Job(make, cut)
+        self._job = _Job(make, cut, self._hints)
         if len(live) + cut > self._sizes.flat_max:
             self._job.start()
         else:
-            self._job.run()  # it is done sooner than a thread has started
+            self._job.work()  # it is done sooner than a thread has started
             self._swap_in(self._job)
 
     def _swap_in(self, job: _Job) -> None:
@@ -218,6 +242,8 @@ class Partition:
             self._retry_at = 2 * max(self._fresh.used, self._sizes.fresh_min)
             return
         self._retry_at = 0
+        if len(job.made.rows) > self._sizes.flat_max:
+            self._outgrown = weakref.ref(self._main)
         self._install(job.made)
         old, self._fresh = self._fresh, _Fresh(self.dim, self._sizes.fresh_min)
         later = slice(job.cut, old.used)

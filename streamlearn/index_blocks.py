@@ -87,6 +87,10 @@ class Block(Protocol):
         """
         ...
 
+    def among(self, queries: Vectors, k: int, chosen: Bits, count: int) -> tuple[Vectors, Rows]:
+        """As `search`, of places that a filter chose, which may lie anywhere, and far from the queries."""
+        ...
+
 
 class FlatBlock:
     """Exact and in full precision.
@@ -143,6 +147,10 @@ class FlatBlock:
             scores[short], at[short] = self._nearest(queries[short], at.shape[1], allowed)
         return scores, at
 
+    def among(self, queries: Vectors, k: int, chosen: Bits, count: int) -> tuple[Vectors, Rows]:
+        """See `Block`."""
+        return self.search(queries, k, chosen, count)
+
     def _nearest(self, queries: Vectors, k: int, chosen: Bits | None) -> tuple[Vectors, Rows]:
         scores = np.empty((len(queries), k), np.float32)
         at = np.empty((len(queries), k), np.int64)
@@ -161,6 +169,15 @@ class FlatBlock:
             )
         scores[at < 0] = -np.inf
         return scores, at
+
+
+def counted(chosen: Bits, begin: Rows) -> Rows:
+    """How many are chosen from each of these places to the next. Shape: (l + 1,) ascending -> (l,)."""
+    before = np.zeros(len(chosen) + 1, np.int64)  # each byte
+    np.cumsum(np.bitwise_count(chosen), out=before[1:])
+    within = np.append(chosen, np.uint8(0))[begin >> 3] & ((1 << (begin & 7)) - 1)
+    up_to: Rows = before[begin >> 3] + np.bitwise_count(within)
+    return np.diff(up_to)
 
 
 def find_sorted(ascending: Rows, order: npt.NDArray[np.signedinteger[Any]], wanted: Rows) -> Rows:

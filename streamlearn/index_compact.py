@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,6 @@ def compacted(
     asked: list[Vectors],
     *,
     flat_max: int,
-    hints: Path | None,
 ) -> FlatBlock | ListsBlock:
     """One block of what is live in two. `asked` are queries, (d,) each, to measure recall with."""
     (old, old_live), (new, new_live) = main, fresh
@@ -85,8 +85,6 @@ def compacted(
         rows, halves = halves_of(layers)
         block = trained(rows, halves, judges)
         log.info("%d vectors in %d new lists, %d looked into", count, len(block.centroids), block.depth.probes)
-    if hints is not None:
-        _write_hints(hints, block)
     return block
 
 
@@ -105,7 +103,8 @@ def _judges(layers: list[tuple[Block, Rows]], asked: list[Vectors]) -> Vectors:
     return np.ascontiguousarray(judges[np.isfinite(judges).all(axis=1)], np.float32)
 
 
-def _write_hints(path: Path, block: ListsBlock) -> None:
+def remember(path: Path, block: ListsBlock) -> None:
+    """Write down how vectors lie in lists, for the next start."""
     order = np.argsort(block.rows, kind="stable")
     tensors: dict[str, npt.NDArray[Any]] = {
         "rows": block.rows[order],
@@ -119,6 +118,13 @@ def _write_hints(path: Path, block: ListsBlock) -> None:
         os.replace(aside, path)
     except OSError as error:
         log.warning("%s cannot be written (%s): the next start will take longer", path, error)
+
+
+def sweep(folder: Path, eras: Collection[int]) -> None:
+    """Forget how eras lay in lists that are not among these: merged, or undone by a rollback."""
+    for path in folder.glob("*.safetensors"):
+        if path.stem.isdecimal() and int(path.stem) not in eras:
+            path.unlink(missing_ok=True)
 
 
 def _read_hints(path: Path, dim: int) -> tuple[Vectors, Rows, npt.NDArray[np.int32], Depth] | None:

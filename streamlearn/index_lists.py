@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from streamlearn.index_blocks import Bits, Block, Rows, find_sorted, one_thread
+from streamlearn.index_blocks import Bits, Block, Rows, counted, find_sorted, one_thread
 from streamlearn.records import Vectors
 
 Halves = npt.NDArray[np.float16]
@@ -24,6 +24,7 @@ Lists = npt.NDArray[np.int32]  # (n,): the list of each vector
 TARGET_RECALL = 0.98
 _TUNED_K = 10
 _DEEP_K = 128  # whoever asks for more than this gets an exact answer
+_CHOSEN = 8_192  # of the vectors that a filter leaves, so many are looked at; a millisecond or two
 _CHUNK = 65_536
 _ITERATIONS = 8
 _POINTS_PER_LIST = 39  # for k-means; FAISS's own advice
@@ -101,7 +102,7 @@ class ListsBlock:
         return out
 
     def search(self, queries: Vectors, k: int, allowed: Bits, count: int) -> tuple[Vectors, Rows]:
-        """See `Block`. Approximate; exact beyond 128 answers, or where few places are allowed."""
+        """See `Block`. Approximate; exact beyond 128 answers."""
         n, lists = len(self.rows), len(self.centroids)
         # As many allowed vectors are looked at as without a filter.
         probes = lists if k > _DEEP_K else min(lists, -(-self.depth.probes * n // count))
@@ -111,6 +112,34 @@ class ListsBlock:
             short = (at >= 0).sum(axis=1) < min(k, count)
             if short.any():
                 scores[short], at[short] = self.probe(queries[short], k, lists, chosen)
+        return scores, at
+
+    def among(self, queries: Vectors, k: int, chosen: Bits, count: int) -> tuple[Vectors, Rows]:
+        """See `Block`. Approximate; exact beyond 128 answers, or where no more than 8,192 places are chosen.
+
+        The depth was measured where queries lie among the vectors. What a filter leaves may lie elsewhere, all around:
+        so lists are looked into, nearest first, until enough of it was looked at.
+        """
+        usual = self.depth.probes * len(self.rows) // len(self.centroids)
+        enough = count if k > _DEEP_K else max(_CHOSEN, usual)
+        nearest = np.argsort(-(queries @ self.centroids.T), axis=1)  # (q, lists)
+        held = counted(chosen, self.begin)[nearest]
+        lists = np.where((held > 0) & (np.cumsum(held, axis=1) - held < enough), nearest, -1)
+        return self._look_into(queries, k, np.ascontiguousarray(lists[:, (lists >= 0).any(axis=0)]), chosen)
+
+    def _look_into(self, queries: Vectors, k: int, lists: Rows, chosen: Bits) -> tuple[Vectors, Rows]:
+        """The best of these lists. Shape: (q, d), (q, l), -1 for none -> (q, m) twice."""
+        selector = faiss.IDSelectorBitmap(len(chosen), faiss.swig_ptr(chosen))
+        parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=selector)  # type: ignore[call-arg]
+        shape, pointer = (len(queries), min(k, len(self.rows))), faiss.swig_ptr
+        scores, at, unused = np.empty(shape, np.float32), np.empty(shape, np.int64), np.zeros(lists.shape, np.float32)
+        with one_thread():
+            # The wrapper of this takes no parameters, and without them no selector.
+            self._index.search_preassigned_c(
+                shape[0], pointer(queries), shape[1], pointer(lists), pointer(unused), pointer(scores), pointer(at),
+                False, parameters,
+            )  # fmt: skip
+        scores[at < 0] = -np.inf
         return scores, at
 
     def probe(self, queries: Vectors, k: int, probes: int, chosen: Bits | None = None) -> tuple[Vectors, Rows]:

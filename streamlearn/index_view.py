@@ -104,7 +104,8 @@ class PartitionView:
         for layer in self._layers if len(queries) and k else ():
             bits, count = (layer.live, layer.count) if allowed is None else layer.chosen(allowed)
             if count:
-                found, places = layer.block.search(queries, k, bits, count)
+                ask = layer.block.search if allowed is None else layer.block.among
+                found, places = ask(queries, k, bits, count)
                 scores.append(found)
                 rows.append(np.where(places < 0, -1, layer.block.rows[places]))
         missing = k - sum(part.shape[1] for part in scores)

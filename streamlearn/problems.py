@@ -6,6 +6,7 @@ It knows HTTP and the family of errors, not the routes. Nothing of a request is 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -117,7 +118,8 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _search(request: Request, error: Exception) -> Response:
     assert isinstance(error, SearchError)
-    return problem_response(error.status, str(error))
+    later = {} if error.retry_after_s is None else {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return problem_response(error.status, str(error), headers=later)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

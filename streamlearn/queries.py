@@ -93,21 +93,32 @@ class Queries:
         try:
             return self._fetched(clip.uri, start_s=clip.start_s, end_s=clip.end_s, sha256=clip.sha256)
         except SearchError as error:
-            status = 404 if error.status == 422 else error.status
-            raise SearchError(f"{gone}, and from its uri: {error}", status=status) from error
+            later_s = error.retry_after_s
+            status = error.status if error.status != 422 else 404 if later_s is None else 503
+            raise SearchError(f"{gone}, and from its uri: {error}", status=status, retry_after_s=later_s) from error
 
     def picture(self, clip: ClipRow) -> Frames | None:
-        """As `known`, for what is only shown: None where it cannot be had now.
+        """As `known`, for what is only shown: None where it cannot be had any more.
 
         A page shows dozens of clips, and each keeps a decoder from the stream while it waits for a host that is away:
         one that failed is not asked for pictures for a minute.
+
+        Raises:
+            SearchError: it cannot be had now (503).
         """
-        if clip.uri is not None and time.monotonic() < self._slow.get(_place(clip.uri), 0.0):
-            return self._frames.get(clip.row)
+        away_s = self._slow.get(_place(clip.uri), 0.0) - time.monotonic() if clip.uri is not None else 0.0
+        if away_s > 0:
+            if (frames := self._frames.get(clip.row)) is not None:
+                return frames
+            raise SearchError(
+                "the clip's frames are no longer kept, and its host is away", status=503, retry_after_s=away_s
+            )
         try:
             return self.known(clip)
-        except SearchError:
-            return None
+        except SearchError as error:
+            if error.status == 404:
+                return None
+            raise SearchError(str(error), status=503, retry_after_s=error.retry_after_s) from error
 
     def _known(self, video_id: str) -> Frames:
         clip = self._catalog.clip(video_id)
@@ -119,13 +130,14 @@ class Queries:
         try:
             return self._fetched(uri)
         except SearchError as error:
-            raise SearchError(f"query: uri: {error}", status=error.status) from error
+            later_s = None if error.status == 422 else error.retry_after_s
+            raise SearchError(f"query: uri: {error}", status=error.status, retry_after_s=later_s) from error
 
     def _fetched(self, uri: str, **segment: Any) -> Frames:
         if self._submit is None:
             raise SearchError("no video is fetched here; use video_id, text or vector")
         if not self._free.acquire(blocking=False):
-            raise SearchError("other queries wait for the decoders; try again in a moment", status=429)
+            raise SearchError("other queries wait for the decoders; try again in a moment", status=429, retry_after_s=1)
         told = {name: value for name, value in segment.items() if value is not None}
         value = json.dumps({"video_id": "query", "uri": uri, "caption": "query", **told}).encode()
         future = self._submit(Record(b"query", value, Position("query", "0", 0)))
@@ -135,13 +147,15 @@ class Queries:
             event = future.result(self._timeout_s)
         except NotInTime as error:
             future.cancel()  # the stream need not wait for it
-            raise SearchError("the decoders are busy; try again in a moment", status=503) from error
+            raise SearchError("the decoders are busy; try again in a moment", status=503, retry_after_s=1) from error
         except (CancelledError, StreamlearnError) as error:
             raise SearchError("no video can be decoded now", status=503) from error
-        if getattr(event, "code", "") in _SLOW:
+        slow = getattr(event, "code", "") in _SLOW
+        if slow:
             self._slow[_place(uri)] = time.monotonic() + _LEFT_ALONE_S
         if not isinstance(event, Clip):
-            raise SearchError(f"{getattr(event, 'code', '')}: {getattr(event, 'message', '')}")
+            reason = f"{getattr(event, 'code', '')}: {getattr(event, 'message', '')}"
+            raise SearchError(reason, retry_after_s=_LEFT_ALONE_S if slow else None)
         return event.frames
 
 

@@ -165,7 +165,7 @@ class Searcher:
         if request.limit > self._settings.max_limit:
             raise SearchError(f"limit is {request.limit}, at most {self._settings.max_limit} (search.max_limit)")
         offset = _offset(request.page_token)
-        allowed = self._catalog.rows_where(request.filter) if request.filter else None
+        allowed = self._allowed(request, snapshot) if request.filter else None
         encode, words = self._encoder(request, snapshot), request.query.text is not None
         live = self._live(snapshot, encode, offset + request.limit + 1, allowed, words=words)
         page = live[offset : offset + request.limit]
@@ -199,6 +199,14 @@ class Searcher:
             if len(live) >= wanted or rows.size < limit or (rows < 0).any():
                 return live
             limit *= 2
+
+    def _allowed(self, request: SearchRequest, snapshot: Snapshot) -> Rows:
+        """Rows that pass the filter; of a clip that was replaced since the snapshot, the old one that stands for it."""
+        rows, buried = self._catalog.rows_where(request.filter), self._catalog.last_buried()
+        served = [era.partition.holds(buried) for era in snapshot.eras]
+        replaced = self._catalog.successors(buried[np.any(served, axis=0)].tolist()) if len(buried) else {}
+        passing = np.isin([clip.row for clip in replaced.values()], rows)
+        return np.concatenate([rows, np.array([*replaced], np.int64)[passing]])
 
     def _clips(self, rows: list[int]) -> dict[int, ClipRow]:
         """Live clips by the row they were found by; one that was replaced since the snapshot stands for the old one."""

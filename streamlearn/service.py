@@ -42,7 +42,11 @@ class DaemonService(EvaluationService):
         return None if clip is None else dataclasses.asdict(clip)
 
     def thumbnail(self, video_id: str) -> bytes | None:
-        """The clip's sampled frames as an animated WebP; where they are no longer kept, read from its uri once more."""
+        """The clip's sampled frames as an animated WebP; where they are no longer kept, read from its uri once more.
+
+        Raises:
+            SearchError: that cannot be done now.
+        """
         clip = self._clip(video_id)
         if clip is None:
             return None

@@ -39,7 +39,7 @@ class GenerationsService:
         Raises:
             StateError: a manifest is damaged, or gone.
         """
-        return compared(self._generations, self._pipeline.state.catalog, older, newer)
+        return compared(self._generations, self._pipeline.state.catalog.changes, older, newer)
 
     def pin(self, number: int, pinned: bool) -> None:
         """Keep a generation, or no longer.

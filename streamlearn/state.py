@@ -310,7 +310,7 @@ class State(Cut):
 
     def _adopt(self, generation: Generation) -> None:
         """Make a generation the present, in memory and in the catalog, and serve it: for readers, at one moment."""
-        with ExitStack() as change:
+        with self.catalog.quick_commits(), ExitStack() as change:
             with self.catalog.transaction():
                 gone = rollback.rewind(self.catalog, generation)
                 self.load(generation)

@@ -357,6 +357,17 @@ def test_unknown_clip_and_thumbnail_are_404(client):
     problem(client.get("/v1/clips/none/thumbnail"), 404)
 
 
+def test_thumbnail_that_cannot_be_had_now_says_when_to_ask_again():
+    class Away(FakeService):
+        def thumbnail(self, video_id: str) -> bytes | None:
+            raise SearchError("its host is away", status=503, retry_after_s=41.2)
+
+    with serving(Away()) as client:
+        answer = client.get("/v1/clips/cam-0/0000.mp4/thumbnail")
+    assert problem(answer, 503)["detail"] == "its host is away"
+    assert answer.headers["retry-after"] == "42"
+
+
 @pytest.mark.parametrize("video_id", ["", "%20", "a%00b", "a" * 1025])
 def test_impossible_id_is_422(client, video_id):
     for path in (f"/v1/clips/{video_id}", f"/v1/clips/{video_id}/thumbnail"):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlearn.catalog import Catalog, ClipRow, Score
-from streamlearn.catalog_file import MIGRATIONS
+from streamlearn.catalog_file import MIGRATIONS, reading_only
 from streamlearn.catalog_rows import TaskRanks
 from streamlearn.errors import NewerStateError, SearchError, StateError
 from streamlearn.heldout import Footage, lot
@@ -752,3 +754,59 @@ def test_what_was_measured_of_a_task_that_is_gone_is_forgotten(catalog: Catalog)
     catalog.add_scores([], [TaskRanks(task, "t2v", "served", 100, (1, 2), (1, 3)) for task in ("t1", "t2")])
     catalog.forget_ranks("t1")
     assert [of.task for of in catalog.matrix.ranks()] == ["t2"]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["of a running daemon", "of one that was stopped"])
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_copy_is_read_whole_and_left_as_it_is(tmp_path: Path, running: bool, writable: bool) -> None:
+    path = tmp_path / "catalog.db"
+    catalog = Catalog(path)
+    catalog.put([clip("a"), clip("b")])
+    if not running:
+        catalog.close()
+    copy = Path(shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy", "*-shm")))
+    assert (copy / "catalog.db-wal").exists() is running
+    if not writable:
+        (copy / "catalog.db-shm").mkdir()  # nothing can be made of this name, also not by root
+    before = {file.name: file.is_file() and file.read_bytes() for file in copy.iterdir()}
+    with reading_only(copy / "catalog.db") as db:
+        assert db.execute("SELECT count(*) FROM clips").fetchone() == (2,)
+        with pytest.raises(sqlite3.OperationalError):
+            db.execute("DELETE FROM clips")
+    assert running or len(before) == len(list(copy.iterdir()))
+    # Where there is a log, SQLite may lay its index beside it.
+    assert {name: (copy / name).is_file() and (copy / name).read_bytes() for name in before} == before
+    catalog.close()
+
+
+def test_reading_only_what_is_newer_missing_or_damaged_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    with pytest.raises(StateError, match="missing"), reading_only(path):
+        pass
+    assert not path.exists()
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(StateError, match="no catalog"), reading_only(path):
+        pass
+    path.unlink()
+    Catalog(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(NewerStateError, match="install the newer one"), reading_only(path):
+        pass
+
+
+def test_a_commit_that_readers_wait_for_does_not_copy_the_log_into_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    catalog = Catalog(path)
+    rows, _ = catalog.put([clip(f"v{i}") for i in range(4_000)])
+
+    def write() -> None:  # 32 MiB: twice what is put up with in the log
+        catalog.put_vectors(rows, np.ones((4_000, 4_096), np.float32), era=1, step=1)
+
+    with catalog.quick_commits():
+        write()
+        assert path.stat().st_size < 2**22
+    assert len(catalog.era_vectors(1)[0]) == 4_000
+    catalog.delete("v0")  # the next one does
+    assert path.stat().st_size > 2**25
+    catalog.close()

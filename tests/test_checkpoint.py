@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -297,3 +298,34 @@ def test_generations_without_the_link_that_names_the_current_one_are_refused_and
     with pytest.raises(StateError, match="ln -s generations/NUMBER current"):
         generations.newest_good()
     assert folder(generations, 3).is_dir()
+
+
+def test_what_else_lies_beside_the_generations_is_nobodys_business(generations: Generations) -> None:
+    checkpoint(generations, 1, 2)
+    shutil.copytree(folder(generations, 2), generations.folder / "000002.bak")  # as an operator does
+    (generations.folder / "2 is the good one.txt").touch()
+    again = Generations(generations.state_dir, Retention(1))
+    newest = again.newest_good()
+    assert newest is not None
+    assert newest.number == 2
+    again.drop_unpublished()
+    assert again.prune() == [2]
+    assert sorted(path.name for path in again.folder.iterdir()) == ["000002", "000002.bak", "2 is the good one.txt"]
+
+
+def test_a_generation_that_is_dropped_is_gone_at_once_for_whoever_looks(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    remove = shutil.rmtree
+
+    def rmtree(path: Path, **how: bool) -> None:
+        if path.exists():
+            seen.append(generations.numbers())
+        remove(path, **how)
+
+    checkpoint(generations, 1, 2, 3, 4)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert generations.prune() == [3, 4]
+    generations.drop([4])
+    assert seen == [[2, 3, 4], [3, 4], [3]]

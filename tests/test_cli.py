@@ -234,6 +234,9 @@ def test_generations_are_listed_newest_first_and_shown(say: Say, tmp_path: Path)
     assert found["index"]["vectors_written"] >= added
     back = json.loads(say("generations", "diff", newer, older, *where).out)
     assert (back["index"]["clips_added"], back["index"]["clips_removed"]) == (0, added)
+    (tmp_path / "state" / "catalog.db-shm").mkdir()  # as where nothing can be written
+    assert json.loads(say("generations", "diff", older, newer, *where).out) == found
+    (tmp_path / "state" / "catalog.db-shm").rmdir()
     assert say("generations", "pin", older, *where).out.startswith(f"generation {older} is pinned")
     assert "pinned" in say("generations", "ls", *where).out
     assert say("generations", "unpin", older, *where).out.startswith(f"generation {older} is not pinned")

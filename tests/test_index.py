@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import streamlearn.index
 from streamlearn.index import Partition, PartitionView, Sizes, configure_faiss
 from streamlearn.index_lists import ListsBlock
 
@@ -286,6 +288,22 @@ def test_a_filter_on_half_of_the_clips_keeps_the_recall(gallery: Vector) -> None
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found.tolist(), strict=True)]) >= 0.95
 
 
+@pytest.mark.parametrize("left_out", [0.2, 0.5, 0.9])
+def test_a_filter_that_leaves_out_what_is_nearest_to_the_query_keeps_the_recall(left_out: float) -> None:
+    # As one by camera does: what it leaves out lies together, and the next lists hold the best of the others or not.
+    rng = np.random.default_rng(4)
+    centres, cluster = rng.standard_normal((200, 32)), rng.integers(0, 200, 16_000)
+    vectors = (centres[cluster] + 0.3 * rng.standard_normal((16_000, 32))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    partition = Partition(32, sizes=LISTS)
+    partition.replace_all(range(16_000), vectors)
+    view, queries = settled(partition), vectors[cluster < 200 * left_out][:100]
+    others = np.flatnonzero(cluster >= 200 * left_out)
+    _, found = view.search(queries, 10, others)
+    exact = others[np.argsort(-(queries @ vectors[others].T), axis=1)[:, :10]]
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found.tolist(), strict=True)]) >= 0.97
+
+
 def test_what_happens_while_a_new_main_block_is_made_is_in_it_when_it_is_swapped_in(gallery: Vector) -> None:
     partition = Partition(32, sizes=LISTS)
     partition.replace_all(range(5_000), gallery[:5_000])
@@ -329,6 +347,51 @@ def test_lists_grow_by_compactions_and_are_made_anew_when_the_vectors_have_moved
     assert isinstance(moved, ListsBlock)
     assert not np.array_equal(moved.centroids[: len(first.centroids)], first.centroids)
     assert recall(view, dict(enumerate(turned)), turned[::30]) >= 0.95
+
+
+def test_what_replaces_everything_waits_for_no_compaction_and_is_not_overtaken_by_it(
+    gallery: Vector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, made = threading.Event(), threading.Event(), streamlearn.index.compacted
+
+    def compacted(*arguments: Any, **named: Any) -> Any:
+        begun.set()
+        assert go.wait(60)
+        return made(*arguments, **named)
+
+    monkeypatch.setattr("streamlearn.index.compacted", compacted)
+    partition = Partition(32, hints=tmp_path / "hints.safetensors", sizes=LISTS)
+    partition.replace_all(range(5_000), gallery[:5_000])
+    job = partition._job
+    assert job is not None
+    assert begun.wait(60)
+    partition.replace_all(range(2_000), gallery[4_000:])  # as a rollback does
+    assert job.is_alive()
+    content = dict(enumerate(gallery[4_000:]))
+    assert_equals_brute_force(partition.view(), content, clustered(2, 20), 10, atol=2e-3)
+    go.set()
+    job.join()
+    view = settled(partition)
+    assert_holds(view, content, 2e-3)
+    assert len(load_file(tmp_path / "hints.safetensors")["rows"]) == 2_000
+
+
+def test_memory_is_given_back_once_nobody_has_the_block_that_was_replaced(
+    gallery: Vector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr("streamlearn.allocator.trim", lambda: given_back.append(True))
+    partition = Partition(32, sizes=LISTS)
+    partition.replace_all(range(5_000), gallery[:5_000])
+    before = partition.view()
+    after = settled(partition)
+    assert after._layers[0].block is not before._layers[0].block
+    partition.remove([1])
+    assert not given_back  # a reader has it
+    del before
+    partition.remove([2])
+    partition.remove([3])
+    assert given_back == [True]
 
 
 def test_a_start_with_hints_has_the_same_lists_at_once_whatever_has_changed_since(

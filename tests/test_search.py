@@ -330,9 +330,20 @@ def test_a_place_that_kept_a_decoder_waiting_is_not_asked_for_pictures_at_once(
     parts.frames.delete([*here, *elsewhere])
     record = Record(None, None, Position("query", "0", 0))
     sent = answering(parts, Rejected(record, code, "fetch", "not to be had"))
-    pictures = [parts.searcher.queries.picture(clips[row]) for row in here]
-    assert (pictures, len(sent)) == ([None, None], asked)
-    assert parts.searcher.queries.picture(clips[elsewhere[0]]) is None
+
+    def look(row: int) -> None:
+        if asked == 2:  # it cannot be had any more
+            assert parts.searcher.queries.picture(clips[row]) is None
+            return
+        with pytest.raises(SearchError) as caught:
+            parts.searcher.queries.picture(clips[row])
+        assert caught.value.status == 503
+        assert 50 < (caught.value.retry_after_s or 0) <= 60
+
+    look(here[0])
+    look(here[1])
+    assert len(sent) == asked
+    look(elsewhere[0])
     assert len(sent) == asked + 1
     with pytest.raises(SearchError, match=code):  # who asks by this clip is not put off
         parts.ask(Query(video_id=clips[here[0]].video_id))
@@ -380,6 +391,11 @@ def test_a_query_that_gave_up_leaves_the_queue_and_keeps_its_place_only_while_a_
     assert all(future.cancelled() for future in futures)
     begun = True
     assert [status() for _ in range(6)] == [503] * 4 + [429] * 2
+    (clip,) = parts.catalog.clips(parts.learn(1, uri="https://a/v.mp4")).values()
+    parts.frames.delete([clip.row])
+    with pytest.raises(SearchError, match="try again") as caught:  # a picture, too, can be had later
+        parts.searcher.queries.picture(clip)
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
     futures[-1].set_result(Rejected(Record(None, None, Position("query", "0", 0)), "timeout", "decode", "too late"))
     assert [status() for _ in range(2)] == [503, 429]
 
@@ -442,6 +458,22 @@ def test_a_clip_that_was_replaced_since_the_snapshot_is_in_the_answer_with_its_n
     assert names(parts.ask("a red star", limit=50)) == whole[:3] + whole[4:]
 
 
+def test_so_it_is_where_the_new_one_passes_the_filter_and_only_there(parts: Parts) -> None:
+    wanted = {"meta.cam": [0, 1]}
+    whole = names(parts.ask("a red star", limit=50, filter=wanted))
+    for name, cam in zip(whole[2:5], (0, 1, 7), strict=True):
+        old = parts.catalog.clip(name)
+        assert old is not None
+        parts.catalog.put([replace(old, meta={"cam": cam})])
+    parts.catalog.delete(whole[6])
+    assert names(parts.ask("a red star", limit=50, filter=wanted)) == whole[:4] + whole[5:6] + whole[7:]
+    (other,) = set(everything(parts)) - {*whole} - {f"v{i}" for i in range(16, 21)}  # of the third era
+    old = parts.catalog.clip(other)
+    assert old is not None
+    parts.catalog.put([replace(old, meta={"cam": 0})])
+    assert other in names(parts.ask("a red star", limit=50, filter=wanted))
+
+
 def test_a_search_ends_on_the_snapshot_it_began_with(parts: Parts) -> None:
     before = parts.ask("a red star", limit=50)
     parts.learn(8)
@@ -466,8 +498,13 @@ def test_an_empty_index_answers_with_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_over_http_an_empty_daemon_answers_200_and_wrong_questions_422_or_404(tmp_path: Path) -> None:
+    hints = tmp_path / "state" / "index"
+    hints.mkdir(parents=True)
+    (hints / "0001.safetensors").touch()
+    (hints / "0007.safetensors").touch()
     with daemon(tmp_path, ListSource(ends=False)) as running:
         settled(running, "idle")
+        assert [path.name for path in hints.iterdir()] == ["0001.safetensors"]  # of the one era that there is
 
         def ask(**body: object) -> httpx.Response:
             return httpx.post(f"{running.url}/v1/search", json=body)
