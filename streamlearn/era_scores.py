@@ -18,6 +18,7 @@ HEAD = 32
 _NEAREST_CAPTIONS = 5
 _AT_ONCE = 8_192  # clips
 _HUB_CAPTIONS = 256  # spread over an era's 1,024, which find little more for four times the work
+_FEWEST_HUB_CAPTIONS = 64  # of fewer, a learned clip's own weighs so much that it counts against it
 _SHARPNESS = np.float32(15)  # about the inverse of the temperature that is learned with
 
 
@@ -54,9 +55,9 @@ def hubs(clips: Vectors, captions: Vectors) -> Vectors:
     """How near each clip is to what its era was told: log mean exp of its cosines, sharpened.
 
     Taken from a cosine in full it would be what inverted softmax does (Smith et al., 2017; querybank normalisation,
-    Bogolin et al., 2022). Shape: (n, d), (m, d) -> (n,), NaN where there is no caption.
+    Bogolin et al., 2022). Shape: (n, d), (m, d) -> (n,), NaN where m is below 64.
     """
-    if not len(captions):
+    if len(captions) < _FEWEST_HUB_CAPTIONS:
         return np.full(len(clips), np.nan, np.float32)
     some, mean = captions[:: -(-len(captions) // _HUB_CAPTIONS)], np.empty(len(clips), np.float32)
     for start in range(0, len(clips), _AT_ONCE):

@@ -261,8 +261,8 @@ def _descending(scores: Vectors, rows: Rows, numbers: Rows) -> tuple[Vectors, Ro
 
 
 def _hubs(eras: Sequence[EraView], rows: Rows, numbers: Rows) -> Vectors:
-    """How near each clip is to whatever its era was told; 0 where there is no row. Shape: (q, n) -> (q, n)."""
-    near = np.zeros(rows.shape, np.float32)
+    """How near each clip is to whatever its era was told, NaN where that is not known. Shape: (q, n) -> (q, n)."""
+    near = np.full(rows.shape, np.nan, np.float32)  # so where there is no row, lest it counts in a mean
     for era in eras:
         here = numbers == era.number
         if not here.any():

@@ -32,10 +32,10 @@ def test_an_era_without_a_caption_is_as_familiar_as_the_others_on_average() -> N
 
 
 def test_a_clip_that_is_near_to_every_caption_no_longer_answers_for_one_that_is_near_to_this_alone() -> None:
-    captions = np.eye(8, dtype=np.float32)
-    hub = np.full(8, 8**-0.5, np.float32)
-    own = captions[2] * np.float32(0.34) + np.float32((1 - 0.34**2) ** 0.5) * np.eye(1, 8, 7, dtype=np.float32)[0]
-    clips, captions = np.stack([hub, own]), captions[:7]
+    captions = np.eye(65, dtype=np.float32)
+    hub = np.full(65, 65**-0.5, np.float32)
+    own = np.float32(0.12) * captions[2] + np.float32((1 - 0.12**2) ** 0.5) * captions[64]
+    clips, captions = np.stack([hub, own]), captions[:64]
     scores = captions[2:3] @ clips.T
     assert scores[0, 0] > scores[0, 1]
     less = less_hubs(scores, hubs(clips, captions)[None], hub_weight=0.5, familiarity_weight=0.5)
@@ -47,7 +47,20 @@ def test_how_near_a_clip_is_to_all_captions_is_the_log_mean_exp_of_its_cosines_w
     exact = np.log(np.exp(15 * clips.astype(np.float64) @ captions[::4].T).mean(1)) / 15
     np.testing.assert_allclose(hubs(clips, captions), exact, rtol=1e-4)
     np.testing.assert_allclose(hubs(clips, captions[::4]), exact, rtol=1e-4)
-    assert np.isnan(hubs(clips, captions[:0])).all()
+    assert np.isfinite(hubs(clips, captions[:64])).all()
+    assert np.isnan(hubs(clips, captions[:63])).all()
+
+
+def test_a_clip_of_an_era_that_was_told_little_is_found_by_its_own_caption() -> None:
+    # Of a few captions one is the clip's own, and would say that it is near to all of them.
+    axes = np.eye(80, dtype=np.float32)
+    young, old = axes[:4], axes[4:]
+    own = np.float32(0.8) * young[0] + np.float32(0.6) * axes[79]
+    other = np.float32(0.75) * young[0] + np.float32((1 - 0.75**2) ** 0.5) * axes[78]
+    near = np.concatenate([hubs(own[None], young), hubs(other[None], old)])
+    scores = np.array([[own @ young[0], other @ young[0]]])
+    less = less_hubs(scores, near[None], hub_weight=0.5, familiarity_weight=0.5)
+    assert less[0, 0] > less[0, 1]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -42,12 +42,18 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def scored(era: EraView, query: Vectors, vectors: Vectors, settings: SearchSettings, *, words: bool = True) -> Vectors:
-    """Of an era's clips, by the formula of docs/decisions.md. Shape: (d,), (n, d) -> (n,)."""
+    """Of an era's clips, by the formula of docs/decisions.md, were there no other. Shape: (d,), (n, d) -> (n,)."""
     familiar = np.sort(era.captions @ query)[-5:].mean()
-    near = np.log(np.exp(15 * vectors @ era.captions.T).mean(1)) / 15 if words else 0
+    near = how_near(era, vectors) if words and len(era.captions) >= 64 else 0
     return (vectors @ query - settings.hub_weight * near + settings.familiarity_weight * familiar) / (
         1 + settings.familiarity_weight
     )
+
+
+def how_near(era: EraView, vectors: Vectors) -> Vectors:
+    """Clips to the captions of an era. Shape: (n, d) -> (n,)."""
+    near: Vectors = np.log(np.exp(15 * vectors @ era.captions.T).mean(1)) / 15
+    return near
 
 
 def names(answer: SearchAnswer) -> list[str]:
@@ -120,16 +126,15 @@ def test_pages_follow_each_other_without_repeats_or_gaps(parts: Parts) -> None:
 
 
 def test_pages_are_the_same_at_any_length_beyond_the_clips_that_are_told_apart_once_more(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, max_limit=100)
+    parts = Parts(tmp_path, max_limit=200)
     for task in ("t2", "t3"):
-        for _ in range(3):
-            parts.learn(16)
+        parts.learn(64)
         parts.boundary(task)
     parts.finish_reencoding()
     parts.publish()
-    answer = parts.ask("a red star", limit=100)
+    answer = parts.ask("a red star", limit=200)
     whole, scores = names(answer), [hit.score for hit in answer.results]
-    assert len(set(whole)) == len(whole) == 96 > HEAD
+    assert len(set(whole)) == len(whole) == 128 > HEAD
     assert scores == sorted(scores, reverse=True)
     for limit in (7, HEAD, HEAD + 1):
         got, token = [], None
@@ -140,15 +145,39 @@ def test_pages_are_the_same_at_any_length_beyond_the_clips_that_are_told_apart_o
         assert got == list(zip(whole, scores, strict=True))
 
 
-def test_what_is_near_to_all_captions_counts_against_clips_for_a_text_and_can_be_let_go(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, max_limit=50, hub_weight=0)
-    parts.learn(16)
+@pytest.mark.parametrize("hub_weight", [0.0, 0.5, 1.0])
+def test_what_is_near_to_all_captions_counts_against_the_best_for_a_text_and_can_be_let_go(
+    tmp_path: Path, hub_weight: float
+) -> None:
+    parts = Parts(tmp_path, max_limit=50, hub_weight=hub_weight)
+    parts.learn(64)
     (era,) = parts.publish().eras
-    rows = era.partition.rows
     (query,) = era.encoder.texts(["a red star"])
-    plain = scored(era, query, era.partition.vectors(rows), parts.settings, words=False)
-    found = [hit.score for hit in parts.ask("a red star", limit=50).results]
-    assert found == pytest.approx(sorted(plain.tolist(), reverse=True), abs=1e-5)
+    vectors = era.partition.vectors(era.partition.rows)
+    plain = scored(era, query, vectors, parts.settings, words=False)
+    best = scored(era, query, vectors[np.argsort(-plain)[:HEAD]], parts.settings)
+    found = [hit.score for hit in parts.ask("a red star", limit=HEAD).results]
+    assert found == pytest.approx(sorted(best.tolist(), reverse=True), abs=1e-5)
+
+
+def test_from_clips_of_an_era_that_was_told_little_as_much_is_taken_as_from_the_others_that_pass_the_filter(
+    tmp_path: Path,
+) -> None:
+    parts = Parts(tmp_path)
+    parts.learn(61)
+    parts.learn(3, meta={"cam": 1})
+    parts.boundary("t2")
+    parts.finish_reencoding()
+    parts.learn(3, meta={"cam": 1})
+    expected, asked = dict[int, float](), {"meta.cam": 1}
+    old, young = parts.publish().eras
+    taken = parts.settings.hub_weight * how_near(old, old.partition.vectors(parts.rows[61:64])).mean()
+    for era, rows in ((old, parts.rows[61:64]), (young, parts.rows[64:])):
+        (query,) = era.encoder.texts(["a red star"])
+        scores = scored(era, query, era.partition.vectors(rows), parts.settings)
+        expected |= dict(zip(rows, scores - (era is young) * taken / 1.5, strict=True))
+    found = {hit.video_id: hit.score for hit in parts.ask("a red star", filter=asked).results}
+    assert found == pytest.approx({f"v{parts.rows.index(row)}": score for row, score in expected.items()}, abs=1e-5)
 
 
 def test_the_last_page_that_is_just_full_has_no_next(parts: Parts) -> None:
