@@ -99,7 +99,12 @@ class SearchSettings(Section):
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."
     )
     snapshots: int = Field(4, ge=1, description="Momentum snapshots kept for that.")
-    reencode_batch_clips: int = Field(64, ge=1, description="Clips of a sealed era re-encoded after each step.")
+    reencode_batch_clips: int = Field(
+        64,
+        ge=1,
+        description="Clips of a sealed era re-encoded after each step; what the refresh leaves of it, where an era is only"
+        " renewed.",
+    )
     refresh_batch_clips: int = Field(
         16, ge=0, description="Oldest vectors of the current era refreshed after each step; 0: as written on arrival."
     )
