@@ -102,8 +102,8 @@ class SearchSettings(Section):
     reencode_batch_clips: int = Field(
         64,
         ge=1,
-        description="Clips of a sealed era re-encoded after each step; what the refresh leaves of it, where an era is only"
-        " renewed.",
+        description="Clips of a sealed era re-encoded after each step; where one is only renewed, what the refresh"
+        " leaves of it.",
     )
     refresh_batch_clips: int = Field(
         16, ge=0, description="Oldest vectors of the current era refreshed after each step; 0: as written on arrival."
