@@ -454,7 +454,7 @@ def test_trial_that_fails_costs_those_beside_it_nothing(tmp_path: Path, rendered
 
 
 _ENDLESS = """
-import multiprocessing, sys, threading, time
+import multiprocessing, signal, sys, threading, time
 from pathlib import Path
 from streamlearn.bench.runs import Results, run_all
 from streamlearn.bench.trial import Spec
@@ -465,6 +465,7 @@ def tell():
     print(workers[0].pid, flush=True)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell's background job, as CI may be
     threading.Thread(target=tell).start()
     endless = Spec(sys.argv[1], "moco", 1e-4, 0, passes=5000)
     run_all([("reported", endless)], Results(Path(sys.argv[2])), workers=1, on_done=print)
