@@ -124,16 +124,18 @@ class Writer(threading.Thread):
         self.view, self.newest, self.swaps, self.late_s = partition.view(), (0, draw(0, 1)), 0, 0.0
 
     def run(self) -> None:
-        rng, pool, begin = np.random.default_rng(3), draw(5, 8_000), time.monotonic()
+        rng, batches = np.random.default_rng(3), int(self.seconds * 25)
+        pool = draw(5, 8 * batches)  # each once: of ten equals and one more the newest need not be among the best ten
+        begin = time.monotonic()
         block = self.view._layers[0].block
-        for number in range(int(self.seconds * 25)):
+        for number in range(batches):
             rows = np.concatenate([self.count + 4 * number + np.arange(1, 5), rng.integers(1, self.count, 4)])
-            at = rng.integers(0, len(pool), 8)
-            self.partition.upsert(rows, pool[at])
+            vectors = pool[8 * number : 8 * number + 8]
+            self.partition.upsert(rows, vectors)
             if number % 5 == 0:
                 self.partition.remove(rng.integers(1, self.count, 2))
             self.view = self.partition.view()
-            self.newest = (int(rows[3]), pool[at[3:4]])
+            self.newest = (int(rows[3]), vectors[3:4])
             if self.view._layers[0].block is not block:
                 block, self.swaps = self.view._layers[0].block, self.swaps + 1
             ahead = begin + (number + 1) / 25 - time.monotonic()
