@@ -46,15 +46,15 @@ def recalls(asked: list[tuple[QueryEncoder, list[str], Vectors]], texts: list[st
 
 def merges(corpus: Corpus, eras: list[SealedEra], learned: list[np.ndarray]) -> list[dict[str, Any]]:
     readers = [QueryEncoder(era.pairs[era.chosen]) for era in eras]
-    apart = [(readers[i], era.captions, era.vectors[era.chosen]) for i, era in enumerate(eras)]
-    texts = questions(corpus, np.concatenate([era.rows for era in eras]))
+    apart = [(readers[i], era.captions, era.of(era.tests, era.chosen)) for i, era in enumerate(eras)]
+    texts = questions(corpus, np.concatenate([era.tests for era in eras]))
     before = recalls(apart, texts)
     out = []
     for keep, absorb in permutations(range(len(eras)), 2):
         pair, old = eras[keep].pairs[eras[keep].chosen], apart[absorb][2]
         by_old = encode_clips(eras[absorb].pairs[eras[absorb].chosen], corpus, learned[absorb])
         by_new = encode_clips(pair, corpus, learned[absorb])
-        ways = {"left as they are": old, "encoded anew": encode_clips(pair, corpus, eras[absorb].rows)}
+        ways = {"left as they are": old, "encoded anew": encode_clips(pair, corpus, eras[absorb].tests)}
         ways |= {f"map of {n}": mapped(by_old[:n], by_new[:n], old) for n in FITTED}
         for way, vectors in ways.items():
             groups = list(apart)
@@ -81,7 +81,7 @@ def main() -> None:
         trial = Trial(Spec(str(folder), "bmu-local", 4e-4, seed, boundaries="oracle", asked_per_task=1))
         trial.run()
         eras, corpus, rng = trial.eras.eras, trial.corpus, np.random.default_rng(seed)
-        learned = [rng.permutation(corpus.rows(LEARN, int(corpus.domain[era.rows[0]])))[: max(FITTED)] for era in eras]
+        learned = [rng.permutation(corpus.rows(LEARN, int(corpus.domain[era.tests[0]])))[: max(FITTED)] for era in eras]
         found = merges(corpus, eras, learned)
         print(json.dumps({"seed": seed, **found[0]}), flush=True)
         for way in dict.fromkeys(line["way"] for line in found[1:]):

@@ -104,6 +104,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench.corpus", "bench.methods", "bench.remembered"),
     ("bench.schedule", "bench.gallery"),
     ("bench.sealed", "bench.options"),
+    ("bench.curve",),
     ("bench.revisits",),
     ("bench.trial",),
     ("bench.runs",),

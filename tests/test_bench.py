@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from streamlearn import cli
 from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
+from streamlearn.bench.curve import Curve
 from streamlearn.bench.gallery import both_ways, caption_search, encode_texts, questions, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
 from streamlearn.bench.options import read_orders
@@ -34,7 +35,7 @@ from streamlearn.bench.trial import Spec, Trial, run_trial
 from streamlearn.connectors.synthetic import DOMAINS, write_stream
 from streamlearn.encoders import Towers
 from streamlearn.errors import SettingsError, SourceError
-from streamlearn.settings import MediaSettings
+from streamlearn.settings import MediaSettings, SearchSettings
 from tests.models import save_model
 
 
@@ -311,7 +312,9 @@ def test_trial_repeats_to_the_last_bit_and_measures_every_copy(rendered: Path) -
     assert set(result["served"]["judged"]) == {"1", "2", "4", "all"}
     lost = result["served"]["plain"]["all"]
     assert 0 <= lost["forgetting_pool"]["5"] < lost["forgetting"]["5"] < 100  # the pool's growth counts as loss
-    assert set(result["served"]["single"]) == {"t2v", "v2t"}
+    assert set(result["served"]["single"]) == {"t2v", "v2t", "among"}
+    for asked in (result["served"]["single"], result["served"]["judged"]["all"]):
+        assert asked["among"]["median"] > asked["t2v"]["median"]  # 430 clips, of which 50 are test clips
     assert result["revisits"] == []
     local = result["copies"]["local"]
     assert set(local["tasks"]) == set(DOMAINS)
@@ -342,16 +345,19 @@ def test_clips_that_come_back_are_asked_for_as_each_era_would_encode_them(render
     pool = result["served"]["plain"]["all"]["t2v"]
     assert visit["anew"]["all"] == pool
     first, *sealed, last = trial.eras.eras
-    texts = encode_texts(last.pairs["local"], [c for era in trial.eras.eras for c in questions(trial.corpus, era.rows)])
-    stored = [era.vectors[era.chosen] for era in (first, *sealed)]
-    assert result["served"]["single"] == both_ways(texts @ np.concatenate([*stored, last.vectors["local"]]).T)
-    plain = trial.eras.ranks_with(last.rows, 3)  # they are there already
-    assert sorted(plain) == sorted(row for era in trial.eras.eras for row in era.rows)
+    asked = np.concatenate([era.tests for era in trial.eras.eras])
+    texts = encode_texts(last.pairs["local"], questions(trial.corpus, asked))
+    stored = [era.of(era.tests, era.chosen) for era in (first, *sealed)]
+    single = both_ways(texts @ np.concatenate([*stored, last.of(last.tests, "local")]).T)
+    assert {way: result["served"]["single"][way] for way in single} == single
+    curve = Curve(trial.corpus, trial.eras.eras, SearchSettings())
+    plain = curve.ranks_with(last.tests, 3)  # they are there already
+    assert sorted(plain) == sorted(row for era in trial.eras.eras for row in era.tests)
     assert visit["anew"]["all"]["5"] == 100 * np.mean([rank <= 5 for rank in plain.values()])
-    moved = trial.eras.ranks_with(last.rows, 0)
+    moved = curve.ranks_with(last.tests, 0)
     assert moved != plain
-    assert visit["old"]["came"]["1"] == 100 * np.mean([moved[row] <= 1 for row in last.rows])
-    assert set(first.rows) | set(last.rows) == set(trial.corpus.rows(TEST, 0))
+    assert visit["old"]["came"]["1"] == 100 * np.mean([moved[row] <= 1 for row in last.tests])
+    assert set(first.tests) | set(last.tests) == set(trial.corpus.rows(TEST, 0))
     local = result["copies"]["local"]  # the first domain is the current one again; two are past
     assert local["learned"]["5"] - local["final"]["5"] == pytest.approx(-local["bwt"]["5"] * 2 / 3)
 
@@ -378,7 +384,7 @@ def _line(method: str, rate: float, final: float, *, role: str = "reported", see
     pooled = {"t2v": recalls, "v2t": recalls}
     result = {
         "copies": {"local": copy | {"pooled": pooled}},
-        "served": {"judged": {"all": {"t2v": recalls}}},
+        "served": {"judged": {"all": {"t2v": recalls, "among": recalls}}, "single": {"among": recalls}},
         "captions": {"full": recalls, "thinned": recalls},
         "sealed_with": ["local"],
         "pairs_per_s": 100.0,
@@ -514,6 +520,8 @@ def test_report_ranks_by_final_recall_and_leaves_tuning_out() -> None:
     assert "inbatch" not in text
     assert "commit c0ffee" in text
     assert "| `moco` | -10.0" in text
+    among = text[text.index("among all clips") :]
+    assert "| `bmu-local` | 25.0 / 50.0 |  |  |  | 25.0 / 50.0 | 1 |" in among
 
 
 def test_report_names_the_rates_of_a_method_that_has_several() -> None:

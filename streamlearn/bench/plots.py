@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamlearn.bench.curve import KEPT
 from streamlearn.bench.report import by_method, mean_and_error, numbers, setups, value
 from streamlearn.bench.runs import Line
-from streamlearn.bench.sealed import KEPT
 from streamlearn.bench.trial import SERVED
 from streamlearn.errors import SettingsError
 

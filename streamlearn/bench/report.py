@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamlearn.bench.curve import KEPT
 from streamlearn.bench.gallery import DIRECTIONS
 from streamlearn.bench.runs import Line
-from streamlearn.bench.sealed import KEPT
 from streamlearn.bench.trial import COPIES, SERVED
 
 #: A number of a trial's result; None where it has none.
@@ -186,6 +186,8 @@ def difference_table(methods: Mapping[str, Sequence[Line]], against: str) -> str
         "pooled R@5": _both(f"copies.{SERVED}.pooled", "5"),
         "eras: one encoder, R@5": value("served.judged.1.t2v.5"),
         "eras: all, R@5": value("served.judged.all.t2v.5"),
+        "... among all clips: one encoder": value("served.judged.1.among.5"),
+        "all": value("served.judged.all.among.5"),
     }
     rows = [
         [f"`{name}`", *(shown(differences(lines, methods[against], m), signed=True) for m in columns.values())]
@@ -212,23 +214,26 @@ def copies_table(methods: Mapping[str, Sequence[Line]]) -> str:
     return table(head, rows)
 
 
-def curve_table(methods: Mapping[str, Sequence[Line]], rule: str = "judged") -> str:
-    """Text to video over the pool, R@1 / R@5, against the number of era encoders kept.
+def curve_table(methods: Mapping[str, Sequence[Line]], rule: str = "judged", gallery: str = "t2v") -> str:
+    """Text to video, R@1 / R@5, against the number of era encoders kept.
 
-    Beside it everything encoded anew by today's pair, and the stored vectors asked with today's text encoder alone.
+    Beside it the stored vectors asked with today's text encoder alone; over the pool of test clips also everything
+    encoded anew by today's pair. The gallery "among" is all clips.
     """
-    head = ["method", "encoded anew", "mode single", *(f"{kept} encoder{'s' * (kept != '1')}" for kept in KEPT)]
-    head += ["all, cosine alone", "all, back (v2t)", "all, thinned query", "eras"]
+    columns = {"encoded anew": f"copies.{SERVED}.pooled.t2v"} if gallery == "t2v" else {}
+    columns |= {"mode single": f"served.single.{gallery}"}
+    columns |= {f"{kept} encoder{'s' * (kept != '1')}": f"served.{rule}.{kept}.{gallery}" for kept in KEPT}
+    if gallery == "t2v":
+        others = {"cosine alone": "cosine", "back (v2t)": "v2t", "thinned query": "thinned"}
+        columns |= {f"all, {what}": f"served.{rule}.all.{name}" for what, name in others.items()}
     rows = []
     for name, lines in methods.items():
-        if not numbers(lines, value(f"served.{rule}.all.t2v.5")):
+        if not numbers(lines, value(f"served.{rule}.all.{gallery}.5")):
             continue
-        paths = [f"copies.{SERVED}.pooled.t2v", "served.single.t2v", *(f"served.{rule}.{kept}.t2v" for kept in KEPT)]
-        paths += [f"served.{rule}.all.{what}" for what in ("cosine", "v2t", "thinned")]
-        cells = [" / ".join(shown(numbers(lines, value(f"{path}.{k}"))) for k in (1, 5)).strip(" /") for path in paths]
+        cells = [[shown(numbers(lines, value(f"{path}.{k}"))) for k in (1, 5)] for path in columns.values()]
         eras = sorted({len(line["result"]["sealed_with"]) for line in lines})
-        rows.append([f"`{name}`", *cells, "/".join(map(str, eras))])
-    return table(head, rows)
+        rows.append([f"`{name}`", *(" / ".join(cell).strip(" /") for cell in cells), "/".join(map(str, eras))])
+    return table(["method", *columns, "eras"], rows) if rows else ""
 
 
 def forgetting_table(methods: Mapping[str, Sequence[Line]]) -> str:
@@ -278,17 +283,21 @@ def report(lines: Sequence[Line], against: str = "bmu-local") -> str:
             f"Domains {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; orders {', '.join(orders)}."
             " Mean ± standard error.",
         ]
-        parts += ["### Learner: each task's own gallery, encoded by today's served copy", learner_table(methods)]
-        parts += ["### The same at the end, by task and direction", tasks_table(methods)]
-        if against in methods and len(methods) > 1:
-            parts += ["### Differences, trial by trial", difference_table(methods, against)]
-        parts += ["### Copies", copies_table(methods)]
-        parts += ["### Eras: R@1 / R@5 over the pool against the number of era encoders kept", curve_table(methods)]
-        parts += ["### The same, eras always sealed with the momentum pair", curve_table(methods, "local")]
-        parts += ["### The same, eras read without readouts", curve_table(methods, "plain")]
-        parts += ["### Forgetting: what users lost, and what the learner lost, %", forgetting_table(methods)]
-        if returns := revisits_table(methods):
-            parts += ["### Domains that come back: R@1 / R@5 over the pool", returns]
+        several = against in methods and len(methods) > 1
+        tables = {
+            "Learner: each task's own gallery, encoded by today's served copy": learner_table(methods),
+            "The same at the end, by task and direction": tasks_table(methods),
+            "Differences, trial by trial": difference_table(methods, against) if several else "",
+            "Copies": copies_table(methods),
+            "Eras: R@1 / R@5 over the pool against the number of era encoders kept": curve_table(methods),
+            "The same, eras always sealed with the momentum pair": curve_table(methods, "local"),
+            "The same, eras read without readouts": curve_table(methods, "plain"),
+            "Eras: the same among all clips, those that were learned, too": curve_table(methods, gallery="among"),
+            "The same, eras read without readouts, among all clips": curve_table(methods, "plain", "among"),
+            "Forgetting: what users lost, and what the learner lost, %": forgetting_table(methods),
+            "Domains that come back: R@1 / R@5 over the pool": revisits_table(methods),
+        }
+        parts += [part for title, made in tables.items() if made for part in (f"### {title}", made)]
         full, thin = (numbers(mine, value(f"captions.{what}.5")) for what in ("full", "thinned"))
         parts.append(
             f"Searching the stored captions instead of the videos (TF-IDF): R@5 {shown(full)} for the caption in full,"

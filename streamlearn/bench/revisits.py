@@ -9,17 +9,19 @@ is what the encoders were when they came.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from streamlearn.bench.corpus import TEST, Corpus, Ints
+from streamlearn.bench.curve import Curve
 from streamlearn.bench.gallery import summary
 from streamlearn.bench.schedule import Schedule
-from streamlearn.bench.sealed import SealedEras
+from streamlearn.bench.sealed import SealedEra
 
 
-def revisits(sealed: SealedEras, corpus: Corpus, schedule: Schedule) -> list[dict[str, Any]]:
+def revisits(curve: Curve, corpus: Corpus, schedule: Schedule) -> list[dict[str, Any]]:
     """Recall, text to video over the pool, of each visit to a domain that was there before.
 
     Returns:
@@ -36,9 +38,9 @@ def revisits(sealed: SealedEras, corpus: Corpus, schedule: Schedule) -> list[dic
         known = corpus.rows(TEST)
         last = known[np.argmax(np.where(schedule.place[known] < start, schedule.place[known], -1))]
         ways = {
-            "anew": sealed.ranks_with(came[:0], 0),
-            "old": sealed.ranks_with(came, _holder(sealed, earlier)),
-            "before": sealed.ranks_with(came, _holder(sealed, np.asarray([last]))),
+            "anew": curve.ranks_with(came[:0], 0),
+            "old": curve.ranks_with(came, _holder(curve.eras, earlier)),
+            "before": curve.ranks_with(came, _holder(curve.eras, np.asarray([last]))),
         }
         found = {
             way: {
@@ -56,6 +58,6 @@ def _within(places: Ints, start: int, end: int) -> np.ndarray:
     return (places >= start) & (places < end)
 
 
-def _holder(sealed: SealedEras, rows: Ints) -> int:
+def _holder(eras: Sequence[SealedEra], rows: Ints) -> int:
     """The era that holds most of these clips."""
-    return int(np.argmax([np.isin(rows, era.rows).sum() for era in sealed.eras]))
+    return int(np.argmax([np.isin(rows, era.tests).sum() for era in eras]))

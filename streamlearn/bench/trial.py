@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from streamlearn.bench.corpus import Corpus, open_corpus
+from streamlearn.bench.curve import Curve
 from streamlearn.bench.gallery import DIRECTIONS, KS, ask_copy, caption_search, mean_recalls
 from streamlearn.bench.methods import learner_settings, method_of
 from streamlearn.bench.remembered import remember_captions
@@ -231,8 +232,9 @@ class Trial:
         returns: list[dict[str, Any]] = []
         if self.spec.eras:
             self.eras.seal(self.learner, end=len(self.schedule.rows), since_step=None)
-            served = self.eras.curve(self.spec.seed)
-            returns = revisits(self.eras, self.corpus, self.schedule)
+            curve = Curve(self.corpus, self.eras.eras, SearchSettings(**self.spec.search))
+            served = curve.measured(self.spec.seed)
+            returns = revisits(curve, self.corpus, self.schedule)
         return {
             "copies": copies,
             "served": served,
