@@ -25,17 +25,17 @@ from streamlearn.bench.trial import Spec, Trial
 from streamlearn.era_merge import mapped
 from streamlearn.era_scores import weighed
 from streamlearn.era_view import QueryEncoder
+from streamlearn.era_words import Words, spoken
 from streamlearn.evaluate import ranks
 from streamlearn.records import Vectors
 
 FITTED = (50, 200, 800)  # clips that have frames
 
 
-def recalls(asked: list[tuple[QueryEncoder, list[str], Vectors]], texts: list[str]) -> dict[str, float]:
-    """R@1, R@5 and mean reciprocal rank over the pool; of each group its reader, its captions and its vectors."""
-    queries = [reader.texts(texts) for reader, _, _ in asked]
-    cosines = [seen @ vectors.T for seen, (_, _, vectors) in zip(queries, asked, strict=True)]
-    scores = weighed(cosines, queries, [reader.texts(captions) for reader, captions, _ in asked], 1.0)
+def recalls(asked: list[tuple[QueryEncoder, Words, Vectors]], texts: list[str]) -> dict[str, float]:
+    """R@1, R@5 and mean reciprocal rank over the pool; of each group its reader, its words and its vectors."""
+    cosines = [reader.texts(texts) @ vectors.T for reader, _, vectors in asked]
+    scores = weighed(cosines, spoken(texts, [words for _, words, _ in asked]), 0.5)
     rank = ranks(np.concatenate(scores, axis=1), np.arange(len(texts)))
     return {
         "r1": 100 * float((rank <= 1).mean()),
@@ -46,7 +46,7 @@ def recalls(asked: list[tuple[QueryEncoder, list[str], Vectors]], texts: list[st
 
 def merges(corpus: Corpus, eras: list[SealedEra], learned: list[np.ndarray]) -> list[dict[str, Any]]:
     readers = [QueryEncoder(era.pairs[era.chosen]) for era in eras]
-    apart = [(readers[i], era.captions, era.of(era.tests, era.chosen)) for i, era in enumerate(eras)]
+    apart = [(readers[i], era.words, era.of(era.tests, era.chosen)) for i, era in enumerate(eras)]
     texts = questions(corpus, np.concatenate([era.tests for era in eras]))
     before = recalls(apart, texts)
     out = []
@@ -58,9 +58,9 @@ def merges(corpus: Corpus, eras: list[SealedEra], learned: list[np.ndarray]) -> 
         ways |= {f"map of {n}": mapped(by_old[:n], by_new[:n], old) for n in FITTED}
         for way, vectors in ways.items():
             groups = list(apart)
-            captions = [text for both in zip(eras[keep].captions, eras[absorb].captions, strict=False) for text in both]
-            groups[absorb] = (readers[keep], captions, vectors)
-            groups[keep] = (readers[keep], captions, apart[keep][2])
+            words = eras[keep].words.plus(eras[absorb].words)
+            groups[absorb] = (readers[keep], words, vectors)
+            groups[keep] = (readers[keep], words, apart[keep][2])
             found = recalls(groups, texts)
             out.append({"keep": keep, "absorb": absorb, "way": way} | {k: found[k] - before[k] for k in found})
     return [{"keep": None, "absorb": None, "way": "apart", **before}, *out]

@@ -25,6 +25,7 @@ from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.encoders import Towers
 from streamlearn.era_maps import MappedEncoder
 from streamlearn.era_view import EraView, QueryEncoder
+from streamlearn.era_words import Words
 from streamlearn.frames import FrameStore
 from streamlearn.index import Partition, configure_faiss
 from streamlearn.metrics import Metrics
@@ -41,6 +42,12 @@ def unit(rng: np.random.Generator, count: int) -> np.ndarray:
     return out
 
 
+def told(rng: np.random.Generator) -> Words:
+    """3,000 words of 1,600 clips."""
+    words = rng.choice(2**32, 3_000, replace=False)
+    return Words(np.sort(words).astype(np.int64), rng.integers(1, 100, 3_000), 1_600)
+
+
 def snapshot(rows: np.ndarray, eras: int, pairs: int) -> Snapshot:
     """Of so many eras, the current one among them, whose ended ones have so many pairs."""
     rng = np.random.default_rng(0)
@@ -55,7 +62,7 @@ def snapshot(rows: np.ndarray, eras: int, pairs: int) -> Snapshot:
             encoder = own[-1] if number == eras else MappedEncoder(own[-1], turn)
         else:
             encoder = MappedEncoder(own[number % pairs], turn, turn)
-        views.append(EraView(number, f"t{number}", encoder, partition.view(), unit(rng, 1024)))
+        views.append(EraView(number, f"t{number}", encoder, partition.view(), unit(rng, 1024), told(rng)))
     return Snapshot(tuple(views), 0, 0, "m", {}, "2026-01-01T00:00:00Z", 0, None)
 
 

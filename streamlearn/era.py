@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from streamlearn.catalog import Rows
 from streamlearn.era_maps import Mapped, MappedEncoder, through
 from streamlearn.era_merge import Merge
 from streamlearn.era_readout import Readout
 from streamlearn.era_view import QueryEncoder
+from streamlearn.era_words import Words
 from streamlearn.index import Partition
 from streamlearn.records import Vectors
 
@@ -37,6 +41,7 @@ class Era:
         merge: and why.
         absorbed: eras that were merged into this one, and why.
         reencoded: rows done, of a partition not yet swapped in.
+        words: of the captions of all clips that were learned in it.
     """
 
     number: int
@@ -55,6 +60,7 @@ class Era:
     merge: Merge | None = None
     absorbed: list[dict[str, Any]] = field(default_factory=list)
     reencoded: dict[int, Vectors] = field(default_factory=dict)
+    words: Words = field(default_factory=Words)
 
     @property
     def known(self) -> Vectors:
@@ -86,6 +92,37 @@ class Era:
         anew = merge_vectors == "encode" or (self.merge is not None and self.merge.of_one_task)
         return self.into if self.into is not None and anew else self
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What it knows itself by, and the maps through which it is read."""
+        out = {
+            "captions": self.captions,
+            "caption_clips": self.caption_clips,
+            "caption_rows": self.caption_rows,
+            "words": np.stack([self.words.words, self.words.counts]),
+        }
+        if isinstance(self.encoder, MappedEncoder):
+            out["text_maps"] = self.encoder.of_texts
+            if self.encoder.of_clips is not None:
+                out["clip_maps"] = self.encoder.of_clips
+        return {kind: torch.from_numpy(array) for kind, array in out.items()}
+
+    def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `facts` and `tensors` gave, but for what leads to other eras, and encoders."""
+        self.absorbed, self.sealed_step = [*facts.get("absorbed", ())], facts["sealed_step"]
+        self.captions = tensors["captions"].numpy()
+        clips = tensors.get("caption_clips", tensors.get("shown"))  # as format 3 called it at first
+        if clips is not None:
+            self.caption_clips = clips.numpy()
+        elif self.sealed_step is None:  # format 2: they begin anew together
+            self.captions = self.caption_clips
+        if "caption_rows" in tensors:
+            self.caption_rows = tensors["caption_rows"].numpy()
+        if "words" in tensors:  # else written before they were counted: it is as familiar as the others are
+            words, counts = tensors["words"].numpy()
+            self.words = Words(words, counts, facts["told"])
+        if facts.get("readout"):
+            self.readout = Readout(**facts["readout"])
+
     def facts(self) -> dict[str, Any]:
         """What a manifest says of it."""
         return {
@@ -98,4 +135,5 @@ class Era:
             "merge": self.merge and asdict(self.merge),
             "readout": self.readout and asdict(self.readout),
             "mapped": self.mapped and asdict(self.mapped),
+            "told": self.words.clips,
         }

@@ -17,7 +17,7 @@ from streamlearn.era_maps import MappedEncoder, choose, fitted
 from streamlearn.era_merge import Merge, Merger
 from streamlearn.era_readout import judged, through_readout
 from streamlearn.era_view import QueryEncoder
-from streamlearn.records import Frames, Vectors
+from streamlearn.records import Frames
 from streamlearn.settings import SearchSettings
 from streamlearn.snapshots import Weights
 
@@ -122,12 +122,11 @@ class EraBounds:
         """
         sealed = [era for era in eras[:-1] if era.into is None]
         final = [era for era in sealed if era.encoder is not None and era.mapped is None and not era.pending]
-        plain: dict[int, tuple[QueryEncoder, Vectors]] = {}
-        read_out: dict[int, tuple[QueryEncoder, Vectors]] = {}
+        plain, read_out = dict[int, QueryEncoder](), dict[int, QueryEncoder]()
         for era in final:
             assert era.encoder is not None
             captions, clips = self._clips.pairs(era)
-            plain[era.number] = era.encoder.reader, era.captions
+            plain[era.number] = era.encoder.reader
             if len(captions):  # all may be deleted
                 read_out[era.number] = through_readout(era.encoder.reader, captions, clips)
         said = {era.number: self._clips.said(era) for era in sealed}
@@ -137,7 +136,7 @@ class EraBounds:
         for era in sealed:
             era.readout = readout
         for era in final:
-            era.encoder = readings[era.number][0]
+            era.encoder = readings[era.number]
 
     def keep(self, eras: Sequence[Era]) -> None:
         """Drop pairs that are too many, and have two eras merged where there are too many or where two agree.

@@ -18,7 +18,7 @@ from streamlearn.records import Frames, Vectors
 
 _ASKED, _FEWEST_ASKED = 100, 10  # held-out clips of an era that decide which pair it is sealed with
 _MAPPED, _SEEN = 256, 128  # captions and clips that another pair's map is found from
-_JUDGES, _CAPTIONS = 64, 64  # of an era, where merges are judged
+_JUDGES = 64  # of an era, where merges are judged
 
 
 class EraClips:
@@ -80,11 +80,10 @@ class EraClips:
         return texts, films, merit([era.encoder.texts(texts) @ self._vectors(era, clips).T])
 
     def judges(self, era: Era) -> Judges:
-        """What a sealed era is judged by before a merge: held-out clips of any task, and captions that it learned."""
+        """What a sealed era is judged by before a merge: held-out clips of any task."""
         clips = self._catalog.heldout_of_era(era.number, _JUDGES)
         clips, films = self._alike(clips) if self._anew else (clips, None)
-        learned = self.learned(era.partition.view().rows, _CAPTIONS)
-        return Judges([clip.asked for clip in clips], self._vectors(era, clips), films, list(learned.values()))
+        return Judges([clip.asked for clip in clips], self._vectors(era, clips), films)
 
     def pairs(self, era: Era) -> tuple[Vectors, Vectors]:
         """Captions that a sealed era knows itself by, as its pair says them, and their clips, (m, d) each.
@@ -98,15 +97,14 @@ class EraClips:
     def said(self, era: Era) -> Captions:
         """What says how another text encoder would read a sealed era, and what that would cost."""
         some = slice(None, None, max(1, -(-len(era.caption_rows) // _MAPPED)))
-        texts, known = self._texts(rows := era.caption_rows[some]), era.known
+        texts = self._texts(rows := era.caption_rows[some])
         view = era.partition.view()
         clips = self._catalog.heldout_of_era(era.number, _JUDGES)
         there = view.holds([clip.row for clip in clips])
         clips = [clip for clip, holds in zip(clips, there, strict=True) if holds]
         return Captions(
             texts=list(texts.values()),
-            vectors=known[some][np.flatnonzero(np.isin(rows, list(texts)))],
-            known=known,
+            vectors=era.known[some][np.flatnonzero(np.isin(rows, list(texts)))],
             questions=[clip.asked for clip in clips],
             clips=self._vectors(era, clips),
             learned=view.vectors(rows[view.holds(rows)]),

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from streamlearn.era_scores import weighed
 from streamlearn.era_view import QueryEncoder
+from streamlearn.era_words import Words, spoken
 from streamlearn.evaluate import ranks
 from streamlearn.records import Frames, Vectors
 
@@ -22,24 +23,34 @@ class Judges:
         questions: captions of held-out clips; n.
         vectors: of those clips, (n, d), whichever pair made them.
         films: what an encoder reads of those clips, (n, T, H, W, 3); None where nothing is encoded anew.
-        learned: captions that the era knows itself by; m.
     """
 
     questions: Sequence[str]
     vectors: Vectors
     films: Frames | None
-    learned: Sequence[str]
 
 
 def blocks(
-    asked: Sequence[Vectors], vectors: Sequence[Vectors], captions: Sequence[Vectors], familiarity_weight: float
+    questions: Sequence[str],
+    asked: Sequence[Vectors],
+    vectors: Sequence[Vectors],
+    words: Sequence[Words],
+    familiarity_weight: float,
 ) -> list[Vectors]:
     """Scores of questions and each era's clips, as `Searcher.ask` weighs them, hubs left in.
 
-    Shape, of each era: (q, d) the questions as it sees them, (n, d), (m, d) captions that it knows itself by -> (q, n).
+    Args:
+        questions: q texts.
+        asked: these as each era sees them, (q, d).
+        vectors: of each era, (n, d).
+        words: that each era was told.
+        familiarity_weight: as in search.
+
+    Returns:
+        (q, n) of each era.
     """
     cosines = [queries @ clips.T for queries, clips in zip(asked, vectors, strict=True)]
-    return weighed(cosines, asked, captions, familiarity_weight)
+    return weighed(cosines, spoken(questions, words), familiarity_weight)
 
 
 def knows(encoder: QueryEncoder, texts: Sequence[str], films: Frames) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from streamlearn.era_judges import blocks, merit
 from streamlearn.era_view import QueryEncoder
+from streamlearn.era_words import Words
 from streamlearn.records import Frames, Vectors
 
 _STAND_IN = 256  # captions of other eras, where one has none
@@ -46,7 +47,6 @@ class Captions:
     Attributes:
         texts: m of them.
         vectors: of those texts by the era's own pair, (m, d).
-        known: that familiarity looks at, (k, d), by the same pair.
         questions: n captions of held-out clips.
         clips: those clips' vectors, (n, d).
         learned: vectors of some learned clips, (l, d).
@@ -54,7 +54,6 @@ class Captions:
 
     texts: Sequence[str]
     vectors: Vectors
-    known: Vectors
     questions: Sequence[str]
     clips: Vectors
     learned: Vectors
@@ -83,6 +82,10 @@ class Sealed(Protocol):
     @property
     def mapped(self) -> Mapped | None:
         """Where it has no pair of its own."""
+
+    @property
+    def words(self) -> Words:
+        """That it was told."""
 
 
 class MappedEncoder(QueryEncoder):
@@ -188,9 +191,9 @@ def choose(
             now[n], then[n] = encoder.texts(questions), through(newest.texts(questions), maps[n])
 
     def found(asked: Mapping[int, Vectors]) -> float:
-        facts = [said[era.number] for era in eras]
-        clips, known = [fact.clips for fact in facts], [fact.known for fact in facts]
-        return merit(blocks([asked[era.number] for era in eras], clips, known, familiarity_weight))
+        each = [asked[era.number] for era in eras]
+        clips, words = [said[era.number].clips for era in eras], [era.words for era in eras]
+        return merit(blocks(questions, each, clips, words, familiarity_weight))
 
     best: Choice | None = None
     before = found(now) if questions else 0.0

@@ -14,6 +14,7 @@ from itertools import permutations
 
 from streamlearn.era_judges import Judges, blocks, merit
 from streamlearn.era_maps import Sealed, fitted, through
+from streamlearn.era_words import Words
 from streamlearn.records import Vectors
 
 _FEWEST_JUDGES = 10  # of either era, for a boundary to be called superfluous
@@ -101,21 +102,21 @@ class Merger:
         questions: Sequence[str],
         merged: tuple[Sealed, ...] = (),
     ) -> float:
-        """Mean reciprocal rank. Of `merged` eras the first one's pair answers, knowing the captions of all."""
-        each: list[tuple[Vectors, Vectors, Vectors]] = []  # of each era: questions, clips, captions
+        """Mean reciprocal rank. Of `merged` eras the first one's pair answers, told the words of all."""
+        each: list[tuple[Vectors, Vectors, Words]] = []  # of each era: questions, clips, words
         for era in eras:
             if not judges[era.number].questions:
                 continue
             by, *others = merged if era in merged else (era,)
             assert by.encoder is not None
-            learned = [text for one in (by, *others) for text in judges[one.number].learned]
-            asked = by.encoder.texts(questions)
-            known = by.encoder.texts(learned) if learned else asked[:0]
+            words = by.words
+            for other in others:
+                words = words.plus(other.words)
             anew = self._anew and by is not era
             vectors = self._encoded(by, era, judges[era.number]) if anew else judges[era.number].vectors
-            each.append((asked, vectors, known))
-        asked_all, clips, captions = zip(*each, strict=True)
-        return merit(blocks(asked_all, clips, captions, self._familiarity_weight))
+            each.append((by.encoder.texts(questions), vectors, words))
+        asked, clips, told = zip(*each, strict=True)
+        return merit(blocks(questions, asked, clips, told, self._familiarity_weight))
 
     def _encoded(self, by: Sealed, of: Sealed, judges: Judges) -> Vectors:
         found = self._films.get((by.number, of.number))

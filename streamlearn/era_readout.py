@@ -44,23 +44,22 @@ class Readout:
         return self.gain >= 0
 
 
-def through_readout(plain: QueryEncoder, captions: Vectors, clips: Vectors) -> tuple[QueryEncoder, Vectors]:
-    """An era as it is read through its readout, and these captions so.
+def through_readout(plain: QueryEncoder, captions: Vectors, clips: Vectors) -> QueryEncoder:
+    """An era as it is read through its readout.
 
     Args:
         plain: the era's pair.
         captions: of clips that the era has learned, as the pair says them, (m, d).
         clips: the vectors of these clips, (m, d).
     """
-    readout = fitted(captions, clips)
-    return MappedEncoder(plain, readout), through(captions, readout)
+    return MappedEncoder(plain, fitted(captions, clips))
 
 
 def judged(
     eras: Sequence[Sealed],
     said: Mapping[int, Captions],
-    plain: Mapping[int, tuple[QueryEncoder, Vectors]],
-    read_out: Mapping[int, tuple[QueryEncoder, Vectors]],
+    plain: Mapping[int, QueryEncoder],
+    read_out: Mapping[int, QueryEncoder],
     familiarity_weight: float,
 ) -> Readout | None:
     """What is gained by reading some eras through their readouts; None where too little is known to judge it.
@@ -68,24 +67,23 @@ def judged(
     Args:
         eras: all sealed ones.
         said: of each, by its number.
-        plain: of those, by number: how the era is read without, and the captions that it knows itself by.
+        plain: of those, by number: how the era is read without.
         read_out: likewise, through its readout.
         familiarity_weight: as in search.
     """
     questions = [text for era in eras for text in said[era.number].questions]
     if len(questions) < _FEWEST_JUDGES:
         return None
-    found = []
+    facts, words, found = [said[era.number] for era in eras], [era.words for era in eras], []
+    pools = ([fact.clips for fact in facts], [fact.learned for fact in facts])
     for readings in (plain, read_out):
-        asked, captions = [], []
+        asked = []
         for era in eras:
-            encoder, known = readings.get(era.number, (era.encoder, said[era.number].known))
+            encoder = readings.get(era.number, era.encoder)
             assert encoder is not None
             asked.append(encoder.texts(questions))
-            captions.append(known)
-        facts = [said[era.number] for era in eras]
-        pools = ([fact.clips for fact in facts], [fact.learned for fact in facts])
-        found.append(merits([b for clips in pools for b in blocks(asked, clips, captions, familiarity_weight)]).mean())
+        each = [b for clips in pools for b in blocks(questions, asked, clips, words, familiarity_weight)]
+        found.append(merits(each).mean())
     return Readout(float(found[1] - found[0]), len(questions))
 
 

@@ -1,8 +1,8 @@
 """How what eras answer is weighed: the one formula of searches, of what is decided about eras, and of the benchmark.
 
-A score is the weighted mean of a clip's cosine and of how familiar the query's words are to the clip's era, less a
-share of how near the clip is to whatever is said: some clips, hubs, are near to all captions, and would else answer
-everything. Arrays in and out.
+A score is the weighted mean of a clip's cosine and of how much the query is in the words of the clip's era
+(`era_words`), less a share of how near the clip is to whatever is said: some clips, hubs, are near to all captions, and
+would else answer everything. Arrays in and out.
 """
 
 from __future__ import annotations
@@ -15,40 +15,25 @@ from streamlearn.records import Vectors
 
 #: So many of the best are told apart once more, less what makes hubs of them. A page deep below is as it was.
 HEAD = 32
-_NEAREST_CAPTIONS = 5
 _AT_ONCE = 8_192  # clips
 _HUB_CAPTIONS = 256  # spread over an era's 1,024, which find little more for four times the work
 _FEWEST_HUB_CAPTIONS = 64  # of fewer, a learned clip's own weighs so much that it counts against it
 _SHARPNESS = np.float32(15)  # about the inverse of the temperature that is learned with
 
 
-def weighed(
-    cosines: Sequence[Vectors], queries: Sequence[Vectors], captions: Sequence[Vectors], familiarity_weight: float
-) -> list[Vectors]:
+def weighed(cosines: Sequence[Vectors], familiar: Vectors, familiarity_weight: float) -> list[Vectors]:
     """Cosines of each era's clips and how familiar the queries are to the era, in one.
 
     Args:
         cosines: (q, n) of each era.
-        queries: as each era sees them, (q, d).
-        captions: that each era knows itself by, (m, d).
+        familiar: (eras, q), 0 to 1.
         familiarity_weight: beside a cosine's 1.
 
     Returns:
         (q, n) of each era.
     """
     share = np.float32(1 / (1 + familiarity_weight))
-    familiar = familiarities(queries, captions)
     return [share * cosine + (1 - share) * near[:, None] for cosine, near in zip(cosines, familiar, strict=True)]
-
-
-def familiarities(queries: Sequence[Vectors], captions: Sequence[Vectors]) -> Vectors:
-    """Mean cosine to the five nearest captions of each era; arguments as those of `weighed`.
-
-    An era that knows itself by none is as familiar as the others on average: were it more so, it would answer
-    everything (docs/log.md). Shape: (eras, q).
-    """
-    out = np.stack([_nearest(asked, known) for asked, known in zip(queries, captions, strict=True)])
-    return _settled(out, axis=0)
 
 
 def hubs(clips: Vectors, captions: Vectors) -> Vectors:
@@ -78,7 +63,7 @@ def less_hubs(scores: Vectors, near: Vectors, *, hub_weight: float, familiarity_
     Returns:
         (q, n), in the same order.
     """
-    less = np.float32(hub_weight / (1 + familiarity_weight)) * _settled(near, axis=1)
+    less = np.float32(hub_weight / (1 + familiarity_weight)) * _settled(near)
     known, out = less.shape[1], scores.copy()
     out[:, :known] -= less
     if known < out.shape[1]:
@@ -86,19 +71,11 @@ def less_hubs(scores: Vectors, near: Vectors, *, hub_weight: float, familiarity_
     return out
 
 
-def _nearest(queries: Vectors, captions: Vectors) -> Vectors:
-    if not len(captions):
-        return np.full(len(queries), np.nan, np.float32)
-    count = min(_NEAREST_CAPTIONS, len(captions))
-    out: Vectors = np.partition(queries @ captions.T, -count, axis=1)[:, -count:].sum(1) / np.float32(count)
-    return out
-
-
-def _settled(values: Vectors, axis: int) -> Vectors:
-    """With the mean of the known ones along an axis for those that are NaN, 0 where all are. Shape: (a, b)."""
+def _settled(values: Vectors) -> Vectors:
+    """With the mean of a line's known ones for those that are NaN, 0 where all are. Shape: (a, b)."""
     unknown = np.isnan(values)
     if not unknown.any():
         return values
-    count = np.maximum((~unknown).sum(axis, keepdims=True), 1)
-    mean = np.where(unknown, 0, values).sum(axis, keepdims=True) / count
+    count = np.maximum((~unknown).sum(1, keepdims=True), 1)
+    mean = np.where(unknown, 0, values).sum(1, keepdims=True) / count
     return np.where(unknown, mean, values).astype(np.float32)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from streamlearn.encoders import Towers
+from streamlearn.era_words import Words
 from streamlearn.index_view import PartitionView
 from streamlearn.records import Frames, Vectors
 
@@ -81,8 +82,8 @@ class EraView:
     Attributes:
         encoder: the pair that wrote the partition, or another's, mostly through a map; for the current era, as it was
             at publication.
-        captions: (m, d) of some clips learned in the era, m at most 1,024, as the encoder reads them. A query near them
-            is in the era's words.
+        captions: (m, d) of some clips learned in the era, m at most 1,024, as the encoder reads them.
+        words: of all captions learned in the era.
     """
 
     number: int
@@ -90,3 +91,4 @@ class EraView:
     encoder: QueryEncoder
     partition: PartitionView
     captions: Vectors
+    words: Words = field(default_factory=Words)

@@ -92,7 +92,8 @@ def spoken(texts: Sequence[str], eras: Sequence[Words]) -> Vectors:
     whole = np.bincount(own, rare, len(texts))
     found = np.stack([np.bincount(own, line, len(texts)) for line in weighed]) / np.maximum(whole, 1e-9)
     mean = (found * (clips > 0)).sum(0) / max(1, np.count_nonzero(clips))
-    return ((clips * found + _NEW * mean) / (clips + _NEW)).astype(np.float32)
+    out: Vectors = ((clips * found + _NEW * mean) / (clips + _NEW)).astype(np.float32)
+    return out
 
 
 def _hashed(text: str) -> Counts:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from streamlearn.catalog import Catalog
@@ -27,8 +26,9 @@ from streamlearn.era_bounds import EraBounds
 from streamlearn.era_clips import EraClips
 from streamlearn.era_maps import Mapped, MappedEncoder, affine
 from streamlearn.era_merge import Merge, mapped
-from streamlearn.era_readout import Readout, read_open, recent_readout
+from streamlearn.era_readout import read_open, recent_readout
 from streamlearn.era_view import EraView, QueryEncoder
+from streamlearn.era_words import Words
 from streamlearn.frames import FrameStore
 from streamlearn.index import Partition
 from streamlearn.learner import Learner
@@ -82,9 +82,10 @@ class Eras:
         final = [era.readout for era in self.eras[:-1] if not era.closing]
         return (final[-1] is not None and final[-1].helps) if final else None
 
-    def note_pairs(self, texts: Vectors, clips: Vectors) -> None:
-        """The keys of a step, (n, d) each: the current era knows itself by its latest."""
+    def note_pairs(self, texts: Vectors, clips: Vectors, told: Sequence[Sequence[str]]) -> None:
+        """The keys of a step, (n, d) each, and what each clip was told; the current era knows itself by its latest."""
         era = self.current
+        era.words = era.words.plus(Words.of(told))
         era.captions = np.concatenate([era.captions, texts])[-_CAPTIONS:]
         era.caption_clips = np.concatenate([era.caption_clips, clips])[-_CAPTIONS:]
 
@@ -119,10 +120,12 @@ class Eras:
             moved = np.asarray(rows, np.int64)
             following.partition.upsert(moved, era.partition.view().vectors(moved))
             era.partition.remove(moved)
-        # The latest captions came with the clips that moved; without any, the new era would seem familiar to all.
-        moved_clips = self._catalog.clips(rows).values()  # those that wait to be learned have brought none
-        learned = sum(clip.split == "train" and clip.step <= self._learner.steps for clip in moved_clips)
-        cut = len(era.captions) - min(learned, len(era.captions))
+        # The latest captions came with the clips that moved; those that wait to be learned have brought none.
+        moved_clips, now = self._catalog.clips(rows).values(), self._learner.steps
+        learned = [clip.captions for clip in moved_clips if clip.split == "train" and clip.step <= now]
+        following.words = Words.of(learned)
+        era.words = era.words.less(following.words)
+        cut = len(era.captions) - min(len(learned), len(era.captions))
         following.captions, following.caption_clips = era.captions[cut:].copy(), era.caption_clips[cut:].copy()
         era.captions = era.captions[:cut]
         readout = recent_readout(era.captions, era.caption_clips[:cut], self._through_readouts)
@@ -208,6 +211,7 @@ class Eras:
             self._bounds.forget(era.number)
             self._bounds.forget(target.number)
             assert era.merge is not None
+            target.words = target.words.plus(era.words)
             target.absorbed += [*era.absorbed, asdict(era.merge) | {"task": era.task}]
             log.info("era %d of %s is now part of era %d", era.number, era.task, target.number)
         self._note_own_captions(target)
@@ -231,7 +235,7 @@ class Eras:
                 # One pair for all eras knows its own words alone: then there is none.
                 use = self._through_readouts if self._settings.mode == "eras" else False
                 encoder, captions = read_open(self._learner.served.frozen_copy(), captions, era.caption_clips, use)
-            out.append(EraView(era.number, era.task, encoder, partition, captions))
+            out.append(EraView(era.number, era.task, encoder, partition, captions, era.words))
         return tuple(out)
 
     def state(self) -> list[dict[str, Any]]:
@@ -239,18 +243,11 @@ class Eras:
         return [era.facts() for era in self.eras]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The captions that each era knows itself by, whose they are, and the maps through which eras are read."""
-        kinds = ("captions", "caption_clips", "caption_rows", "text_maps", "clip_maps")
-        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
+        """By kind and era: `Era.tensors`."""
+        parts: dict[str, dict[str, Tensor]] = {"text_maps": {}, "clip_maps": {}}
         for era in self.eras:
-            name = f"{era.number:04d}"
-            parts["captions"][name] = torch.from_numpy(era.captions)
-            parts["caption_clips"][name] = torch.from_numpy(era.caption_clips)
-            parts["caption_rows"][name] = torch.from_numpy(era.caption_rows)
-            if isinstance(era.encoder, MappedEncoder):
-                parts["text_maps"][name] = torch.from_numpy(era.encoder.of_texts)
-                if era.encoder.of_clips is not None:
-                    parts["clip_maps"][name] = torch.from_numpy(era.encoder.of_clips)
+            for kind, tensor in era.tensors().items():
+                parts.setdefault(kind, {})[f"{era.number:04d}"] = tensor
         return parts
 
     def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
@@ -270,21 +267,11 @@ class Eras:
         self.eras = []
         for facts in state:
             era = self._open(facts["number"], facts["task"], facts["opened_step"])
-            era.absorbed = [*facts.get("absorbed", ())]
-            era.captions = tensors["captions"][f"{era.number:04d}"].numpy()
-            era.sealed_step = facts["sealed_step"]
-            clips = tensors.get("caption_clips", tensors.get("shown"))  # as format 3 called it at first
-            if clips is not None:
-                era.caption_clips = clips[f"{era.number:04d}"].numpy()
-            elif era.sealed_step is None:  # format 2: they begin anew together
-                era.captions = era.caption_clips
-            if "caption_rows" in tensors:
-                era.caption_rows = tensors["caption_rows"][f"{era.number:04d}"].numpy()
-            if facts.get("readout"):
-                era.readout = Readout(**facts["readout"])
+            name = f"{era.number:04d}"
+            era.load(facts, {kind: of[name] for kind, of in tensors.items() if name in of})
             if era.sealed_step is not None and not facts.get("mapped"):
-                readout = tensors.get("text_maps", {}).get(f"{era.number:04d}")
-                self._freeze(era, tensors[f"eras/{era.number:04d}"], None if readout is None else readout.numpy())
+                readout = tensors.get("text_maps", {}).get(name)
+                self._freeze(era, tensors[f"eras/{name}"], None if readout is None else readout.numpy())
             rows, vectors, _ = self._catalog.era_vectors(era.number)
             if len(rows):
                 era.partition.replace_all(rows, vectors)

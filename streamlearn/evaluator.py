@@ -122,7 +122,7 @@ class Evaluator:
 
     def _served_t2v(self, snapshot: Snapshot, questions: list[str], rows: npt.NDArray[np.int64]) -> Ranks:
         limit = min(_RANK_LIMIT, len(snapshot))
-        _, found, _ = self._searcher.ask(snapshot, lambda era: era.encoder.texts(questions), limit)
+        _, found, _ = self._searcher.ask(snapshot, lambda era: era.encoder.texts(questions), limit, texts=questions)
         hits = found == rows[:, None]  # (n, limit)
         return np.where(hits.any(1), hits.argmax(1) + 1, limit + 1)
 

@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 
 # What a checkpoint can fail on that may be over later: dead letters that cannot be delivered, a disk that is full.
 _MAY_PASS = (SourceError, OSError, sqlite3.OperationalError, SafetensorError)
-_IDLE_SLICES = 16  # of re-encoding, before the feed is asked again
-_IDLE_WAIT_S = 1.0  # for an evaluation, likewise
+_IDLE_SLICES, _IDLE_WAIT_S = 16, 1.0  # of re-encoding, and for an evaluation, before the feed is asked again
 
 
 class Pipeline:
@@ -138,12 +137,13 @@ class Pipeline:
         start = time.perf_counter()
         others = {i: clip for i, clip in clips.items() if i not in learned}  # held out, or learned later
         vectors = self._keys(others) if others else {}
-        stats = self._learn([*self.waiting.clips, *learned.values()]) if whole else None
+        pairs = [*self.waiting.clips, *learned.values()]
+        stats = self._learn(pairs) if whole else None
         self.metrics.stage_seconds.labels("learn").observe(spent := time.perf_counter() - start)
         self.examiner.earn(spent)
         if stats is not None:
             vectors |= dict(zip(learned, stats.keys_video[len(self.waiting) :], strict=True))
-            self.state.eras.note_pairs(stats.keys_text, stats.keys_video)
+            self.state.eras.note_pairs(stats.keys_text, stats.keys_video, [clip.captions for clip in pairs])
 
         with self.metrics.stage_seconds.labels("index").time():
             tasks = {i: task_names.task_of(self.state.tasks, clip) for i, clip in clips.items()}

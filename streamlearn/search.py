@@ -17,6 +17,7 @@ import numpy.typing as npt
 from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.era_scores import HEAD, hubs, less_hubs, weighed
 from streamlearn.era_view import EraView
+from streamlearn.era_words import spoken
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
 from streamlearn.metrics import Metrics
@@ -95,7 +96,7 @@ class Searcher:
             self._metrics.era_bytes.labels(number).set(era.partition.nbytes + era.encoder.nbytes)
 
     def ask(
-        self, snapshot: Snapshot, encode: Encode, limit: int, allowed: Rows | None = None, *, words: bool = True
+        self, snapshot: Snapshot, encode: Encode, limit: int, allowed: Rows | None = None, texts: Sequence[str] = ()
     ) -> tuple[Vectors, Rows, Rows]:
         """The best rows of all eras.
 
@@ -104,7 +105,8 @@ class Searcher:
             encode: the queries as an era sees them, (q, d).
             limit: rows per query.
             allowed: search only these rows.
-            words: whether the queries are texts; what is near to all captions says nothing of likeness to a video.
+            texts: the queries, where they are texts. Others are ranked by cosine alone: words and captions say nothing
+                of likeness to a video.
 
         Returns:
             Scores (q, n), descending, rows (q, n) and era numbers (q, n), n = min(limit, clips). Where fewer rows
@@ -115,12 +117,12 @@ class Searcher:
             empty = np.zeros((0, 0), np.int64)
             return np.zeros((0, 0), np.float32), empty, empty
         began = time.perf_counter()
-        asked, scores, rows, numbers, encoding = self._answers(snapshot, encode, max(limit, HEAD), allowed)
-        single, weight = self._settings.mode == "single", self._settings.familiarity_weight
-        if not single:
-            scores = weighed(scores, asked, [era.captions for era in snapshot.eras], weight)
+        scores, rows, numbers, encoding = self._answers(snapshot, encode, max(limit, HEAD), allowed)
+        told, weight = len(texts) > 0 and self._settings.mode == "eras", self._settings.familiarity_weight
+        if told:
+            scores = weighed(scores, spoken(texts, [era.words for era in snapshot.eras]), weight)
         best = _descending(np.concatenate(scores, 1), np.concatenate(rows, 1), np.concatenate(numbers, 1))
-        if words and not single and self._settings.hub_weight:
+        if told and self._settings.hub_weight:
             near = _hubs(snapshot.eras, *(part[:, :HEAD] for part in best[1:]))
             less = less_hubs(best[0], near, hub_weight=self._settings.hub_weight, familiarity_weight=weight)
             best = _descending(less, *best[1:])
@@ -130,16 +132,16 @@ class Searcher:
 
     def _answers(
         self, snapshot: Snapshot, encode: Encode, most: int, allowed: Rows | None
-    ) -> tuple[list[Vectors], list[Vectors], list[Rows], list[Rows], float]:
-        """Of each era the queries as it sees them, cosines, rows and its number; and the seconds that encoding took."""
-        asked, cosines, rows, numbers = [], [], [], []
+    ) -> tuple[list[Vectors], list[Rows], list[Rows], float]:
+        """Of each era cosines, rows and its number; and the seconds that encoding took."""
+        cosines, rows, numbers = [], [], []
         encoding = 0.0
         for era in snapshot.eras:
             start = time.perf_counter()
             # One encoder for all: today's, which the last era holds.
-            asked.append(encode(snapshot.eras[-1] if self._settings.mode == "single" else era))
+            asked = encode(snapshot.eras[-1] if self._settings.mode == "single" else era)
             encoded = time.perf_counter()
-            found, at = era.partition.search(asked[-1], min(most, len(era.partition)), allowed)
+            found, at = era.partition.search(asked, min(most, len(era.partition)), allowed)
             cosines.append(found)
             rows.append(at)
             numbers.append(np.where(at < 0, -1, era.number))
@@ -147,7 +149,7 @@ class Searcher:
             taken = time.perf_counter() - encoded
             if self.snapshot is snapshot or era.number in self._numbers():  # else its series was taken away
                 self._metrics.era_search_seconds.labels(str(era.number)).set(taken)
-        return asked, cosines, rows, numbers, encoding
+        return cosines, rows, numbers, encoding
 
     def _numbers(self) -> set[int]:
         return set() if self.snapshot is None else {era.number for era in self.snapshot.eras}
@@ -166,8 +168,9 @@ class Searcher:
             raise SearchError(f"limit is {request.limit}, at most {self._settings.max_limit} (search.max_limit)")
         offset = _offset(request.page_token)
         allowed = self._allowed(request, snapshot) if request.filter else None
-        encode, words = self._encoder(request, snapshot), request.query.text is not None
-        live = self._live(snapshot, encode, offset + request.limit + 1, allowed, words=words)
+        encode = self._encoder(request, snapshot)
+        texts = [] if request.query.text is None else [request.query.text]
+        live = self._live(snapshot, encode, offset + request.limit + 1, allowed, texts)
         page = live[offset : offset + request.limit]
         steps = self._catalog.vector_steps([clip.row for _, clip in page])
         return SearchAnswer(
@@ -184,12 +187,12 @@ class Searcher:
         )
 
     def _live(
-        self, snapshot: Snapshot, encode: Encode, wanted: int, allowed: Rows | None, *, words: bool
+        self, snapshot: Snapshot, encode: Encode, wanted: int, allowed: Rows | None, texts: Sequence[str]
     ) -> list[tuple[float, ClipRow]]:
         """The best clips of one query, at least `wanted` where there are; without those deleted since the snapshot."""
         limit = wanted + 8
         while True:
-            scores, rows, _ = self.ask(snapshot, encode, limit, allowed, words=words)
+            scores, rows, _ = self.ask(snapshot, encode, limit, allowed, texts)
             clips = self._clips(rows.ravel().tolist())
             live = [
                 (score, clips[row])

@@ -62,7 +62,7 @@ class Parts:
         ids = [f"v{len(self.rows) + i}" for i in range(n)]
         if split == "train":
             stats = self.learner.step(films, [[scene.caption] for scene in scenes], ids)
-            self.eras.note_pairs(stats.keys_text, stats.keys_video)
+            self.eras.note_pairs(stats.keys_text, stats.keys_video, [[scene.caption] for scene in scenes])
             keys = stats.keys_video
         else:
             keys = self.learner.encode_video(films)

@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "index_blocks",
         "era_scores",
+        "era_words",
         "frames",
         "filters",
         "catalog_file",

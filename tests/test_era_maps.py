@@ -14,6 +14,7 @@ from streamlearn.era import Era
 from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose, fitted, through
 from streamlearn.era_merge import Merge, Merger
 from streamlearn.era_view import QueryEncoder
+from streamlearn.era_words import Words
 from streamlearn.eras import Eras
 from streamlearn.records import Frames, Vectors
 from streamlearn.schemas import Query
@@ -58,12 +59,13 @@ class One:
         self.number = number
         self.encoder: QueryEncoder = encoder
         self.mapped = mapped
+        self.words = Words()
 
     def said(self) -> Captions:
         learned = [str(1000 * self.number + i) for i in range(64)]
         asked = [str(1000 * self.number + 500 + i) for i in range(20)]
         vectors = self.encoder.texts(learned)
-        return Captions(learned, vectors, vectors, asked, self.encoder.texts(asked), vectors)
+        return Captions(learned, vectors, asked, self.encoder.texts(asked), vectors)
 
 
 def chosen(eras: Sequence[One], most: int, free: Sequence[int] | None = None) -> Any:
@@ -112,7 +114,7 @@ def test_no_pair_goes_below_the_cap_nor_one_that_is_still_needed_nor_the_newest(
     assert chosen(eras, 1, free=[2]) is None
     assert chosen(eras[:1], 1) is None
     none = np.zeros((0, DIM), np.float32)
-    empty = Captions([], none, none, [], none, none)
+    empty = Captions([], none, [], none, none)
     choice = choose(eras, {1: empty, 2: empty}, [1], 1, 1.0)
     assert choice is not None
     assert (choice.mapped.loss, choice.mapped.judges) == (0.0, 0)

@@ -14,6 +14,7 @@ from streamlearn.era_judges import Judges
 from streamlearn.era_maps import Mapped
 from streamlearn.era_merge import Merge, Merger, mapped
 from streamlearn.era_view import QueryEncoder
+from streamlearn.era_words import Words
 from streamlearn.eras import Eras
 from streamlearn.records import Frames, Vectors
 from streamlearn.settings import ModelSettings
@@ -43,6 +44,7 @@ class One:
         self.number = number
         self.encoder = Knows(*knows)
         self.mapped: Mapped | None = None
+        self.words = Words()
 
 
 def judged(*eras: tuple[One, Sequence[int]]) -> dict[int, Judges]:
@@ -51,7 +53,7 @@ def judged(*eras: tuple[One, Sequence[int]]) -> dict[int, Judges]:
     for era, numbers in eras:
         films = np.stack([np.full((1, 2, 2, 3), n, np.uint8) for n in numbers]) if numbers else None
         texts = [str(n) for n in numbers]
-        out[era.number] = Judges(texts, era.encoder.texts(texts), films, [])
+        out[era.number] = Judges(texts, era.encoder.texts(texts), films)
     return out
 
 
@@ -185,8 +187,9 @@ def test_the_next_merge_is_judged_by_clips_that_an_era_took_in_and_by_their_vect
         parts.boundary(task)
         parts.finish_reencoding()
         parts.learn(8, "studio")
+        parts.learn(6, "studio", split="heldout")
     parts.boundary("t6")
-    merged = next(era for era in parts.eras.eras if era.absorbed and era.into is None)
+    merged = next(era for era in parts.eras.eras if era.absorbed)
     asked = seen[-1][merged.number]
     stored = indexed(parts, merged.number)
     clips = [c for c in parts.catalog.clips(stored).values() if c.split == "heldout"]

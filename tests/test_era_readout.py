@@ -36,9 +36,9 @@ def decided(eras: Sequence[One], *, misled: bool = False) -> Readout | None:
         asked, learned = clips_of(era, one.questions), clips_of(era, one.texts)
         if misled:
             asked, learned = era.encoder.texts(one.questions), learned[::-1]
-        said[era.number] = Captions(one.texts, one.vectors, one.known, one.questions, asked, learned)
-        plain[era.number] = era.encoder, one.known
-        read_out[era.number] = through_readout(era.encoder, one.known, learned)
+        said[era.number] = Captions(one.texts, one.vectors, one.questions, asked, learned)
+        plain[era.number] = era.encoder
+        read_out[era.number] = through_readout(era.encoder, one.vectors, learned)
     return judged(eras, said, plain, read_out, 0.5)
 
 
@@ -60,8 +60,8 @@ def test_a_readout_that_misleads_is_not_used() -> None:
 def test_without_held_out_clips_it_cannot_be_judged() -> None:
     era = One(1, Turned(1))
     one = era.said()
-    few = Captions(one.texts, one.vectors, one.known, one.questions[:9], one.clips[:9], one.learned)
-    both = {1: (era.encoder, one.known)}
+    few = Captions(one.texts, one.vectors, one.questions[:9], one.clips[:9], one.learned)
+    both = {1: era.encoder}
     assert judged([era], {1: few}, both, both, 0.5) is None
 
 

@@ -1,11 +1,11 @@
-"""How answers of eras are weighed: familiarity, and clips that would answer everything."""
+"""How answers of eras are weighed, and clips that would answer everything."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from streamlearn.era_scores import HEAD, familiarities, hubs, less_hubs, weighed
+from streamlearn.era_scores import HEAD, hubs, less_hubs, weighed
 from streamlearn.records import Vectors
 
 
@@ -14,21 +14,12 @@ def units(seed: int, n: int, d: int = 8) -> Vectors:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_a_score_is_the_weighted_mean_of_cosine_and_nearness_to_the_five_nearest_captions() -> None:
-    queries, clips, captions = [units(0, 3), units(1, 3)], [units(2, 4), units(3, 6)], [units(4, 9), units(5, 2)]
-    cosines = [asked @ films.T for asked, films in zip(queries, clips, strict=True)]
-    found = weighed(cosines, queries, captions, 0.5)
-    for asked, cosine, known, scores in zip(queries, cosines, captions, found, strict=True):
-        near = np.sort(asked @ known.T)[:, -5:].mean(1)  # of two captions, both
-        np.testing.assert_allclose(scores, (cosine + 0.5 * near[:, None]) / 1.5, rtol=1e-5)
-
-
-def test_an_era_without_a_caption_is_as_familiar_as_the_others_on_average() -> None:
-    asked, none = units(0, 3), units(1, 0)
-    some, others = units(2, 9), units(3, 9)
-    found = familiarities([asked] * 3, [some, none, others])
-    np.testing.assert_allclose(found[1], (found[0] + found[2]) / 2, rtol=1e-6)
-    np.testing.assert_array_equal(familiarities([asked] * 2, [none, none]), 0)
+def test_a_score_is_the_weighted_mean_of_cosine_and_familiarity() -> None:
+    cosines = [np.array([[0.1, 0.5], [0.2, 0.6]], np.float32), np.array([[0.3], [0.4]], np.float32)]
+    familiar = np.array([[1.0, 0.0], [0.5, 0.25]], np.float32)
+    found = weighed(cosines, familiar, 0.5)
+    np.testing.assert_allclose(found[0], [[1.1 / 1.5 - 0.5 / 1.5, 1.0 / 1.5], [0.2 / 1.5, 0.6 / 1.5]], rtol=1e-5)
+    np.testing.assert_allclose(found[1], [[0.55 / 1.5], [0.525 / 1.5]], rtol=1e-5)
 
 
 def test_a_clip_that_is_near_to_every_caption_no_longer_answers_for_one_that_is_near_to_this_alone() -> None:

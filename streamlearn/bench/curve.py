@@ -20,6 +20,7 @@ from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose
 from streamlearn.era_readout import judged, through_readout
 from streamlearn.era_scores import hubs, less_hubs, weighed
 from streamlearn.era_view import EraView, QueryEncoder
+from streamlearn.era_words import Words, spoken
 from streamlearn.evaluate import Ranks, hits_in_pool, ranks
 from streamlearn.index import Partition
 from streamlearn.records import Vectors
@@ -36,7 +37,9 @@ class _Reading:
 
     number: int
     encoder: QueryEncoder
+    words: Words
     said: Captions
+    known: Vectors  # captions as the encoder reads them
     mapped: Mapped | None = None
 
 
@@ -74,8 +77,8 @@ class Curve:
                     continue
                 readings = self._readings(eras, chosen, count, readouts=rule != "plain")
                 views = [
-                    _view(i, reading.encoder, reading.said.known, era.rows, era.vectors[name])
-                    for i, (reading, era, name) in enumerate(zip(readings, eras, chosen, strict=True))
+                    _view(reading.encoder, era, era.rows, era.vectors[name], reading.known)
+                    for reading, era, name in zip(readings, eras, chosen, strict=True)
                 ]
                 out[rule][kept] = self._asked(views, seed if kept == "all" else None)
         out["single"] = self._single(eras)
@@ -117,18 +120,19 @@ class Curve:
                 held = np.concatenate([held, moved])
                 vectors = np.concatenate([vectors, encode_clips(pair, self._corpus, moved)])
             if len(held):
-                views.append(_view(number, QueryEncoder(pair), encode_texts(pair, era.captions), held, vectors))
+                views.append(_view(QueryEncoder(pair), era, held, vectors, encode_texts(pair, era.captions)))
                 rows.append(views[-1].partition.rows)
         gallery = np.concatenate(rows)
         merged = self._scores(views, questions(self._corpus, gallery))[1]
         rank = ranks(merged, np.arange(len(gallery)))
         return dict(zip(gallery.tolist(), rank.tolist(), strict=True))
 
-    def _said(self, era: SealedEra, name: str) -> Captions:
+    def _reading(self, number: int, era: SealedEra, name: str) -> _Reading:
         known = encode_texts(era.pairs[name], era.captions)
         some = slice(None, None, _every(known))
         asked, clips = questions(self._corpus, era.judges), era.of(era.judges, name)
-        return Captions(era.captions[some], known[some], known, asked, clips, era.of(era.told[some], name))
+        said = Captions(era.captions[some], known[some], asked, clips, era.of(era.told[some], name))
+        return _Reading(number, QueryEncoder(era.pairs[name]), era.words, said, known)
 
     def _readings(
         self, eras: Sequence[SealedEra], chosen: Sequence[str], most: int, *, readouts: bool
@@ -137,7 +141,7 @@ class Curve:
         weight = self._settings.familiarity_weight
         out: list[_Reading] = []
         for i, (era, name) in enumerate(zip(eras, chosen, strict=True)):
-            out.append(_Reading(i, QueryEncoder(era.pairs[name]), self._said(era, name)))
+            out.append(self._reading(i, era, name))
             if readouts:
                 self._read_out(out, eras, chosen)
             said = {reading.number: reading.said for reading in out}
@@ -149,21 +153,19 @@ class Curve:
 
     def _read_out(self, readings: Sequence[_Reading], eras: Sequence[SealedEra], chosen: Sequence[str]) -> None:
         """As the daemon does when an era's vectors are final."""
-        plain: dict[int, tuple[QueryEncoder, Vectors]] = {}
-        read_out: dict[int, tuple[QueryEncoder, Vectors]] = {}
+        plain, read_out = dict[int, QueryEncoder](), dict[int, QueryEncoder]()
         for reading, era, name in zip(readings, eras, chosen, strict=False):
             if era.captions and reading.mapped is None:
-                pair = reading.encoder.reader
-                known = pair.texts(era.captions)
-                plain[reading.number] = pair, known
-                read_out[reading.number] = through_readout(pair, known, era.of(era.told, name))
+                pair = plain[reading.number] = reading.encoder.reader
+                read_out[reading.number] = through_readout(pair, pair.texts(era.captions), era.of(era.told, name))
         said = {reading.number: reading.said for reading in readings}
         readout = judged(readings, said, plain, read_out, self._settings.familiarity_weight)
         decided = read_out if readout is not None and readout.helps else plain
         for reading in readings:
             if reading.number in decided:
-                reading.encoder, known = decided[reading.number]
-                reading.said = replace(reading.said, vectors=known[:: _every(known)], known=known)
+                reading.encoder = decided[reading.number]
+                reading.known = reading.encoder.texts(eras[reading.number].captions)
+                reading.said = replace(reading.said, vectors=reading.known[:: _every(reading.known)])
 
     def _asked(self, views: Sequence[EraView], thin_seed: int | None) -> dict[str, Any]:
         rows = np.concatenate([view.partition.rows for view in views])  # (n,), the gallery
@@ -221,21 +223,19 @@ class Curve:
 
     def _scores(self, views: Sequence[EraView], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
         """Cosines, and the scores that the daemon ranks by: (q, n) each. It corrects for hubs only among the best."""
-        queries = [view.encoder.texts(texts) for view in views]
         clips = [view.partition.vectors(view.partition.rows) for view in views]
-        captions = [view.captions for view in views]
-        cosine = [asked @ vectors.T for asked, vectors in zip(queries, clips, strict=True)]
+        cosine = [view.encoder.texts(texts) @ vectors.T for view, vectors in zip(views, clips, strict=True)]
         weight, hub_weight = self._settings.familiarity_weight, self._settings.hub_weight
-        near = np.concatenate([hubs(vectors, known) for vectors, known in zip(clips, captions, strict=True)])
-        merged = np.concatenate(weighed(cosine, queries, captions, weight), axis=1)
+        near = np.concatenate([hubs(vectors, view.captions) for view, vectors in zip(views, clips, strict=True)])
+        merged = np.concatenate(weighed(cosine, spoken(texts, [view.words for view in views]), weight), axis=1)
         scores = less_hubs(merged, near[None], hub_weight=hub_weight, familiarity_weight=weight)
         return np.concatenate(cosine, axis=1), scores
 
 
-def _view(number: int, reader: QueryEncoder, known: Vectors, rows: Ints, vectors: Vectors) -> EraView:
+def _view(reader: QueryEncoder, era: SealedEra, rows: Ints, vectors: Vectors, known: Vectors) -> EraView:
     partition = Partition(vectors.shape[1])
     partition.upsert(rows, vectors)
-    return EraView(number + 1, "", reader, partition.view(), known)
+    return EraView(0, "", reader, partition.view(), known, era.words)
 
 
 def _every(known: Vectors) -> int:

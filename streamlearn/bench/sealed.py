@@ -15,6 +15,7 @@ from torch import Tensor
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, Ints
 from streamlearn.bench.gallery import encode_clips, encode_texts, questions
 from streamlearn.encoders import Towers
+from streamlearn.era_words import Words
 from streamlearn.evaluate import ranks
 from streamlearn.learner import Learner
 from streamlearn.records import Vectors
@@ -34,6 +35,7 @@ class SealedEra:
         judges: held-out clips, none of them a test clip.
         told: clips learned in it, spread evenly, in the order of their arrival; it knows itself by their captions.
         captions: theirs.
+        words: of the captions of all clips learned in it.
         chosen: "local" or "online", whichever pair ranks its judges better.
         vectors, pairs: by pair, of `rows`, and the pair itself.
     """
@@ -43,6 +45,7 @@ class SealedEra:
     judges: Ints
     told: Ints
     captions: list[str]
+    words: Words
     chosen: str = "local"
     vectors: dict[str, Vectors] = field(default_factory=dict)
     pairs: dict[str, Towers] = field(default_factory=dict)
@@ -85,7 +88,8 @@ class SealedEras:
         tests, judges, learned = (rows[self._corpus.part[rows] == part] for part in (TEST, JUDGE, LEARN))
         learned = learned[np.argsort(self._place[learned], kind="stable")]
         told = learned[:: max(1, -(-len(learned) // _CAPTIONS))][:_CAPTIONS]
-        era = SealedEra(rows, tests, judges, told, questions(self._corpus, told))
+        words = Words.of(self._corpus.captions[row] for row in learned)
+        era = SealedEra(rows, tests, judges, told, questions(self._corpus, told), words)
         merit = {}
         for name, state in weights.items():
             pair = era.pairs[name] = learner.online.frozen_copy()
