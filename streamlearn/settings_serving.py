@@ -63,7 +63,10 @@ class SearchSettings(Section):
         " snapshots under load.",
     )
     familiarity_weight: float = Field(
-        0.5, ge=0, description="How much the query's nearness to an era's captions counts beside the cosine of a clip."
+        0.5,
+        ge=0,
+        description="How much it counts beside the cosine of a clip how often the captions of its era have the words of"
+        " the query, beside the era that has them most.",
     )
     hub_weight: float = Field(
         0.5,

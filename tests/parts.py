@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.connectors.synthetic import render, sample
 from streamlearn.encoders import Towers
+from streamlearn.era_words import Words
 from streamlearn.eras import Eras
 from streamlearn.frames import FrameStore, pack
 from streamlearn.learner import Learner
@@ -25,6 +26,12 @@ BLANK = ClipRow(
     row=0, video_id="", uri=None, start_s=None, end_s=None, captions=(), meta={}, time=None, split="train", task="",
     step=0, sha256=None, topic="list", partition="0", offset=0,
 )  # fmt: skip
+
+
+def same_words(one: Words, other: Words) -> bool:
+    """Whether both count the same."""
+    pairs = [dict(zip(words.words.tolist(), words.counts.tolist(), strict=True)) for words in (one, other)]
+    return pairs[0] == pairs[1] and one.clips == other.clips
 
 
 class Parts:
@@ -76,6 +83,11 @@ class Parts:
         self.eras.snapshots.remember()
         self.rows += rows
         return rows
+
+    def words(self, rows: Sequence[int]) -> Words:
+        """Of what these clips were told, those that are to be learned from."""
+        clips = self.catalog.clips(list(rows)).values()
+        return Words.of([clip.captions for clip in clips if clip.split == "train"])
 
     def boundary(self, task: str, *, since_step: int | None = None) -> None:
         """A task begins, after `since_step` or now."""

@@ -19,7 +19,7 @@ from streamlearn.eras import Eras
 from streamlearn.records import Frames, Vectors
 from streamlearn.settings import ModelSettings
 from streamlearn.warmup import build_towers
-from tests.parts import Parts, indexed
+from tests.parts import Parts, indexed, same_words
 from tests.test_eras import HALF, tensors_of
 
 
@@ -174,6 +174,7 @@ def test_beyond_the_cap_two_eras_become_one_at_one_moment_with_the_pair_of_one(t
     texts = [c.captions[0] for c in parts.catalog.clips(rows).values() if c.split == "train"]
     view = next(view for view in parts.eras.views() if view.number == keep.number)
     np.testing.assert_allclose(view.captions, keep.encoder.texts(texts), atol=1e-6)
+    assert same_words(view.words, parts.words(rows))
 
 
 def test_the_next_merge_is_judged_by_clips_that_an_era_took_in_and_by_their_vectors_as_they_are(

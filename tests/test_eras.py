@@ -16,7 +16,7 @@ from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
 from streamlearn.settings import ModelSettings
 from streamlearn.warmup import build_towers
-from tests.parts import Parts, indexed
+from tests.parts import Parts, indexed, same_words
 
 HALF = 5e-4  # vectors are kept in half precision
 
@@ -252,6 +252,7 @@ def test_restored_eras_are_what_they_were(parts: Parts, tmp_path: Path) -> None:
         assert np.array_equal(old.partition.vectors(old.partition.rows), new.partition.vectors(old.partition.rows))
         assert np.array_equal(old.encoder.texts(["a red star"]), new.encoder.texts(["a red star"]))
         assert np.array_equal(old.captions, new.captions)
+        assert same_words(old.words, new.words)
     assert again.state() == state
     assert again.stale == 16  # the half of an era is done again, for it was not swapped in
     while again.reencode():
@@ -260,6 +261,32 @@ def test_restored_eras_are_what_they_were(parts: Parts, tmp_path: Path) -> None:
     for old, new in zip(parts.eras.views()[:2], again.views()[:2], strict=True):
         rows = old.partition.rows
         np.testing.assert_allclose(old.partition.vectors(rows), new.partition.vectors(rows), atol=HALF)
+
+
+def test_an_era_was_told_the_captions_of_the_clips_that_were_learned_in_it(parts: Parts) -> None:
+    first = parts.learn(8)
+    first += parts.learn(4, split="heldout")
+    second = parts.learn(8, "night")
+    assert same_words(parts.eras.current.words, parts.words(first + second))
+    parts.boundary("t2", since_step=1)
+    second += parts.learn(8, "night")
+    old, new = parts.eras.views()
+    assert same_words(old.words, parts.words(first))
+    assert same_words(new.words, parts.words(second))
+    assert (old.words.clips, new.words.clips) == (8, 16)
+
+
+def test_eras_from_before_words_were_counted_are_all_alike_to_them(parts: Parts) -> None:
+    parts.learn(8)
+    parts.boundary("t2")
+    parts.learn(8)
+    parts.finish_reencoding()
+    state = [{name: value for name, value in facts.items() if name != "told"} for facts in parts.eras.state()]
+    tensors = {name: part for name, part in tensors_of(parts).items() if name != "words"}
+    parts.eras.restore(state, tensors)
+    assert [era.words.clips for era in parts.eras.views()] == [0, 0]
+    parts.publish()
+    assert len(parts.ask("a red star").results) == 10
 
 
 def test_an_era_is_sealed_alike_whether_or_not_the_run_was_resumed_before_the_boundary(

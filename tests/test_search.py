@@ -89,6 +89,19 @@ def test_each_era_is_asked_with_its_own_encoder(parts: Parts) -> None:
         assert hit.score == pytest.approx(score, abs=1e-5)
 
 
+def test_the_era_whose_words_a_text_has_answers_it(tmp_path: Path) -> None:
+    """Encoders that were hardly taught: they cannot tell the eras."""
+    parts = Parts(tmp_path, familiarity_weight=2)
+    for task, domain in (("t1", "studio"), ("t2", "night"), ("t3", "studio")):
+        if task != "t1":
+            parts.boundary(task)
+        parts.learn(64, domain)
+    parts.publish()
+    asked = parts.catalog.clips(parts.rows[64:128:8]).values()
+    for clip in asked:
+        assert [hit.task for hit in parts.ask(clip.captions[0]).results] == ["t2"] * 10
+
+
 def test_in_single_mode_all_eras_are_asked_with_todays_encoder(tmp_path: Path) -> None:
     parts = Parts(tmp_path, mode="single")
     parts.learn(6)
