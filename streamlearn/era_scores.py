@@ -16,7 +16,6 @@ from streamlearn.records import Vectors
 #: So many of the best are told apart once more, less what makes hubs of them. A page deep below is as it was.
 HEAD = 32
 _AT_ONCE = 8_192  # clips
-_HUB_CAPTIONS = 256  # spread over an era's 1,024, which find little more for four times the work
 _FEWEST_HUB_CAPTIONS = 64  # of fewer, a learned clip's own weighs so much that it counts against it
 _SHARPNESS = np.float32(15)  # about the inverse of the temperature that is learned with
 
@@ -44,9 +43,9 @@ def hubs(clips: Vectors, captions: Vectors) -> Vectors:
     """
     if len(captions) < _FEWEST_HUB_CAPTIONS:
         return np.full(len(clips), np.nan, np.float32)
-    some, mean = captions[:: -(-len(captions) // _HUB_CAPTIONS)], np.empty(len(clips), np.float32)
+    mean = np.empty(len(clips), np.float32)
     for start in range(0, len(clips), _AT_ONCE):
-        cosines = clips[start : start + _AT_ONCE] @ some.T
+        cosines = clips[start : start + _AT_ONCE] @ captions.T
         mean[start : start + len(cosines)] = np.exp(_SHARPNESS * cosines).mean(1)
     return (np.log(mean) / _SHARPNESS).astype(np.float32)
 

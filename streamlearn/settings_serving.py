@@ -69,7 +69,7 @@ class SearchSettings(Section):
         " the query, beside the era that has them most.",
     )
     hub_weight: float = Field(
-        0.5,
+        0.75,
         ge=0,
         le=1,
         description="How much counts against the best clips for a text that they are near to all captions of their era."

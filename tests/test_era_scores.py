@@ -33,11 +33,10 @@ def test_a_clip_that_is_near_to_every_caption_no_longer_answers_for_one_that_is_
     assert less[0, 0] < less[0, 1]
 
 
-def test_how_near_a_clip_is_to_all_captions_is_the_log_mean_exp_of_its_cosines_with_some() -> None:
+def test_how_near_a_clip_is_to_all_captions_is_the_log_mean_exp_of_its_cosines() -> None:
     clips, captions = units(0, 9000), units(1, 1024)
-    exact = np.log(np.exp(15 * clips.astype(np.float64) @ captions[::4].T).mean(1)) / 15
+    exact = np.log(np.exp(15 * clips.astype(np.float64) @ captions.T).mean(1)) / 15
     np.testing.assert_allclose(hubs(clips, captions), exact, rtol=1e-4)
-    np.testing.assert_allclose(hubs(clips, captions[::4]), exact, rtol=1e-4)
     assert np.isfinite(hubs(clips, captions[:64])).all()
     assert np.isnan(hubs(clips, captions[:63])).all()
 
