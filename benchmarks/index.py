@@ -2,6 +2,7 @@
 
     python benchmarks/index.py [--vectors 1000000] [--seconds 60] [--rivals] [--json results.jsonl]
     python benchmarks/index.py --folder kept --prepare [--rivals]   # what takes minutes and is not reported, beforehand
+    python benchmarks/index.py --folder kept --device cuda          # on a GPU
 
 Vectors are clustered (2,000 centres in 32 dimensions, bent and projected to 256, with noise) and queries are drawn as
 they are; neither is a real embedding. `--rivals` builds hnswlib (pip install hnswlib: not a dependency) and a plain
@@ -81,14 +82,14 @@ def truth(path: Path, queries: np.ndarray) -> np.ndarray:
     return best_rows
 
 
-def start(path: Path, hints: Path) -> tuple[Partition, dict[str, float]]:
+def start(path: Path, hints: Path, device: str | None = None) -> tuple[Partition, dict[str, float]]:
     """What a daemon does with one era when it starts."""
     before, begin = anonymous_mb(), time.perf_counter()
     catalog = Catalog(path)
     catalog.rewind(catalog.generation)
     rows, halves, _ = catalog.era_vectors(1)
     read = time.perf_counter()
-    partition = Partition(DIM, hints=hints)
+    partition = Partition(DIM, hints=hints, device=device)
     partition.replace_all(rows, halves)
     partition.view().search(draw(0, 1), K)
     ready = time.perf_counter()
@@ -258,8 +259,8 @@ def prepare(folder: Path, count: int, queries: np.ndarray, *, rivals: bool) -> n
 
 
 def measure(folder: Path, exact: np.ndarray, queries: np.ndarray, chosen: argparse.Namespace, tell: Tell) -> None:
-    path, hints = folder / "catalog.db", folder / "hints.safetensors"
-    partition, facts = start(path, hints)
+    path, hints, before = folder / "catalog.db", folder / "hints.safetensors", anonymous_mb()
+    partition, facts = start(path, hints, chosen.device)
     tell("start", facts)
     view: PartitionView = partition.view()
     block = view._layers[0].block
@@ -271,6 +272,9 @@ def measure(folder: Path, exact: np.ndarray, queries: np.ndarray, chosen: argpar
     del view, block
     if chosen.seconds:
         tell("200 upserts/s", ask_while_written(partition, queries, chosen.vectors, chosen.seconds))
+        for _ in range(2):
+            partition.view()
+        tell("afterwards", {"resident_mb": anonymous_mb() - before})
 
 
 def main() -> None:
@@ -279,6 +283,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rivals", action="store_true")
+    parser.add_argument("--device", help="where a large block lies, as search.index_device; else in lists, here")
     parser.add_argument("--folder", type=Path, help="keeps what was prepared; else it is made anew, and removed")
     parser.add_argument("--prepare", action="store_true", help="make what is missing in the folder, and stop")
     parser.add_argument("--json", type=Path)

@@ -131,6 +131,7 @@ class Daemon:
         book = ScoreBook()
         judged = settings.drift.frozen_judge and settings.drift.detector != "none"
         frozen = learner.online.frozen_copy() if judged else None  # before anything is learned
+        device_of(settings.search.index_device, "search.index_device")
         eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
         judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = detector_of(settings.drift)

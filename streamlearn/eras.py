@@ -297,7 +297,9 @@ class Eras:
         opened = self._learner.steps if step is None else step
         hints = None if self._hints is None else self._hints / f"{number:04d}.safetensors"
         none = np.zeros((0, self._dim), np.float32)
-        return Era(number, task, opened, Partition(self._dim, hints=hints), none, none)
+        device = None if self._settings.index_device == "cpu" else self._settings.index_device
+        partition = Partition(self._dim, hints=hints, device=device)
+        return Era(number, task, opened, partition, none, none)
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor], readout: Vectors | None) -> None:
         pair = self._learner.served.frozen_copy()

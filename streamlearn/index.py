@@ -3,7 +3,8 @@
 One thread writes; views never change and may be searched from any thread for ever. A partition is a main block that
 nobody writes to, a fresh one that is only appended to (a view sees a prefix of it), and one bit a vector that says
 whether it is live, copied for each view. When enough is fresh or dead, both become a new main block, beside the old
-one; it is swapped in whole, and old views keep the old one. A small main block is exact, a large one has lists.
+one; it is swapped in whole, and old views keep the old one. A small main block is exact, a large one has lists, or
+lies on a GPU.
 """
 
 from __future__ import annotations
@@ -119,11 +120,14 @@ class Partition:
         dim: of the vectors.
         hints: file that remembers how the vectors lay in lists, for a quick start; it is never trusted with more.
         sizes: when its shape changes.
+        device: where a large main block lies; None: in this memory, in lists.
     """
 
-    def __init__(self, dim: int, *, hints: Path | None = None, sizes: Sizes | None = None) -> None:
+    def __init__(
+        self, dim: int, *, hints: Path | None = None, sizes: Sizes | None = None, device: str | None = None
+    ) -> None:
         self.dim = dim
-        self._hints, self._sizes = hints, sizes or Sizes()
+        self._hints, self._sizes, self._device = hints, sizes or Sizes(), device
         self._view: PartitionView | None = None
         self._asked: deque[Vectors] = deque(maxlen=_ASKED)
         self._job: _Job | None = None
@@ -155,10 +159,11 @@ class Partition:
         """Hold these and nothing else, at once; arguments as those of `upsert`, half precision will do."""
         wanted, unique = self._unique(rows, vectors)
         self.abandon()
-        self._install(settled(wanted, unique, flat_max=self._sizes.flat_max, hints=self._hints))
+        flat_max, hints = self._sizes.flat_max, self._hints
+        self._install(settled(wanted, unique, flat_max=flat_max, hints=hints, device=self._device))
         self._fresh = _Fresh(self.dim, self._sizes.fresh_min)
         self._retry_at = 0
-        if len(wanted) > self._sizes.flat_max:
+        if isinstance(self._main, ListsBlock):
             self._compact()  # what it came with may not be the best way to search it
 
     def view(self) -> PartitionView:
@@ -224,10 +229,10 @@ class Partition:
         cut, fresh = self._fresh.used, self._fresh
         main, live, fresh_live = self._main, self._live.copy(), fresh.live[:cut].copy()
         block = FlatBlock(fresh.rows[:cut], fresh.vectors[:cut])
-        asked, flat_max = list(self._asked), self._sizes.flat_max
+        asked, flat_max, device = list(self._asked), self._sizes.flat_max, self._device
 
         def make() -> Block:
-            return compacted((main, live), (block, fresh_live), asked, flat_max=flat_max)
+            return compacted((main, live), (block, fresh_live), asked, flat_max=flat_max, device=device)
 
         self._job = _Job(make, cut, self._hints)
         if len(live) + cut > self._sizes.flat_max:

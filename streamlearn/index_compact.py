@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from streamlearn.index_blocks import Block, FlatBlock, Mask, Rows
+from streamlearn.index_device import DeviceBlock
 from streamlearn.index_lists import (
     Depth,
     ListsBlock,
@@ -38,12 +40,17 @@ _JUDGES = 64  # queries that decide how deep to search
 
 
 def settled(
-    rows: Rows, vectors: npt.NDArray[np.floating], *, flat_max: int, hints: Path | None
-) -> FlatBlock | ListsBlock:
-    """A block for these vectors that is ready soon: no training. Shape: unique rows (n,), (n, d)."""
+    rows: Rows, vectors: npt.NDArray[np.floating], *, flat_max: int, hints: Path | None, device: str | None = None
+) -> FlatBlock | ListsBlock | DeviceBlock:
+    """A block for these vectors that is ready soon: no training. Shape: unique rows (n,), (n, d).
+
+    A large one lies on the `device`, where one is given and has room.
+    """
     if len(rows) <= flat_max:
         return FlatBlock.of(rows, vectors)
     halves = vectors.astype(np.float16, copy=False)
+    if device is not None and (block := _on_device(rows, halves, device)) is not None:
+        return block
     known = _read_hints(hints, vectors.shape[1]) if hints is not None else None
     if known is None:
         return exact(rows, halves)
@@ -62,7 +69,8 @@ def compacted(
     asked: list[Vectors],
     *,
     flat_max: int,
-) -> FlatBlock | ListsBlock:
+    device: str | None = None,
+) -> FlatBlock | ListsBlock | DeviceBlock:
     """One block of what is live in two. `asked` are queries, (d,) each, to measure recall with."""
     (old, old_live), (new, new_live) = main, fresh
     old_places, new_places = np.flatnonzero(old_live), np.flatnonzero(new_live)
@@ -70,6 +78,10 @@ def compacted(
     if count <= flat_max:
         rows = np.concatenate([old.rows[old_places], new.rows[new_places]])
         return FlatBlock.of(rows, np.concatenate([old.vectors(old_places), new.vectors(new_places)]))
+    if device is not None:
+        on_device = _on_device(*halves_of([(old, old_places), (new, new_places)]), device)
+        if on_device is not None:
+            return on_device
     block: ListsBlock | None = None
     if isinstance(old, ListsBlock) and len(old.centroids) > 1:
         block = old
@@ -86,6 +98,14 @@ def compacted(
         block = trained(rows, halves, judges)
         log.info("%d vectors in %d new lists, %d looked into", count, len(block.centroids), block.depth.probes)
     return block
+
+
+def _on_device(rows: Rows, halves: npt.NDArray[np.float16], device: str) -> DeviceBlock | None:
+    try:
+        return DeviceBlock(rows, halves, device)
+    except torch.OutOfMemoryError as error:
+        log.warning("%d vectors do not fit on %s: they lie in lists, here (%s)", len(rows), device, error)
+        return None
 
 
 def _judges(layers: list[tuple[Block, Rows]], asked: list[Vectors]) -> Vectors:

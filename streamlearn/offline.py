@@ -126,6 +126,7 @@ def opened(settings: Settings) -> Iterator[Offline]:
             )
         )
         metrics = Metrics.create(CollectorRegistry())
+        device_of(settings.search.index_device, "search.index_device")
         eras = Eras(learner, catalog, frames, settings.search)
         eras.restore(generation.state["eras"], generation.tensors)
         searcher = Searcher(catalog, frames, settings.search, metrics)

@@ -75,6 +75,12 @@ class SearchSettings(Section):
         description="How much counts against the best clips for a text that they are near to all captions of their era."
         " 0: nothing.",
     )
+    index_device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="Where the vectors of an era lie that has more than 32,768: cpu, in lists, in this memory; or cuda,"
+        " cuda:1 ..., exact, in half precision. cuda was not measured on a card.",
+    )
     max_eras: int = Field(
         16,
         ge=2,

@@ -135,7 +135,7 @@ def _warm_start(towers: Towers, settings: ModelSettings) -> None:
         raise SettingsError(f"model.warm_start = {settings.warm_start!r} cannot be read: {error}") from error
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str, setting: str = "model.device") -> torch.device:
     """The device a setting names; "auto" takes CUDA where there is one.
 
     Raises:
@@ -149,5 +149,5 @@ def device_of(name: str) -> torch.device:
             raise RuntimeError(f"nothing is learned on {device.type}")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"model.device = {name!r} is not usable here: {error}; use auto or cpu") from error
+        raise SettingsError(f"{setting} = {name!r} is not usable here: {error}; use cpu") from error
     return device

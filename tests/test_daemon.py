@@ -311,6 +311,15 @@ def test_two_daemons_do_not_share_a_state_directory(tmp_path: Path) -> None:
             pass
 
 
+def test_an_index_device_that_is_not_there_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"search\.index_device = 'cuda:99'"):
+        with daemon(tmp_path, ListSource([]), search__index_device="cuda:99"):
+            pass
+    with pytest.raises(SettingsError, match=r"search\.index_device"):
+        with daemon(tmp_path, ListSource([]), search__index_device="gpu"):
+            pass
+
+
 def test_state_of_another_model_is_refused_by_name(tmp_path: Path, stream: Stream) -> None:
     with daemon(tmp_path, ListSource(stream.clips("studio", 8))) as running:
         settled(running)

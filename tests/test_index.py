@@ -14,15 +14,27 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import streamlearn.index
+import streamlearn.index_compact
+import streamlearn.index_device
 from streamlearn.index import Partition, PartitionView, Sizes, configure_faiss
+from streamlearn.index_blocks import packed
+from streamlearn.index_device import DeviceBlock
 from streamlearn.index_lists import ListsBlock
 
 DIM = 8
-#: Every kind of main block, changing its shape often: exact in full precision, lists in half precision.
-BACKENDS = {"flat": Sizes(fresh_min=6, fresh_max=6), "lists": Sizes(flat_max=4, fresh_min=6, fresh_max=6)}
-PRECISION = {"flat": 1e-5, "lists": 2e-3}
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+#: Every kind of main block, and how exact it is: in full precision, in lists or on a device in half precision.
+PRECISION = {"flat": 1e-5, "lists": 2e-3, "cpu": 2e-3, "cuda": 2e-3}
+without_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=without_cuda)]
+each_backend = pytest.mark.parametrize("backend", ["flat", "lists", *DEVICES])
+each_device = pytest.mark.parametrize("device", DEVICES)
 Vector = npt.NDArray[np.float32]
+
+
+def restless(backend: str) -> Partition:
+    """One that changes its shape often."""
+    sizes = Sizes(fresh_min=6, fresh_max=6) if backend == "flat" else Sizes(flat_max=4, fresh_min=6, fresh_max=6)
+    return Partition(DIM, sizes=sizes, device=None if backend in ("flat", "lists") else backend)
 
 
 def unit_rows(seed: int, count: int, dim: int = DIM) -> Vector:
@@ -84,7 +96,7 @@ operations = st.lists(
 def test_every_view_equals_brute_force_on_the_content_of_its_moment(
     backend: str, steps: list[tuple[str, list[int]]], k: int, allowed: list[int], query_count: int
 ) -> None:
-    partition = Partition(DIM, sizes=BACKENDS[backend])
+    partition = restless(backend)
     content: dict[int, Vector] = {}
     moments = [(partition.view(), dict(content))]
     for number, (kind, rows) in enumerate(steps):
@@ -275,6 +287,61 @@ def test_lists_look_at_few_vectors_and_reach_the_recall_they_were_tuned_for(gall
     assert recall(view, content, clustered(2, 20), k=200) >= 0.995
     few = np.arange(0, 6_000, 100)
     assert_equals_brute_force(view, content, clustered(2, 20), 10, few.tolist(), atol=2e-3)
+
+
+@each_device
+def test_on_a_device_all_vectors_are_looked_at_at_once(
+    gallery: Vector, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streamlearn.index_device, "_AT_ONCE", 40_000)  # of 200 queries six at a time
+    partition = Partition(32, sizes=LISTS, device=device)
+    partition.replace_all(range(6_000), gallery)
+    block = partition.view()._layers[0].block  # without waiting for anything
+    assert isinstance(block, DeviceBlock)
+    content = dict(enumerate(gallery))
+    few = np.arange(0, 6_000, 100)
+    for k in (1, 10, 200):
+        assert_equals_brute_force(partition.view(), content, clustered(2, 200), k, atol=2e-3)
+        assert_equals_brute_force(partition.view(), content, clustered(2, 20), k, few.tolist(), atol=2e-3)
+    partition.upsert(range(5_900, 6_500), clustered(5, 600))
+    content.update(zip(range(5_900, 6_500), clustered(5, 600), strict=True))
+    partition.remove(range(100))
+    for row in range(100):
+        del content[row]
+    view = settled(partition)
+    assert isinstance(view._layers[0].block, DeviceBlock)
+    assert view._layers[0].block is not block
+    assert_equals_brute_force(view, content, clustered(2, 50), 10, atol=2e-3)
+    assert view.nbytes >= 2 * 32 * len(content)
+
+
+@each_device
+def test_vectors_on_a_device_that_are_no_numbers_never_answer(device: str) -> None:
+    vectors = unit_rows(1, 12)
+    vectors[3], vectors[7] = np.nan, np.inf
+    block = DeviceBlock(np.arange(12), vectors, device)
+    for allowed in (range(12), (3, 7, 9), (3, 7)):
+        mask = np.isin(np.arange(12), list(allowed))
+        scores, at = block.search(unit_rows(2, 5), 12, packed(mask), int(mask.sum()))
+        wanted = sorted(set(allowed) - {3, 7})
+        for line, places in zip(scores, at, strict=True):
+            assert sorted(places[places >= 0].tolist()) == wanted
+            assert (line[places < 0] == -np.inf).all()
+
+
+def test_vectors_that_do_not_fit_on_a_device_lie_in_lists(
+    gallery: Vector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(streamlearn.index_compact, "DeviceBlock", full)
+    partition = Partition(32, sizes=LISTS, device="cuda")
+    partition.replace_all(range(6_000), gallery)
+    view = settled(partition)
+    assert isinstance(view._layers[0].block, ListsBlock)
+    assert recall(view, dict(enumerate(gallery)), clustered(2, 200)) >= 0.95
+    assert "do not fit on cuda" in caplog.text
 
 
 def test_a_filter_on_half_of_the_clips_keeps_the_recall(gallery: Vector) -> None:

@@ -97,8 +97,10 @@ def test_a_wrong_file_is_refused_by_the_name_of_the_setting(tmp_path: Path, what
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu!", "cpu:x"])
 def test_a_device_that_is_not_there_is_refused_by_the_name_of_the_setting(name: str) -> None:
-    with pytest.raises(SettingsError, match=r"model\.device = .*use auto or cpu"):
+    with pytest.raises(SettingsError, match=r"model\.device = .*use cpu"):
         device_of(name)
+    with pytest.raises(SettingsError, match=r"search\.index_device = .*use cpu"):
+        device_of(name, "search.index_device")
 
 
 @pytest.mark.slow
