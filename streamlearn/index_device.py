@@ -101,7 +101,7 @@ class DeviceBlock:
 
     def _exactly(self, queries: Tensor, k: int, may: Tensor) -> tuple[Tensor, Tensor]:
         """As `_nearest`, all in full precision."""
-        scores = torch.cat([queries @ some.float().T for some in self._halves.split(_PART)], 1)
+        scores = torch.cat([queries @ some.float().T for some in torch.split(self._halves, _PART)], 1)
         return scores.masked_fill_(~may, -torch.inf).topk(k, dim=1)
 
     def _unpacked(self, bits: Bits) -> Tensor:

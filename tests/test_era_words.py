@@ -76,7 +76,9 @@ def test_words_of_any_script_are_told_apart(text: str, words: int) -> None:
     assert len(Words.of([[text]]).words) == words
 
 
-@pytest.mark.parametrize(("text", "same_text"), [("cafe\u0301", "CAFÉ"), ("４Ｋ ｽﾀｰ", "4k スター"), ("ﬁsh", "fish")])
+@pytest.mark.parametrize(
+    ("text", "same_text"), [("cafe\u0301", "CAFÉ"), ("\uff14\uff2b ｽﾀｰ", "4k スター"), ("ﬁsh", "fish")]
+)
 def test_a_word_is_the_same_however_its_signs_are_encoded(text: str, same_text: str) -> None:
     assert same(Words.of([[text]]), Words.of([[same_text]]))
 
