@@ -17,8 +17,8 @@ from torch import Tensor
 from streamlearn.index_blocks import Bits, Rows, find_sorted
 from streamlearn.records import Vectors
 
-_AT_ONCE = 2**28  # numbers, so that the scores of many queries fit
-_PART = 2**16  # vectors made floats at a time
+_AT_ONCE = 2**27  # numbers, so that the scores of many queries fit
+_PART = 2**16  # vectors that are copied at a time
 _MORE = 32  # candidates beyond those asked for, as their scores are rounded
 _ROUNDED = 2**-11  # the most that a number loses, of itself, where it becomes a half
 
@@ -45,7 +45,8 @@ class DeviceBlock:
         halves = vectors.astype(np.float16, copy=False)[order]
         with self._working():
             self._halves = torch.from_numpy(halves).to(self._device)  # (n, d)
-            self._finite = self._halves.isfinite().all(1)  # (n,)
+            # (n,), in parts: all at once would take the room of the vectors twice more
+            self._finite = torch.cat([some.isfinite().all(1) for some in torch.split(self._halves, _PART)])
             self._whole = bool(self._finite.all())
 
     @property
@@ -85,7 +86,7 @@ class DeviceBlock:
         """Shape: (q, d), (n,) -> (q, k) twice, -inf where there are no more."""
         rounded = queries.half() @ self._halves.T  # (q, n)
         if not all_may:
-            rounded = rounded.masked_fill(~may, -torch.inf)
+            rounded.masked_fill_(~may, -torch.inf)
         best, candidates = rounded.topk(min(k + _MORE, rounded.shape[1]), dim=1)  # (q, c)
         exact = (self._halves[candidates].float() @ queries.unsqueeze(2)).squeeze(2)
         exact = exact.masked_fill(~may[candidates], -torch.inf)
