@@ -11,6 +11,7 @@ Words are hashed, not looked up: a stream brings some that no vocabulary has. Ar
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,11 @@ from streamlearn.records import Vectors
 
 Counts = npt.NDArray[np.int64]
 
-#: Scripts that leave no blanks between words are read sign by sign: Thai to Khmer, kana, Han.
-_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
+#: Scripts that leave no blanks between words are read sign by sign, also beside others: Thai to Khmer, kana, Han.
+_SIGN = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+#: Accents and vowels that are written onto letters, as in Hindi: they part no words, though `re` holds them for none.
+_MARK = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
+_WORD = re.compile(rf"[{_SIGN}]|(?:[^\W_{_SIGN}]|[{_MARK}])+")
 _MOST = 65_536  # words of an era; the rarest go
 _FEW = 10  # clips that make a word's share a little less than it is, or an era of one clip would have the highest
 _NEW = 32  # clips after which an era is believed as much as all others together
@@ -98,5 +102,5 @@ def spoken(texts: Sequence[str], eras: Sequence[Words]) -> Vectors:
 
 def _hashed(text: str) -> Counts:
     """Each word once, ascending."""
-    found = {zlib.crc32(word.encode()) for word in _WORD.findall(text.lower())}
+    found = {zlib.crc32(word.encode()) for word in _WORD.findall(unicodedata.normalize("NFKC", text).lower())}
     return np.array(sorted(found), np.int64)

@@ -17,8 +17,10 @@ from torch import Tensor
 from streamlearn.index_blocks import Bits, Rows, find_sorted
 from streamlearn.records import Vectors
 
-_AT_ONCE = 2**28  # numbers, so that the scores of many queries fit
+_AT_ONCE = 2**27  # numbers, so that the scores of many queries fit
+_PART = 2**16  # vectors that are copied at a time
 _MORE = 32  # candidates beyond those asked for, as their scores are rounded
+_ROUNDED = 2**-11  # the most that a number loses, of itself, where it becomes a half
 
 
 class DeviceBlock:
@@ -43,7 +45,8 @@ class DeviceBlock:
         halves = vectors.astype(np.float16, copy=False)[order]
         with self._working():
             self._halves = torch.from_numpy(halves).to(self._device)  # (n, d)
-            self._finite = self._halves.isfinite().all(1)  # (n,)
+            # (n,), in parts: all at once would take the room of the vectors twice more
+            self._finite = torch.cat([some.isfinite().all(1) for some in torch.split(self._halves, _PART)])
             self._whole = bool(self._finite.all())
 
     @property
@@ -83,12 +86,24 @@ class DeviceBlock:
         """Shape: (q, d), (n,) -> (q, k) twice, -inf where there are no more."""
         rounded = queries.half() @ self._halves.T  # (q, n)
         if not all_may:
-            rounded = rounded.masked_fill(~may, -torch.inf)
-        candidates = rounded.topk(min(k + _MORE, rounded.shape[1]), dim=1).indices  # (q, c)
+            rounded.masked_fill_(~may, -torch.inf)
+        best, candidates = rounded.topk(min(k + _MORE, rounded.shape[1]), dim=1)  # (q, c)
         exact = (self._halves[candidates].float() @ queries.unsqueeze(2)).squeeze(2)
         exact = exact.masked_fill(~may[candidates], -torch.inf)
         scores, at = exact.topk(k, dim=1)
-        return scores, candidates.gather(1, at)
+        at = candidates.gather(1, at)
+        if best.shape[1] < rounded.shape[1]:
+            # Of unit vectors the query's rounding changes a score by so much at most, and its own by so much of it.
+            others = best[:, -1:] + _ROUNDED * (1 + best[:, -1:].float().abs())
+            doubtful = (scores[:, -1:] < others).any(1)  # there are more that are nearly alike than were looked at
+            if doubtful.any():
+                scores[doubtful], at[doubtful] = self._exactly(queries[doubtful], k, may)
+        return scores, at
+
+    def _exactly(self, queries: Tensor, k: int, may: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_nearest`, all in full precision."""
+        scores = torch.cat([queries @ some.float().T for some in torch.split(self._halves, _PART)], 1)
+        return scores.masked_fill_(~may, -torch.inf).topk(k, dim=1)
 
     def _unpacked(self, bits: Bits) -> Tensor:
         """Shape: (ceil(n / 8),) -> (n,)."""

@@ -354,9 +354,10 @@ def test_clips_that_come_back_are_asked_for_as_each_era_would_encode_them(render
     plain = curve.ranks_with(last.tests, 3)  # they are there already
     assert sorted(plain) == sorted(row for era in trial.eras.eras for row in era.tests)
     assert visit["anew"]["all"]["5"] == 100 * np.mean([rank <= 5 for rank in plain.values()])
-    moved = curve.ranks_with(last.tests, 0)
-    assert moved != plain
-    assert visit["old"]["came"]["1"] == 100 * np.mean([moved[row] <= 1 for row in last.tests])
+    for way, era in (("old", 0), ("before", 2)):
+        moved = curve.ranks_with(last.tests, era)
+        assert visit[way]["came"]["1"] == 100 * np.mean([moved[row] <= 1 for row in last.tests])
+    assert moved != plain  # an era that knows neither these clips nor their words
     assert set(first.tests) | set(last.tests) == set(trial.corpus.rows(TEST, 0))
     local = result["copies"]["local"]  # the first domain is the current one again; two are past
     assert local["learned"]["5"] - local["final"]["5"] == pytest.approx(-local["bwt"]["5"] * 2 / 3)

@@ -17,12 +17,14 @@ import pytest
 from streamlearn.app import Daemon
 from streamlearn.connectors.synthetic import encode, render, sample
 from streamlearn.deadletters import read_dead_letters
+from streamlearn.era_words import Words
 from streamlearn.errors import SettingsError, SourceError, SourceLostError, StateError
 from streamlearn.records import Partition, Position, Record, Rejected
 from streamlearn.room import Room
 from streamlearn.settings import load
 from streamlearn.testing import ListSource
 from tests.daemon import ask, until
+from tests.parts import same_words
 from tests.revoking import RevokingSource
 
 
@@ -99,6 +101,9 @@ def test_clips_are_learned_held_out_and_found_by_their_captions(tmp_path: Path, 
         found = [video_id in ids(running, caption) for video_id, caption in stream.captions.items()]
         tasks = httpx.get(f"{running.url}/v1/tasks").json()
         metrics = httpx.get(f"{running.url}/metrics").text
+        told = running.state.eras.current.words
+        clips = running.catalog.clips(running.catalog.era_vectors(1)[0].tolist()).values()
+    assert same_words(told, Words.of([clip.captions for clip in clips if clip.split == "train"]))
     assert status["clips"]["learned"] + status["clips"]["held_out"] == 96
     assert 8 <= status["clips"]["held_out"] <= 32
     assert np.mean(found) > 0.6  # chance is 0.1; held-out clips are asked for like all others
@@ -146,6 +151,7 @@ def test_clips_are_found_and_deleted_ones_are_not_before_their_batch_is_full(tmp
         until(lambda: len(everything(running)) == 22, "all of it is found")
         counts = running.service.status()["clips"]
         assert (counts["learned"], counts["deleted"], counts["replaced"]) == (24, 2, 0)
+        assert running.state.eras.current.words.clips == 24  # those that waited, too, once each
         until(lambda: max(running.catalog.era_vectors(1)[2].tolist()) == 3, "the step's keys are its vectors")
     with daemon(tmp_path, ListSource([], ends=False)) as again:  # what waited when it was stopped was learned
         assert len(everything(again)) == 22

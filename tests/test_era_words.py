@@ -66,10 +66,21 @@ def test_a_clip_counts_once_for_each_word_however_often_its_captions_say_it() ->
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("它在夜里走", 5), ("夜の star", 3), ("ночью звезда", 2), ("ดาว", 3), ("snake_case 4K", 3), ("a😀b", 2)],
+    [
+        *(("它在夜里走", 5), ("夜の star", 3), ("ночью звезда", 2), ("ดาว", 3), ("snake_case 4K", 3), ("a😀b", 2)),
+        *(("3人の男", 4), ("Tシャツの男", 6), ("𠀋字", 2), ("हिन्दी में तारा।", 3), ("தமிழ் மொழி", 2), ("İstanbul", 1)),
+        *(("", 0), ("\0", 0), ("?! _", 0), ("\ud800", 0)),
+    ],
 )
 def test_words_of_any_script_are_told_apart(text: str, words: int) -> None:
     assert len(Words.of([[text]]).words) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "same_text"), [("cafe\u0301", "CAFÉ"), ("\uff14\uff2b ｽﾀｰ", "4k スター"), ("ﬁsh", "fish")]
+)
+def test_a_word_is_the_same_however_its_signs_are_encoded(text: str, same_text: str) -> None:
+    assert same(Words.of([[text]]), Words.of([[same_text]]))
 
 
 captions = st.lists(

@@ -316,6 +316,22 @@ def test_on_a_device_all_vectors_are_looked_at_at_once(
 
 
 @each_device
+def test_on_a_device_clips_that_are_nearly_alike_are_told_apart(device: str) -> None:
+    """More of them than are looked at twice are equal to the half that their cosine is rounded to."""
+    rng = np.random.default_rng(0)
+    clips, queries = (rng.standard_normal((n, 32)).astype(np.float32) / 20 + 1 for n in (5_000, 20))
+    clips /= np.linalg.norm(clips, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    exact = queries @ clips.astype(np.float16).astype(np.float32).T
+    for most in (5_000, 2_500):
+        mask = np.arange(5_000) < most
+        scores, at = DeviceBlock(np.arange(5_000), clips, device).search(queries, 10, packed(mask), most)
+        wanted = np.sort(exact[:, mask], axis=1)[:, :-11:-1]
+        np.testing.assert_allclose(np.sort(scores, axis=1)[:, ::-1], wanted, atol=1e-6)
+        np.testing.assert_allclose(np.take_along_axis(exact, at, axis=1), scores, atol=1e-6)
+
+
+@each_device
 def test_vectors_on_a_device_that_are_no_numbers_never_answer(device: str) -> None:
     vectors = unit_rows(1, 12)
     vectors[3], vectors[7] = np.nan, np.inf
