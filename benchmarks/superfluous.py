@@ -1,0 +1,66 @@
+"""Boundaries in the middle of a domain, through the whole daemon: are the two eras made one, and what is found then?
+
+    python benchmarks/superfluous.py [--clips-per-domain 800] [--seeds 0 1 2]
+
+Five rendered domains, one after the other. Messages name a task each half of a domain, so that every second boundary is
+superfluous; and then none, so that the detector draws those that are not. Recall is that of all tasks' held-out clips
+at the end, text to video, served among all clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import fmean
+
+from streamlearn.app import Daemon
+from streamlearn.connectors.synthetic import DOMAINS, write_stream
+from streamlearn.settings import load
+
+
+def halve(manifest: Path, clips: int) -> None:
+    """Name a task each half of a domain."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    named = [row | {"task": f"{DOMAINS[i // clips]}-{2 * (i % clips) // clips}"} for i, row in enumerate(rows)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in named), encoding="utf-8")
+
+
+def run(folder: Path, state: Path, seed: int, merge_loss: float | None) -> str:
+    """A line of what came of it."""
+    settings = {"state_dir": state, "folder.path": folder, "folder.watch": False, "api.port": 0, "learner.seed": seed}
+    with Daemon(load(None, settings | {"search.merge_loss": merge_loss})) as daemon:
+        while daemon.service.status()["state"] not in ("finished", "stopped"):
+            time.sleep(0.2)
+        served = [task["recall"]["served"] for task in daemon.service.tasks()]
+        eras = daemon.state.eras.state()
+    merges = [
+        f"{merge['absorb']} into {merge['keep']} ({merge['loss']:+.3f})" for era in eras for merge in era["absorbed"]
+    ]
+    found = " / ".join(f"{100 * fmean(recall[k] for recall in served):.1f}" for k in ("1", "5"))
+    return f"{len(served)} tasks, {len(eras)} eras, R@1 / R@5 {found}; merged: {', '.join(merges) or 'none'}"
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips-per-domain", type=int, default=800)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    given = parser.parse_args()
+    for seed in given.seeds:
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work) / "clips"
+            folder.mkdir()
+            write_stream(folder, domains=DOMAINS, clips_per_domain=given.clips_per_domain, seed=seed, size_px=64)
+            for named in ("the detector's", "twice as many"):
+                if named == "twice as many":
+                    halve(folder / "manifest.jsonl", given.clips_per_domain)
+                for loss in (None, 0.0):
+                    state = Path(work) / f"state-{named[:3]}-{loss}"
+                    print(f"seed {seed}, {named}, merge_loss {loss}: {run(folder, state, seed, loss)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
