@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import permutations
 
 from streamlearn.era_judges import Judges, blocks, merit
@@ -104,14 +105,12 @@ class Merger:
     ) -> float:
         """Mean reciprocal rank. Of `merged` eras the first one's pair answers, told the words of all."""
         each: list[tuple[Vectors, Vectors, Words]] = []  # of each era: questions, clips, words
+        together = reduce(Words.plus, (era.words for era in merged), Words())
         for era in eras:
             if not judges[era.number].questions:
                 continue
-            by, *others = merged if era in merged else (era,)
+            by, words = (merged[0], together) if era in merged else (era, era.words)
             assert by.encoder is not None
-            words = by.words
-            for other in others:
-                words = words.plus(other.words)
             anew = self._anew and by is not era
             vectors = self._encoded(by, era, judges[era.number]) if anew else judges[era.number].vectors
             each.append((by.encoder.texts(questions), vectors, words))
