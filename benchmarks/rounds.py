@@ -21,9 +21,10 @@ from streamlearn.connectors.synthetic import DOMAINS, write_stream
 from streamlearn.settings import load
 
 
-def run(folder: Path, state: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the daemon says of its tasks and of its eras at the end."""
-    settings = {"state_dir": state, "folder.path": folder, "folder.watch": False, "api.port": 0, "learner.seed": seed}
+def run(folder: Path, state: Path, seed: int, **search: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the daemon says of its tasks and of its eras at the end; `search` are settings of it."""
+    settings = {f"search.{name}": value for name, value in search.items()}
+    settings |= {"state_dir": state, "folder.path": folder, "folder.watch": False, "api.port": 0, "learner.seed": seed}
     with Daemon(load(None, settings)) as daemon:
         while daemon.service.status()["state"] not in ("finished", "stopped"):
             time.sleep(0.2)

@@ -1,6 +1,6 @@
 """Boundaries in the middle of a domain, through the whole daemon: are the two eras made one, and what is found then?
 
-    python benchmarks/superfluous.py [--clips-per-domain 800] [--seeds 0 1 2]
+    python -m benchmarks.superfluous [--clips-per-domain 800] [--seeds 0 1 2]
 
 Five rendered domains, one after the other. Messages name a task each half of a domain, so that every second boundary is
 superfluous; and then none, so that the detector draws those that are not. Recall is that of all tasks' held-out clips
@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from streamlearn.app import Daemon
+from benchmarks.rounds import run
 from streamlearn.connectors.synthetic import DOMAINS, write_stream
-from streamlearn.settings import load
 
 
 def halve(manifest: Path, clips: int) -> None:
@@ -28,19 +27,12 @@ def halve(manifest: Path, clips: int) -> None:
     manifest.write_text("".join(json.dumps(row) + "\n" for row in named), encoding="utf-8")
 
 
-def run(folder: Path, state: Path, seed: int, merge_loss: float | None) -> str:
-    """A line of what came of it."""
-    settings = {"state_dir": state, "folder.path": folder, "folder.watch": False, "api.port": 0, "learner.seed": seed}
-    with Daemon(load(None, settings | {"search.merge_loss": merge_loss})) as daemon:
-        while daemon.service.status()["state"] not in ("finished", "stopped"):
-            time.sleep(0.2)
-        served = [task["recall"]["served"] for task in daemon.service.tasks()]
-        eras = daemon.state.eras.state()
-    merges = [
-        f"{merge['absorb']} into {merge['keep']} ({merge['loss']:+.3f})" for era in eras for merge in era["absorbed"]
-    ]
+def line(tasks: list[dict[str, Any]], eras: list[dict[str, Any]]) -> str:
+    """What came of it."""
+    served = [found for task in tasks if (found := task["recall"]["served"])]  # of few clips nothing is asked
     found = " / ".join(f"{100 * fmean(recall[k] for recall in served):.1f}" for k in ("1", "5"))
-    return f"{len(served)} tasks, {len(eras)} eras, R@1 / R@5 {found}; merged: {', '.join(merges) or 'none'}"
+    merges = [f"{one['absorb']} into {one['keep']} ({one['loss']:+.3f})" for era in eras for one in era["absorbed"]]
+    return f"{len(tasks)} tasks, {len(eras)} eras, R@1 / R@5 {found}; merged: {', '.join(merges) or 'none'}"
 
 
 def main() -> None:
@@ -59,7 +51,8 @@ def main() -> None:
                     halve(folder / "manifest.jsonl", given.clips_per_domain)
                 for loss in (None, 0.0):
                     state = Path(work) / f"state-{named[:3]}-{loss}"
-                    print(f"seed {seed}, {named}, merge_loss {loss}: {run(folder, state, seed, loss)}", flush=True)
+                    found = line(*run(folder, state, seed, merge_loss=loss))
+                    print(f"seed {seed}, {named}, merge_loss {loss}: {found}", flush=True)
 
 
 if __name__ == "__main__":
