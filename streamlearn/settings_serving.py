@@ -99,10 +99,11 @@ class SearchSettings(Section):
         " to be at least max_eras.",
     )
     merge_loss: float | None = Field(
-        0.0,
+        None,
         ge=0,
         description="Two eras in a row are merged where held-out clips, at least 10 of each, lose no more mean"
-        " reciprocal rank by it: the boundary between them was superfluous; null: never.",
+        " reciprocal rank by it, as where the boundary between them was superfluous; null: never. What is open with it"
+        " is in docs/decisions.md.",
     )
     snapshot_interval_clips: int = Field(
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."

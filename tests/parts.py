@@ -42,9 +42,7 @@ class Parts:
     """
 
     def __init__(self, folder: Path, *, towers: Towers | None = None, **search: Any) -> None:
-        # Towers that were not taught find all eras alike: none is to be merged for that.
-        plain = {"refresh_batch_clips": 0, "snapshot_interval_clips": 1, "merge_loss": None}
-        self.settings = SearchSettings(**plain | search)
+        self.settings = SearchSettings(**{"refresh_batch_clips": 0, "snapshot_interval_clips": 1, **search})
         self.registry = CollectorRegistry()
         self.metrics = Metrics.create(self.registry)
         self.catalog = Catalog(folder / "catalog.db")
