@@ -75,6 +75,20 @@ class Era:
         return self.merge is not None and self.merge.why == "renewed"
 
     @property
+    def tasks(self) -> set[str]:
+        """Names of the tasks whose eras it is."""
+        return {self.task, *(one["task"] for one in self.absorbed)}
+
+    def rename(self, old: str, new: str) -> None:
+        """A task has another name."""
+        self.task = new if self.task == old else self.task
+        self.absorbed = [one | {"task": new} if one["task"] == old else one for one in self.absorbed]
+
+    def holds(self, number: int) -> bool:
+        """Whether it is this era, or took it in."""
+        return number == self.number or any(number == one["absorb"] for one in self.absorbed)
+
+    @property
     def closing(self) -> bool:
         """Whether something is still to be done with its vectors."""
         return bool(self.pending) or self.into is not None

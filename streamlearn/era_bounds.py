@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -12,12 +13,12 @@ from torch import Tensor
 from streamlearn.encoders import Towers
 from streamlearn.era import Era
 from streamlearn.era_clips import EraClips
-from streamlearn.era_judges import knows
-from streamlearn.era_maps import MappedEncoder, choose, fitted
+from streamlearn.era_judges import Judges, knows
+from streamlearn.era_maps import Mapped, MappedEncoder, choose, fitted, stand_in, text_map
 from streamlearn.era_merge import Merge, Merger
 from streamlearn.era_readout import judged, through_readout
 from streamlearn.era_view import QueryEncoder
-from streamlearn.records import Frames
+from streamlearn.records import Frames, Vectors
 from streamlearn.settings import SearchSettings
 from streamlearn.snapshots import Weights
 
@@ -59,12 +60,23 @@ class EraBounds:
         return snapshot.local if merit[0] >= merit[1] else snapshot.online
 
     def join(self, era: Era, eras: Sequence[Era]) -> None:
+        """Have an era that was just sealed and earlier ones become one: where its task returned, or never began.
+
+        Args:
+            era: the one.
+            eras: all of them, the current one last.
+        """
+        self._returns(era, eras)
+        if era.into is None and self._settings.merge_loss is not None:
+            self._agrees(era, eras, self._settings.merge_loss)
+
+    def _returns(self, era: Era, eras: Sequence[Era]) -> None:
         """Have eras of one task become one, where the pair of one knows the clips of the other at least as well.
 
         They are then encoded by that pair and lie beside each other, as they score alike. The era that was just sealed
         goes back into an earlier one; else earlier ones are renewed: they go into it.
         """
-        earlier = [e for e in eras if e.number < era.number and e.task == era.task]
+        earlier = [e for e in eras if e.number < era.number and era.task in e.tasks]
         earlier = [e for e in earlier if not e.closing]
         texts, films = self._clips.asked(era) if earlier else ([], None)
         if films is None or self._take_back(era, earlier, texts, films):
@@ -73,6 +85,31 @@ class EraBounds:
         for old in earlier:
             if old.number not in needed:
                 self._renew(old, era)
+
+    def _agrees(self, era: Era, eras: Sequence[Era], most_loss: float) -> None:
+        """Have an era and the one before it become one, where the boundary between them was superfluous.
+
+        It is asked once, before there are maps of the era's pair. The earlier one may read for others, which the pair
+        that stays does then.
+        """
+        before = next((e for e in eras if e.holds(era.number - 1)), None)
+        if before is None or before.into is not None:
+            return
+        sealed, needed = [e for e in eras[:-1] if e.into is None], _needed(eras)
+        both = ((before, era), (era, before))
+        orders = [(keep, absorb) for keep, absorb in both if keep.mapped is None and absorb.number not in needed]
+        borrow = [e for e in sealed if e.mapped is not None and e.mapped.reader == before.number]
+        said = {e.number: self._clips.said(e) for e in (sealed if borrow else ())}
+        assert era.encoder is not None
+        reader = era.encoder.reader
+        maps = {e.number: text_map(e, said[e.number], stand_in(said.values()), reader) for e in borrow}
+        read = {number: MappedEncoder(reader, of_texts) for number, of_texts in maps.items()}
+        merge = self._merger.superfluous(sealed, self._judges(sealed), orders, most_loss, read=read)
+        if merge is not None and merge.absorb == before.number:
+            for other in borrow:
+                assert other.mapped is not None
+                self._read_by(reader, other, maps[other.number], replace(other.mapped, reader=era.number), sealed)
+        self._begin(merge, sealed)
 
     def _take_back(self, era: Era, earlier: Sequence[Era], texts: Sequence[str], films: Frames) -> bool:
         encoders = {e.number: e.encoder.reader for e in (*earlier, era) if e.encoder is not None and e.mapped is None}
@@ -139,7 +176,7 @@ class EraBounds:
             era.encoder = readings[era.number]
 
     def keep(self, eras: Sequence[Era]) -> None:
-        """Drop pairs that are too many, and have two eras merged where there are too many or where two agree.
+        """Drop pairs that are too many, and have two eras merged where there are too many.
 
         Args:
             eras: all of them, the current one last.
@@ -148,9 +185,9 @@ class EraBounds:
         self._map(sealed, needed)
         going = [era for era in eras if era.into is not None]
         # One at a time. But renewals may take long, and the bound holds meanwhile, of the eras that they leave alone.
-        if all(era.renewing for era in going):
-            over, most_loss = len(sealed) + 1 > self._settings.max_eras, self._settings.merge_loss
-            self._merge([era for era in sealed if era.number not in needed], over, None if going else most_loss)
+        if all(era.renewing for era in going) and len(sealed) + 1 > self._settings.max_eras:
+            free = [era for era in sealed if era.number not in needed]
+            self._begin(self._merger.cheapest(free, self._judges(free)), free)
 
     def _map(self, sealed: Sequence[Era], needed: Collection[int]) -> None:
         most, by_number = self._settings.max_encoders, {era.number: era for era in sealed}
@@ -160,25 +197,23 @@ class EraBounds:
             choice = choose(sealed, said, free, most, self._settings.familiarity_weight)
             if choice is None:
                 return
-            reader = by_number[choice.mapped.reader].encoder
-            assert reader is not None
-            reader = reader.reader
+            encoder = by_number[choice.mapped.reader].encoder
+            assert encoder is not None
             for number, of_texts in choice.maps.items():
-                era = by_number[number]
-                of_clips = fitted(*self._clips.seen(era, reader, sealed))
-                era.captions = era.known
-                era.encoder, era.mapped = MappedEncoder(reader, of_texts, of_clips), choice.mapped
+                self._read_by(encoder.reader, by_number[number], of_texts, choice.mapped, sealed)
             log.info("era %d has no pair of its own any more: %s", choice.era, choice.mapped)
 
-    def _merge(self, sealed: Sequence[Era], over: bool, most_loss: float | None) -> None:
-        if len(sealed) < 2 or not (over or most_loss is not None):
-            return
-        judges = {era.number: self._clips.judges(era) for era in sealed}
-        if over:
-            merge = self._merger.cheapest(sealed, judges)
-        else:
-            assert most_loss is not None
-            merge = self._merger.superfluous(sealed, judges, most_loss)
+    def _read_by(
+        self, reader: QueryEncoder, era: Era, of_texts: Vectors, mapped: Mapped, sealed: Sequence[Era]
+    ) -> None:
+        of_clips = fitted(*self._clips.seen(era, reader, sealed))
+        era.captions = era.known
+        era.encoder, era.mapped = MappedEncoder(reader, of_texts, of_clips), mapped
+
+    def _judges(self, sealed: Sequence[Era]) -> dict[int, Judges]:
+        return {era.number: self._clips.judges(era) for era in sealed}
+
+    def _begin(self, merge: Merge | None, sealed: Sequence[Era]) -> None:
         if merge is not None:
             absorb, keep = (next(e for e in sealed if e.number == n) for n in (merge.absorb, merge.keep))
             absorb.into, absorb.merge = keep, merge

@@ -10,7 +10,7 @@ What it would cost is known beforehand, from held-out clips. Arrays in, decision
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -158,6 +158,28 @@ def fitted(source: Vectors, target: Vectors) -> Vectors:
     return np.concatenate([matrix, (centre - middle @ matrix)[None]]).astype(np.float32)
 
 
+def stand_in(said: Iterable[Captions]) -> list[str]:
+    """Captions of all eras, for one that has none."""
+    learned = [text for one in said for text in one.texts]
+    return learned[:: max(1, len(learned) // _STAND_IN)]
+
+
+def text_map(era: Sealed, said: Captions, others: Sequence[str], reader: QueryEncoder) -> Vectors:
+    """Through which a pair reads the captions of an era as the era does now: `fitted`.
+
+    Args:
+        era: a sealed one.
+        said: its captions.
+        others: captions that stand in where it has none: its own were all held out, or are deleted.
+        reader: the pair.
+    """
+    texts, vectors = said.texts, said.vectors
+    if not texts and others:
+        assert era.encoder is not None
+        texts, vectors = others, era.encoder.texts(others)
+    return fitted(reader.texts(texts) if texts else vectors, vectors)
+
+
 def choose(
     eras: Sequence[Sealed], said: Mapping[int, Captions], free: Collection[int], most: int, familiarity_weight: float
 ) -> Choice | None:
@@ -177,16 +199,12 @@ def choose(
     assert own[-1].encoder is not None
     newest = own[-1].encoder.reader  # before any map of its own era
     questions = [text for era in eras for text in said[era.number].questions]
-    learned = [text for era in eras for text in said[era.number].texts]
-    learned = learned[:: max(1, len(learned) // _STAND_IN)]
+    others = stand_in(said.values())
     maps, now, then = dict[int, Vectors](), dict[int, Vectors](), dict[int, Vectors]()  # the questions, as each is read
     for era in eras:
-        n, facts, encoder = era.number, said[era.number], era.encoder
+        n, encoder = era.number, era.encoder
         assert encoder is not None
-        texts, vectors = facts.texts, facts.vectors
-        if not texts and learned:  # its own were all held out, or are deleted: it can still be asked others'
-            texts, vectors = learned, encoder.texts(learned)
-        maps[n] = fitted(newest.texts(texts) if texts else vectors, vectors)
+        maps[n] = text_map(era, said[n], others, newest)
         if questions:
             now[n], then[n] = encoder.texts(questions), through(newest.texts(questions), maps[n])
 

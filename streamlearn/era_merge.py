@@ -8,15 +8,23 @@ makes them. The measure is the mean reciprocal rank over the held-out clips of a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import permutations
+from types import MappingProxyType
 
-from streamlearn.era_judges import Judges, blocks, merit
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.era_judges import Judges, blocks, merits
 from streamlearn.era_maps import Sealed, fitted, through
+from streamlearn.era_view import QueryEncoder
 from streamlearn.era_words import Words
 from streamlearn.records import Vectors
+
+log = logging.getLogger(__name__)
 
 _FEWEST_JUDGES = 10  # of either era, for a boundary to be called superfluous
 
@@ -26,9 +34,9 @@ class Merge:
     """A decision: `absorb`'s clips go to `keep`, whose pair answers for them, and the era is gone.
 
     Attributes:
-        why: "cap", where there are too many eras; "agree", where nothing is lost by it; "returns", where the task of
-            `absorb` was there before and the pair of `keep` knows it as well; "renewed", where the task of `absorb`
-            came back and the pair of `keep`, the later one, knows the earlier clips as well.
+        why: "cap", where there are too many eras; "agree", where one follows the other and nothing is lost by it;
+            "returns", where the task of `absorb` was there before and the pair of `keep` knows it as well; "renewed",
+            where the task of `absorb` came back and the pair of `keep`, the later one, knows the earlier clips as well.
         loss: of mean reciprocal rank, by the judges; negative where merging helps.
         judges: how many there were.
     """
@@ -72,16 +80,47 @@ class Merger:
         merges = [self._merge(eras, judges, keep, absorb, "cap") for keep, absorb in possible]
         return min(merges, key=lambda merge: merge.loss, default=None)
 
-    def superfluous(self, eras: Sequence[Sealed], judges: Mapping[int, Judges], most_loss: float) -> Merge | None:
-        """The merge of the last two, where it loses no more than this; None where it loses more, or cannot be."""
-        *_, first, second = eras
-        if any(len(judges[era.number].questions) < _FEWEST_JUDGES for era in (first, second)):
+    def superfluous(
+        self,
+        eras: Sequence[Sealed],
+        judges: Mapping[int, Judges],
+        orders: Sequence[tuple[Sealed, Sealed]],
+        most_loss: float,
+        *,
+        read: Mapping[int, QueryEncoder] = MappingProxyType({}),
+    ) -> Merge | None:
+        """Whether the boundary between two eras was superfluous, and whose pair then stays.
+
+        A paired test of not being worse: what all held-out clips lose, and one standard error more, must stay below a
+        share of what those of the two eras have above chance. So neither few clips nor eras that know next to nothing
+        agree.
+
+        Args:
+            eras: all sealed ones, oldest first.
+            judges: of each, by its number.
+            orders: the same two eras, as (keep, absorb) each, with a pair of its own to be kept.
+            most_loss: the share.
+            read: how eras that are read by a pair that may go are read then, by number.
+
+        Returns:
+            The one that loses least; None where too much is lost, or there are too few judges.
+        """
+        both = {era.number for order in orders for era in order}
+        if not both or any(len(judges[number].questions) < _FEWEST_JUDGES for number in both):
             return None
-        readers = _readers(eras)
-        possible = [order for order in ((first, second), (second, first)) if _may(*order, readers)]
-        both = [self._merge([first, second], judges, *order, "agree") for order in possible]
-        best = min(both, key=lambda merge: merge.loss, default=None)
-        return best if best is not None and best.loss <= most_loss else None
+        questions = [text for era in eras for text in judges[era.number].questions]
+        own = np.repeat([e.number in both for e in eras], [len(judges[e.number].questions) for e in eras])
+        before, chance = self._merits(eras, judges, questions), (1 / np.arange(1, len(questions) + 1)).mean()
+        most, best = most_loss * (before[own] - chance).sum(), None
+        for keep, absorb in orders:
+            then = read if absorb.number in _readers(eras) else {}
+            lost = before - self._merits(eras, judges, questions, (keep, absorb), read=then)
+            merge = Merge(keep.number, absorb.number, "agree", float(lost.mean()), len(lost))
+            error = np.linalg.norm(lost)  # of the sum
+            log.info("might era %d go into %d: %.2f +- %.2f lost", absorb.number, keep.number, lost.sum(), error)
+            if lost.sum() + error <= most and (best is None or merge.loss < best.loss):
+                best = merge
+        return best
 
     def forget(self, number: int) -> None:
         """An era is gone, or its judges are others."""
@@ -93,29 +132,32 @@ class Merger:
         questions = [text for era in eras for text in judges[era.number].questions]
         if not questions:
             return Merge(keep.number, absorb.number, why, 0.0, 0)
-        loss = self._merit(eras, judges, questions) - self._merit(eras, judges, questions, (keep, absorb))
+        then = self._merits(eras, judges, questions, (keep, absorb))
+        loss = float((self._merits(eras, judges, questions) - then).mean())
         return Merge(keep.number, absorb.number, why, loss, len(questions))
 
-    def _merit(
+    def _merits(
         self,
         eras: Sequence[Sealed],
         judges: Mapping[int, Judges],
         questions: Sequence[str],
         merged: tuple[Sealed, ...] = (),
-    ) -> float:
-        """Mean reciprocal rank. Of `merged` eras the first one's pair answers, told the words of all."""
+        read: Mapping[int, QueryEncoder] = MappingProxyType({}),
+    ) -> npt.NDArray[np.float64]:
+        """Reciprocal rank of each question, (q,). Of `merged` eras the first one's pair answers, told all words."""
         each: list[tuple[Vectors, Vectors, Words]] = []  # of each era: questions, clips, words
         together = reduce(Words.plus, (era.words for era in merged), Words())
         for era in eras:
             if not judges[era.number].questions:
                 continue
             by, words = (merged[0], together) if era in merged else (era, era.words)
-            assert by.encoder is not None
-            anew = self._anew and by is not era
-            vectors = self._encoded(by, era, judges[era.number]) if anew else judges[era.number].vectors
-            each.append((by.encoder.texts(questions), vectors, words))
+            encoder = read.get(era.number, by.encoder)
+            assert encoder is not None
+            of = judges[era.number]
+            vectors = self._encoded(by, era, of) if self._anew and by is not era else of.vectors
+            each.append((encoder.texts(questions), vectors, words))
         asked, clips, told = zip(*each, strict=True)
-        return merit(blocks(questions, asked, clips, told, self._familiarity_weight))
+        return merits(blocks(questions, asked, clips, told, self._familiarity_weight))
 
     def _encoded(self, by: Sealed, of: Sealed, judges: Judges) -> Vectors:
         found = self._films.get((by.number, of.number))

@@ -128,8 +128,7 @@ class State(Cut):
             self.catalog.rename_task(old, new)  # not by era: one may hold clips of others that it took in
             self.catalog.forget_ranks(old)
         for era in self.eras.eras:
-            if era.task == old:
-                era.task = new
+            era.rename(old, new)
         if how == "renamed":
             self.book.rename(old, new)
         elif how == "merged":

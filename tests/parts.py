@@ -42,7 +42,8 @@ class Parts:
     """
 
     def __init__(self, folder: Path, *, towers: Towers | None = None, **search: Any) -> None:
-        self.settings = SearchSettings(**{"refresh_batch_clips": 0, "snapshot_interval_clips": 1, **search})
+        few = {"refresh_batch_clips": 0, "snapshot_interval_clips": 1, "merge_loss": None}  # pairs here are much alike
+        self.settings = SearchSettings(**{**few, **search})
         self.registry = CollectorRegistry()
         self.metrics = Metrics.create(self.registry)
         self.catalog = Catalog(folder / "catalog.db")

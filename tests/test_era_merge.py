@@ -85,21 +85,6 @@ def test_an_era_without_a_pair_takes_none_in_and_one_that_reads_for_another_stay
     assert Merger(0.0, "keep").cheapest(eras[1:], asked) is not None
     eras[2].mapped = Mapped(2, 0.0, 6)
     assert Merger(0.0, "keep").cheapest(eras, asked) is None
-    assert Merger(0.0, "keep").superfluous(eras, asked, 1.0) is None
-
-
-def test_a_boundary_is_superfluous_where_enough_judges_lose_nothing() -> None:
-    first, second = range(10), range(10, 20)
-    alike = [One(1, *first, *second), One(2, *second)]
-    merge = Merger(0.0, "encode").superfluous(alike, judged((alike[0], first), (alike[1], second)), 0.0)
-    assert merge is not None
-    assert (merge.keep, merge.absorb, merge.why) == (1, 2, "agree")
-    apart = [One(1, *first), One(2, *second)]
-    asked = judged((apart[0], first), (apart[1], second))
-    assert Merger(0.0, "encode").superfluous(apart, asked, 0.0) is None
-    assert Merger(0.0, "encode").superfluous(apart, asked, 1.0) is not None
-    few = judged((alike[0], range(9)), (alike[1], second))
-    assert Merger(0.0, "encode").superfluous(alike, few, 0.0) is None
 
 
 def test_without_any_judge_a_merge_costs_nothing() -> None:
@@ -124,7 +109,7 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def three_eras(folder: Path, **search: Any) -> Parts:
-    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_batch_clips=4, merge_loss=None, **search)
+    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_batch_clips=4, **search)
     for task, domain in (("t1", "studio"), ("t2", "night"), ("t3", "studio")):
         if task != "t1":
             parts.boundary(task)
@@ -228,7 +213,7 @@ def finished(parts: Parts, going: int) -> tuple[Eras, Eras]:
 
 
 def test_clips_of_a_task_that_returned_go_into_its_first_era_encoded_by_its_pair(tmp_path: Path) -> None:
-    parts = visited_again(tmp_path, merge_loss=None)
+    parts = visited_again(tmp_path)
     parts.boundary("t3")
     first, _, third, _ = parts.eras.eras
     assert third.into is first
@@ -245,7 +230,7 @@ def test_clips_of_a_task_that_returned_go_into_its_first_era_encoded_by_its_pair
 
 
 def test_clips_of_the_first_visit_are_encoded_anew_where_the_later_pair_knows_them_better(tmp_path: Path) -> None:
-    parts = visited_again(tmp_path, worse=True, merge_loss=None)
+    parts = visited_again(tmp_path, worse=True)
     parts.boundary("t3")
     first, _, third, _ = parts.eras.eras
     assert first.into is third
@@ -377,22 +362,11 @@ def test_a_merge_that_a_crash_cut_short_is_decided_again_and_ends_alike(parts: P
     assert [e["absorbed"] for e in parts.eras.state()] == [e["absorbed"] for e in again.state()]
 
 
-def test_below_the_cap_and_without_a_tolerance_nothing_is_merged(tmp_path: Path) -> None:
+def test_below_the_cap_nothing_is_merged(tmp_path: Path) -> None:
     parts = three_eras(tmp_path, max_eras=4)
     parts.boundary("t4")
     parts.finish_reencoding()
     assert len(parts.eras.eras) == 4
-
-
-def test_a_tower_that_learned_nothing_between_two_eras_makes_their_boundary_superfluous(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, towers=Towers(dim=16), merge_loss=0.0)
-    parts.learn(12, split="heldout")
-    parts.boundary("t2")
-    parts.learn(12, split="heldout")
-    parts.boundary("t3")
-    parts.finish_reencoding()
-    assert [era.number for era in parts.eras.eras] == [1, 3]
-    assert len(indexed(parts, 1)) == 24
 
 
 def test_an_era_takes_another_in_once_it_is_finished_so_that_a_restart_between_changes_nothing(

@@ -1,0 +1,187 @@
+"""Boundaries that were superfluous: the eras on both sides of one become one, and which do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamlearn.era_decisions import decisions
+from streamlearn.era_merge import Merger
+from streamlearn.eras import Eras
+from streamlearn.settings import ModelSettings
+from streamlearn.warmup import build_towers
+from tests.parts import Parts, indexed
+from tests.test_era_merge import One, judged
+from tests.test_eras import tensors_of
+
+FIRST, SECOND = range(10), range(10, 20)
+
+
+def agreed(first: One, second: One, *, most_loss: float = 0.05, last: range = SECOND) -> tuple[int, int] | None:
+    """(keep, absorb) of two eras, each with ten judges, in either order."""
+    eras = [first, second]
+    merger = Merger(0.0, "keep")
+    asked = judged((first, FIRST), (second, last))
+    merge = merger.superfluous(eras, asked, [(first, second), (second, first)], most_loss)
+    return None if merge is None else (merge.keep, merge.absorb)
+
+
+def test_eras_agree_where_the_pair_of_one_finds_the_clips_of_both() -> None:
+    assert agreed(One(1, *FIRST, *SECOND), One(2, *SECOND)) == (1, 2)
+    assert agreed(One(1, *FIRST), One(2, *FIRST, *SECOND)) == (2, 1)
+    assert agreed(One(1, *FIRST), One(2, *SECOND)) is None
+
+
+def test_few_clips_do_not_agree() -> None:
+    assert agreed(One(1, *FIRST, *SECOND), One(2, *SECOND), last=range(10, 19)) is None
+
+
+def test_eras_that_know_nothing_do_not_agree_though_nothing_is_lost() -> None:
+    assert agreed(One(1), One(2), most_loss=0.9) is None
+
+
+def test_what_is_lost_on_some_and_gained_on_others_is_not_agreement_but_chance() -> None:
+    first, second = One(1, *FIRST, *range(10, 15)), One(2, *range(15, 20))
+    assert agreed(first, second) is None
+    assert agreed(first, second, most_loss=0.9) == (1, 2)
+
+
+def halves(folder: Path, count: int = 2, **search: Any) -> Parts:
+    """One domain with a boundary in its middle; nothing is learned, so that the pairs are alike."""
+    given = {"merge_loss": 0.05, "reencode_batch_clips": 4, **search}
+    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), **given)
+    for number in range(2, count + 2):
+        parts.learn(12, split="heldout")
+        if number <= count:
+            parts.boundary(f"t{number}")
+            if number < count:
+                parts.finish_reencoding()
+    return parts
+
+
+def numbers(eras: Eras) -> list[int]:
+    return [era.number for era in eras.eras]
+
+
+def test_eras_on_both_sides_of_a_superfluous_boundary_become_one_at_one_moment(tmp_path: Path) -> None:
+    parts = halves(tmp_path)
+    parts.finish_reencoding()
+    parts.boundary("t3")
+    (absorbed,) = [era for era in parts.eras.eras if era.into is not None]
+    kept = absorbed.into
+    assert kept is not None
+    while parts.eras.stale:
+        assert len(indexed(parts, absorbed.number)) in (0, 12)
+        assert sorted(row for era in parts.eras.views() for row in era.partition.rows.tolist()) == parts.rows
+        parts.eras.reencode()
+    assert numbers(parts.eras) == [kept.number, 3]
+    assert kept.tasks == {"t1", "t2"}
+    assert sorted(indexed(parts, kept.number)) == parts.rows
+    (said, _) = decisions(parts.eras.state(), absorbed.number)
+    assert (said["decision"], said["into"], said["why"], said["judges"]) == ("merged", kept.number, "agree", 24)
+
+
+def test_they_stay_two_where_merging_is_off(tmp_path: Path) -> None:
+    parts = halves(tmp_path, merge_loss=None)
+    parts.finish_reencoding()
+    parts.boundary("t3")
+    parts.finish_reencoding()
+    assert numbers(parts.eras) == [1, 2, 3]
+
+
+def test_a_domain_cut_twice_becomes_one_era(tmp_path: Path) -> None:
+    parts = halves(tmp_path, 3)
+    parts.finish_reencoding()
+    assert len(parts.eras.eras) == 2
+    parts.boundary("t4")
+    parts.finish_reencoding()
+    (whole, _) = parts.eras.eras
+    assert whole.tasks == {"t1", "t2", "t3"}
+    assert sorted(indexed(parts, whole.number)) == parts.rows
+
+
+def test_a_merge_that_a_restart_cuts_short_ends_alike(tmp_path: Path) -> None:
+    parts = halves(tmp_path)
+    parts.finish_reencoding()
+    parts.boundary("t3")
+    parts.eras.reencode()
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    while again.reencode():
+        pass
+    parts.finish_reencoding()
+    assert numbers(parts.eras) == numbers(again)
+    assert [facts["absorbed"] for facts in parts.eras.state()] == [facts["absorbed"] for facts in again.state()]
+    for old, new in zip(parts.eras.views(), again.views(), strict=True):
+        assert old.partition.rows.tolist() == new.partition.rows.tolist()
+        rows = old.partition.rows
+        np.testing.assert_array_equal(old.partition.vectors(rows), new.partition.vectors(rows))
+
+
+def test_it_is_asked_when_an_era_ends_and_not_at_a_restart(tmp_path: Path) -> None:
+    parts = halves(tmp_path, merge_loss=None)
+    parts.finish_reencoding()
+    parts.boundary("t3")
+    settings = parts.settings.model_copy(update={"merge_loss": 0.05})
+    again = Eras(parts.learner, parts.catalog, parts.frames, settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    while again.reencode():
+        pass
+    assert numbers(again) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["t2", "lab"])
+def test_a_task_that_returns_finds_the_era_that_took_its_own_in(tmp_path: Path, name: str) -> None:
+    parts = halves(tmp_path)
+    parts.finish_reencoding()
+    parts.boundary("t3")
+    parts.finish_reencoding()
+    whole = parts.eras.eras[0]
+    (absorbed,) = whole.tasks - {whole.task}
+    if name == "lab":
+        for era in parts.eras.eras:
+            era.rename(absorbed, name)
+        absorbed = name
+    parts.settings.merge_loss = None
+    parts.learn(12, "night", split="heldout")
+    parts.boundary(absorbed)
+    parts.finish_reencoding()
+    visit = parts.learn(12, split="heldout")
+    parts.boundary("t4")
+    parts.finish_reencoding()
+    assert whole.absorbed[-1]["why"] == "returns"
+    assert set(visit) <= set(indexed(parts, whole.number))
+
+
+def test_eras_that_are_read_by_a_pair_that_goes_are_read_by_the_one_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), merge_loss=0.05, max_encoders=1)
+    superfluous = Merger.superfluous
+
+    def into_the_last(merger: Merger, eras: Any, judges: Any, orders: Any, most_loss: float, **read: Any) -> Any:
+        orders = [(keep, absorb) for keep, absorb in orders if keep.number == 3]
+        return superfluous(merger, eras, judges, orders, most_loss, **read)
+
+    monkeypatch.setattr(Merger, "superfluous", into_the_last)
+    parts.learn(8, "night")
+    for number, domain in enumerate(("night", "studio", "studio"), 1):
+        parts.learn(12, domain, split="heldout")
+        before = parts.publish().eras[0].encoder.texts(["a red star"]) if number == 3 else None
+        parts.boundary(f"t{number + 1}")
+        parts.finish_reencoding()
+    assert numbers(parts.eras) == [1, 3, 4]
+    first, third, _ = parts.eras.eras
+    assert first.mapped is not None
+    assert first.mapped.reader == 3
+    assert first.encoder is not None
+    assert third.encoder is not None
+    assert first.encoder.reader is third.encoder.reader
+    assert before is not None
+    assert float(before[0] @ first.encoder.texts(["a red star"])[0]) > 0.9
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    assert numbers(again) == [1, 3, 4]
