@@ -91,7 +91,7 @@ def _screen(daemon: Daemon, status: dict[str, object], total: int, elapsed_s: fl
     table = Table(box=None, pad_edge=False)
     for column in ("task", "found at\nclip", "drift\nscore", "clips", "held\nout"):
         table.add_column(column)
-    for column in ("R@5\nserved", "R@5 with-\nout eras", "R@5\nlearner", "forgotten\nserved", "forgotten\nlearner"):
+    for column in ("R@5\nserved", "R@5\nwithout eras", "R@5\nlearner", "forgotten\nserved", "forgotten\nlearner"):
         table.add_column(column, justify="right")
     for task in daemon.service.tasks():
         recall, forgetting = task["recall"], task["forgetting"]
