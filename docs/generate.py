@@ -47,6 +47,8 @@ LABELS = {
     "direction": "`t2v`: a caption looks for its clip. `v2t`: a clip looks for its caption.",
     "k": ", ".join(f"`{k}`" for k in KS) + ": how many of the first answers count.",
     "view": "`served`: what a user gets, the same search over the index as it stands, all clips in one pool."
+    " `single`: the same questions and clips, asked as `search.mode = single` asks, whatever is set: by today's text"
+    " encoder and cosine alone; text to video only."
     " `learner`: each task's own held-out clips, encoded anew by today's momentum encoders: what the weights still"
     " know. `pool`: as served, but among `evaluate.pool_clips` clips drawn from the pool: comparable while that grows;"
     " text to video only.",

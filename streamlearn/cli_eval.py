@@ -100,7 +100,7 @@ def _show(report: Mapping[str, Any], matrix: Mapping[str, Any], origin: str, htm
     out.print(Text(says), style="dim")
     table = Table("task", "pairs", "view", "R@1", "R@5", "95 %", "R@10", "forgotten R@5")
     for task in report["tasks"]:
-        for view in ("served", "pool", "learner"):
+        for view in ("served", "single", "pool", "learner"):
             of = {v["k"]: v for v in task["values"] if (v["view"], v["direction"]) == (view, "t2v")}
             if of:
                 low, high = of[5]["low"], of[5]["high"]

@@ -91,7 +91,7 @@ def _screen(daemon: Daemon, status: dict[str, object], total: int, elapsed_s: fl
     table = Table(box=None, pad_edge=False)
     for column in ("task", "found at\nclip", "drift\nscore", "clips", "held\nout"):
         table.add_column(column)
-    for column in ("R@5\nserved", "R@5\nlearner", "forgotten\nserved", "forgotten\nlearner"):
+    for column in ("R@5\nserved", "R@5\nwithout eras", "R@5\nlearner", "forgotten\nserved", "forgotten\nlearner"):
         table.add_column(column, justify="right")
     for task in daemon.service.tasks():
         recall, forgetting = task["recall"], task["forgetting"]
@@ -101,7 +101,7 @@ def _screen(daemon: Daemon, status: dict[str, object], total: int, elapsed_s: fl
             "" if task["score"] is None else f"{task['score']:.1f}",
             str(task["clips"]),
             str(task["held_out"]),
-            *(_percent(recall[view].get("5")) for view in ("served", "learner")),
+            *(_percent(recall[view].get("5")) for view in ("served", "single", "learner")),
             *(_percent(forgetting[view]) for view in ("served", "learner")),
         )
     bar = Table.grid()  # a bar alone ends no line

@@ -39,7 +39,8 @@ def render(report: Mapping[str, Any], scores: Mapping[str, Any], thumbnail: Thum
     parts = [f"<h1>Recall over time</h1><p>{escape(origin)}</p>"]
     for view, direction, says in (
         ("served", "t2v", "what search finds, text to video"),
-        ("pool", "t2v", "the same, among a fixed number of clips"),
+        ("single", "t2v", "what it would find if today's text encoder asked all eras"),
+        ("pool", "t2v", "what search finds, among a fixed number of clips"),
         ("learner", "t2v", "today's encoders alone, text to video"),
         ("served", "v2t", "stored vectors, video to text"),
         ("learner", "v2t", "today's encoders alone, video to text"),

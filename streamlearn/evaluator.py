@@ -1,8 +1,9 @@
-"""Measures one task: what its held-out clips are asked, and at which rank each answer stands. Two views.
+"""Measures one task: what its held-out clips are asked, and at which rank each answer stands. Three views.
 
-`served` asks the same search that users ask, over the whole pool; `learner` re-encodes the task's own held-out clips
-with today's momentum encoders, which is the paper's protocol. It reads one published snapshot and nothing that the
-pipeline goes on writing, so it may run in any thread. It knows nothing of when it is called and keeps nothing.
+`served` asks the same search that users ask, over the whole pool; `single` asks it as `search.mode = single` does,
+whatever is set; `learner` re-encodes the task's own held-out clips with today's momentum encoders, which is the paper's
+protocol. It reads one published snapshot and nothing that the pipeline goes on writing, so it may run in any thread. It
+knows nothing of when it is called and keeps nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from streamlearn.evaluate import Floats, Ranks, hits_in_pool, ranks
 from streamlearn.frames import FrameStore
 from streamlearn.metrics import KS
 from streamlearn.records import Vectors
-from streamlearn.search import Searcher, Snapshot
+from streamlearn.search import Mode, Searcher, Snapshot
 from streamlearn.settings import EvaluateSettings
 
 _RANK_LIMIT = 1000  # ranks of the served view beyond it count as one more than it
+_SINGLE_LIMIT = 200  # and of `single`: as deep as `served` would cost a quarter of an evaluation
 _GALLERY = 1000  # captions that a clip is asked for in the served view
 _ENCODE_BATCH = 64
 _FORWARD_ANEW = 4  # times as many pairs, for the forward transfer to be measured anew
@@ -93,8 +95,13 @@ class Evaluator:
         encoders = now.encoder.reader  # as they are, without what the index adds to them
         video, text = self._videos(encoders, rows, now.partition.dim), encoders.texts(questions)
         own = np.arange(len(clips))
+        served_t2v = self._t2v(snapshot, questions, rows, _RANK_LIMIT)
+        single_t2v = served_t2v  # where users are answered so
+        if self._searcher.mode != "single":
+            single_t2v = self._t2v(snapshot, questions, rows, _SINGLE_LIMIT, "single")
         found = {
-            ("t2v", "served"): self._served_t2v(snapshot, questions, rows),
+            ("t2v", "served"): served_t2v,
+            ("t2v", "single"): single_t2v,
             ("v2t", "served"): self._served_v2t(snapshot, task, questions, rows),
             ("t2v", "learner"): ranks(text @ video.T, own),
             ("v2t", "learner"): ranks(video @ text.T, own),
@@ -120,9 +127,14 @@ class Evaluator:
             hits |= {("t2v", "pool", k): hits_in_pool(known, k, candidates=candidates, pool=pool) for k in KS}
         return hits
 
-    def _served_t2v(self, snapshot: Snapshot, questions: list[str], rows: npt.NDArray[np.int64]) -> Ranks:
-        limit = min(_RANK_LIMIT, len(snapshot))
-        _, found, _ = self._searcher.ask(snapshot, lambda era: era.encoder.texts(questions), limit, texts=questions)
+    def _t2v(
+        self, snapshot: Snapshot, questions: list[str], rows: npt.NDArray[np.int64], most: int, mode: Mode | None = None
+    ) -> Ranks:
+        """By the search of users, in its mode or in another; beyond `most` it is one more."""
+        limit = min(most, len(snapshot))
+        _, found, _ = self._searcher.ask(
+            snapshot, lambda era: era.encoder.texts(questions), limit, texts=questions, mode=mode, timed=False
+        )
         hits = found == rows[:, None]  # (n, limit)
         return np.where(hits.any(1), hits.argmax(1) + 1, limit + 1)
 

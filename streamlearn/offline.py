@@ -82,7 +82,10 @@ class Offline:
         return {**found, **of_checkpoint}
 
     def differences(self, measured: list[Measured]) -> list[str]:
-        """Tasks, directions and views whose ranks are not those recorded at the same time, clip by clip."""
+        """Tasks, directions and views whose ranks are not those recorded at the same time, clip by clip.
+
+        What an older version did not record cannot differ.
+        """
         known = {(of.task, of.direction, of.view): dict(zip(of.rows, of.ranks, strict=True)) for of in self.recorded}
         earlier = self.not_comparable(measured)
         return [
@@ -90,8 +93,8 @@ class Offline:
             for one in measured
             for (direction, view), ranks in one.ranks.items()
             if one.task not in earlier
-            and known.get((one.task, direction, view))
-            != dict(zip((clip.row for clip in one.clips), ranks.tolist(), strict=True))
+            and (recorded := known.get((one.task, direction, view))) is not None
+            and recorded != dict(zip((clip.row for clip in one.clips), ranks.tolist(), strict=True))
         ]
 
     def not_comparable(self, measured: list[Measured]) -> dict[str, int | None]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotInTime
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -160,6 +161,12 @@ class Queries:
             reason = f"{getattr(event, 'code', '')}: {getattr(event, 'message', '')}"
             raise SearchError(reason, retry_after_s=_LEFT_ALONE_S if slow else None)
         return event.frames
+
+
+def as_today(last: EraView, encode: Encode) -> Encode:
+    """One encoding for all eras: by the pair of the last one, today's, without a readout, which is of its own words."""
+    today = replace(last, encoder=last.encoder.reader)
+    return lambda era: encode(today)
 
 
 def _place(uri: str) -> str:

@@ -33,7 +33,7 @@ def add_evaluation(v1: APIRouter, service: Evaluations, run: Callable[..., Await
         task: Annotated[str | None, Query(max_length=64)] = None,
         direction: Literal["t2v", "v2t"] | None = None,
         k: Annotated[int | None, Query(ge=1)] = None,
-        view: Literal["served", "learner", "pool"] | None = None,
+        view: Literal["served", "single", "learner", "pool"] | None = None,
         most: Annotated[int, Query(ge=2, le=_MOST_POINTS, description="Points of a series, thinned evenly.")] = 200,
         columns: Annotated[int, Query(ge=2, le=_MOST_COLUMNS, description="Times of the matrix.")] = 10,
     ) -> Response:

@@ -1,7 +1,7 @@
 """What recall over time says: forgetting, transfer, the worst that a user met. Numbers in, numbers out.
 
 It knows nothing of encoders, indexes, clocks or metrics. A "series" is one recall watched over time: task,
-direction (text to video or back), k and view (design: `served` or `learner`). Times are evaluations, in order.
+direction (text to video or back), k and view (`served`, `learner` ...). Times are evaluations, in order.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import base64
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from streamlearn.era_words import spoken
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
 from streamlearn.metrics import Metrics
-from streamlearn.queries import Encode, Queries, Submit
+from streamlearn.queries import Encode, Queries, Submit, as_today
 from streamlearn.records import Offsets, Vectors
 from streamlearn.schemas import AsOf, SearchAnswer, SearchRequest, SearchResult, Staleness, thumbnail_url
 from streamlearn.settings import SearchSettings
@@ -31,6 +32,7 @@ _MOST_PARTITIONS = 64  # told one by one in an answer
 _DEEPEST = 100_000  # where a page can begin
 
 Rows = npt.NDArray[np.int64]
+Mode = Literal["eras", "single"]
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,14 @@ class Searcher:
         self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
         self.queries = Queries(catalog, frames, submit, timeout_s=decode_timeout_s)
         self.deleting = deleting
+        self.mode: Mode = settings.mode  # of users' searches
         self.snapshot: Snapshot | None = None
         self._sealed: TextStack | None = None  # of the sealed eras, which stay
         self._stack: TextStack | None = None  # the same and the current one, which is another at each publication
 
     def publish(self, snapshot: Snapshot) -> None:
         """Serve this from now on; searches under way end on the one they began with."""
-        if self._settings.mode == "eras":
+        if self.mode == "eras":
             encoders = list(dict.fromkeys(era.encoder.reader for era in snapshot.eras))
             self._sealed = stacked(encoders[:-1], self._sealed)
             self._stack = stacked(encoders, self._sealed)
@@ -96,7 +99,15 @@ class Searcher:
             self._metrics.era_bytes.labels(number).set(era.partition.nbytes + era.encoder.nbytes)
 
     def ask(
-        self, snapshot: Snapshot, encode: Encode, limit: int, allowed: Rows | None = None, texts: Sequence[str] = ()
+        self,
+        snapshot: Snapshot,
+        encode: Encode,
+        limit: int,
+        allowed: Rows | None = None,
+        texts: Sequence[str] = (),
+        *,
+        mode: Mode | None = None,
+        timed: bool = True,
     ) -> tuple[Vectors, Rows, Rows]:
         """The best rows of all eras.
 
@@ -107,6 +118,8 @@ class Searcher:
             allowed: search only these rows.
             texts: the queries, where they are texts. Others are ranked by cosine alone: words and captions say nothing
                 of likeness to a video.
+            mode: of `search.mode`; None: the one that is set.
+            timed: whether the metrics get the time. Not of an evaluation: hundreds of queries at once are no search.
 
         Returns:
             Scores (q, n), descending, rows (q, n) and era numbers (q, n), n = min(limit, clips). Where fewer rows
@@ -116,30 +129,31 @@ class Searcher:
         if not limit:
             empty = np.zeros((0, 0), np.int64)
             return np.zeros((0, 0), np.float32), empty, empty
-        began = time.perf_counter()
-        scores, rows, numbers, encoding = self._answers(snapshot, encode, max(limit, HEAD), allowed)
-        told, weight = len(texts) > 0 and self._settings.mode == "eras", self._settings.familiarity_weight
-        if told:
+        if (mode or self.mode) == "single":
+            encode, texts = as_today(snapshot.eras[-1], encode), ()
+        began, weight = time.perf_counter(), self._settings.familiarity_weight
+        scores, rows, numbers, encoding = self._answers(snapshot, encode, max(limit, HEAD), allowed, timed)
+        if texts:
             scores = weighed(scores, spoken(texts, [era.words for era in snapshot.eras]), weight)
         best = _descending(np.concatenate(scores, 1), np.concatenate(rows, 1), np.concatenate(numbers, 1))
-        if told and self._settings.hub_weight:
+        if texts and self._settings.hub_weight:
             near = _hubs(snapshot.eras, *(part[:, :HEAD] for part in best[1:]))
             less = less_hubs(best[0], near, hub_weight=self._settings.hub_weight, familiarity_weight=weight)
             best = _descending(less, *best[1:])
-        self._metrics.search_seconds.labels("encode").observe(encoding)
-        self._metrics.search_seconds.labels("index").observe(time.perf_counter() - began - encoding)
+        if timed:
+            self._metrics.search_seconds.labels("encode").observe(encoding)
+            self._metrics.search_seconds.labels("index").observe(time.perf_counter() - began - encoding)
         return best[0][:, :limit], best[1][:, :limit], best[2][:, :limit]
 
     def _answers(
-        self, snapshot: Snapshot, encode: Encode, most: int, allowed: Rows | None
+        self, snapshot: Snapshot, encode: Encode, most: int, allowed: Rows | None, timed: bool
     ) -> tuple[list[Vectors], list[Rows], list[Rows], float]:
         """Of each era cosines, rows and its number; and the seconds that encoding took."""
         cosines, rows, numbers = [], [], []
         encoding = 0.0
         for era in snapshot.eras:
             start = time.perf_counter()
-            # One encoder for all: today's, which the last era holds.
-            asked = encode(snapshot.eras[-1] if self._settings.mode == "single" else era)
+            asked = encode(era)
             encoded = time.perf_counter()
             found, at = era.partition.search(asked, min(most, len(era.partition)), allowed)
             cosines.append(found)
@@ -147,7 +161,8 @@ class Searcher:
             numbers.append(np.where(at < 0, -1, era.number))
             encoding += encoded - start
             taken = time.perf_counter() - encoded
-            if self.snapshot is snapshot or era.number in self._numbers():  # else its series was taken away
+            # Of an era that is served no more, the series was taken away.
+            if timed and (self.snapshot is snapshot or era.number in self._numbers()):
                 self._metrics.era_search_seconds.labels(str(era.number)).set(taken)
         return cosines, rows, numbers, encoding
 

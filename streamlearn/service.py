@@ -19,6 +19,7 @@ from streamlearn.service_evaluation import EvaluationService
 from streamlearn.state import State
 
 _EXAMPLES = 5
+_VIEWS = ("served", "single", "learner")  # with each task
 
 
 class DaemonService(EvaluationService):
@@ -66,9 +67,9 @@ class DaemonService(EvaluationService):
             facts["pairs"] = pairs.get(task.name, 0)  # behind the ratios that follow
             facts["recall"] = {
                 view: {str(k): value for k in KS if (value := book.now(task.name, "t2v", k, view)) is not None}
-                for view in ("served", "learner")
+                for view in _VIEWS
             }
-            facts["forgetting"] = {view: book.forgetting(task.name, "t2v", 5, view) for view in ("served", "learner")}
+            facts["forgetting"] = {view: book.forgetting(task.name, "t2v", 5, view) for view in _VIEWS}
             facts["decisions"] = decisions(eras, task.era)
             out.append(facts)
         return out

@@ -190,8 +190,12 @@ class FakeService:
                 "era": i,
                 "decisions": [{"era": i, "decision": "encoded" if name != names[-1] else "open", "readout": None}],
                 "score": 4.2 if i else None,
-                "recall": {"served": {"1": 0.5, "5": 0.9 - 0.07 * i}, "learner": {"1": 0.1, "5": 0.4 + 0.2 * i}},
-                "forgetting": {"served": 0.02, "learner": max(0.0, 0.5 - 0.2 * i)},
+                "recall": {
+                    "served": {"1": 0.5, "5": 0.9 - 0.07 * i},
+                    "single": {"1": 0.1, "5": 0.3 + 0.2 * i},
+                    "learner": {"1": 0.1, "5": 0.4 + 0.2 * i},
+                },
+                "forgetting": {view: max(0.0, 0.5 - 0.2 * i) for view in ("single", "learner")} | {"served": 0.02},
             }
             for i, name in enumerate(names)
         ]

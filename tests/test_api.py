@@ -400,6 +400,7 @@ def test_scores_are_asked_for_by_task_direction_k_and_view():
     with serving(Asked()) as client:
         said = client.get("/v1/scores?task=t1&direction=t2v&k=5&view=pool&most=7&columns=12").json()
         assert said == {"asked": ["t1", "t2v", 5, "pool", 7, 12]}
+        assert client.get("/v1/scores?view=single").status_code == 200
         assert client.get("/v1/scores?view=other").status_code == 422
 
 

@@ -274,7 +274,9 @@ def test_a_state_that_calls_the_captions_clips_by_their_first_name_is_read_whole
     assert len(again.current.captions)
 
 
-def test_the_learners_own_recall_is_that_of_its_encoders_alone(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recall_of_the_learner_and_in_mode_single_is_that_of_its_encoders_alone(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judge = Judge(parts)
     before = judge.measure(parts.publish(), "t4", 100)
     monkeypatch.setattr("streamlearn.era_readout.recent_readout", lambda *_: np.full((129, 128), 0.1, np.float32))
@@ -282,4 +284,6 @@ def test_the_learners_own_recall_is_that_of_its_encoders_alone(parts: Parts, mon
     assert readers(parts.eras)[-1]
     assert before is not None
     assert after is not None
-    np.testing.assert_array_equal(before.ranks["t2v", "learner"], after.ranks["t2v", "learner"])
+    for view in ("learner", "single"):
+        np.testing.assert_array_equal(before.ranks["t2v", view], after.ranks["t2v", view])
+    assert (before.ranks["t2v", "served"] != after.ranks["t2v", "served"]).any()

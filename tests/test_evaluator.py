@@ -17,6 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamlearn.app import Daemon
+from streamlearn.encoders import Towers
 from streamlearn.era_maps import MappedEncoder
 from streamlearn.era_view import QueryEncoder
 from streamlearn.evaluator import Evaluator, Measured
@@ -25,9 +26,10 @@ from streamlearn.heldout import is_heldout
 from streamlearn.learner import Learner
 from streamlearn.metrics import Metrics
 from streamlearn.records import Frames, Position, Record, StepStats
+from streamlearn.schemas import Query, SearchRequest
 from streamlearn.score_book import ScoreBook
 from streamlearn.scoreboard import Scoreboard
-from streamlearn.search import Snapshot
+from streamlearn.search import Searcher, Snapshot
 from streamlearn.settings import EvaluateSettings, ModelSettings, load
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
@@ -100,6 +102,98 @@ def test_served_recall_is_what_a_user_who_asks_with_the_caption_gets(parts: Part
     assert gauge(parts, "eval_pairs", task="t2") == 9
 
 
+def test_single_recall_is_what_a_user_gets_who_asks_a_daemon_in_that_mode(parts: Parts) -> None:
+    snapshot = parts.publish()
+    Judge(parts).run(snapshot, ["t1", "t2"], 42)
+    settings = parts.settings.model_copy(update={"mode": "single"})
+    other = Searcher(parts.catalog, parts.frames, settings, Metrics.create(CollectorRegistry()))
+    other.publish(snapshot)
+    rank: dict[str, list[int]] = {"t1": [], "t2": []}
+    for task, of in rank.items():
+        for clip in parts.catalog.heldout(task, 100):
+            answer = other.search(SearchRequest(query=Query(text=clip.captions[0]), limit=200))
+            of.append([hit.video_id for hit in answer.results].index(clip.video_id) + 1)
+    assert recalls(parts, "t2v", "single") == pytest.approx(counted(rank))
+    assert recalls(parts, "t2v", "single") != recalls(parts, "t2v", "served")
+    for task, of in rank.items():
+        assert gauge(parts, "median_rank", task=task, direction="t2v", view="single") == np.median(of)
+    assert set(recalls(parts, "v2t", "single").values()) == {None}
+
+
+def test_single_ranks_are_looked_up_to_200(parts: Parts) -> None:
+    parts.learn(200, "paper", split="extra")
+    turned = {name: -t if name.startswith("text.head.") else t for name, t in parts.learner.local.state_dict().items()}
+    parts.learner.local.load_state_dict(turned)  # it finds last what it found first
+    snapshot, questions = parts.publish(), [clip.asked for clip in parts.catalog.heldout("t1", 100)]
+    one = Judge(parts).measure(snapshot, "t1", 242)
+    assert one is not None
+    _, found, _ = parts.searcher.ask(snapshot, lambda era: era.encoder.texts(questions), 242, mode="single")
+    ranks = [row.tolist().index(clip.row) + 1 for row, clip in zip(found, one.clips, strict=True)]
+    assert one.ranks["t2v", "single"].tolist() == [min(rank, 201) for rank in ranks]
+    assert max(ranks) > 201
+
+
+def test_where_users_are_answered_in_mode_single_that_view_is_the_served_one_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(tmp_path, mode="single")
+    parts.learn(12, split="heldout")
+    parts.boundary("t2")
+    parts.learn(9, "night", split="heldout")
+    snapshot, asked, ask = parts.publish(), list[int](), Searcher.ask
+
+    def counting(self: Searcher, *args: Any, **options: Any) -> Any:
+        asked.append(args[2])
+        return ask(self, *args, **options)
+
+    monkeypatch.setattr(Searcher, "ask", counting)
+    Judge(parts).run(snapshot, ["t1", "t2"], 21)
+    assert recalls(parts, "t2v", "single") == recalls(parts, "t2v", "served")
+    assert len(asked) == 2  # once a task
+
+
+def test_no_pair_encodes_a_question_twice(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, encoded, encode_text = parts.publish(), Counter[tuple[int, str]](), Towers.encode_text
+
+    def counting(self: Towers, texts: list[str]) -> Any:
+        encoded.update((id(self), text) for text in texts)
+        return encode_text(self, texts)
+
+    monkeypatch.setattr(Towers, "encode_text", counting)
+    assert Judge(parts).measure(snapshot, "t1", 42) is not None
+    assert set(encoded.values()) == {1}
+
+
+def test_an_evaluation_is_not_in_what_users_searches_took(parts: Parts) -> None:
+    snapshot = parts.publish()
+    Judge(parts).run(snapshot, ["t1", "t2"], 42)
+    for stage in ("encode", "index"):
+        assert gauge(parts, "search_seconds_count", stage=stage) is None
+    assert gauge(parts, "era_search_seconds", era="1") is None
+    parts.ask("a red star")
+    for stage in ("encode", "index"):
+        assert gauge(parts, "search_seconds_count", stage=stage) == 1
+    assert gauge(parts, "era_search_seconds", era="1") is not None
+
+
+def test_a_book_from_before_there_was_a_view_has_none_of_it_until_it_is_measured(parts: Parts) -> None:
+    judge = Judge(parts)
+    judge.run(parts.publish(), ["t1", "t2"], 42)
+    judge.board.book.close_task("t1")
+    state = judge.board.book.state_dict()
+    state["series"] = [one for one in state["series"] if one[3] != "single"]
+    later = Judge(parts)
+    later.board.book.load_state_dict(state)
+    later.board.restart()
+    assert set(recalls(parts, "t2v", "single").values()) == {None}
+    assert recalls(parts, "t2v", "served")["t1", 5] is not None
+    later.run(parts.publish(), ["t1", "t2"], 43)
+    assert None not in recalls(parts, "t2v", "single").values()
+    labels = {"direction": "t2v", "k": "5", "view": "single"}
+    assert gauge(parts, "forgetting_ratio", task="t1", **labels) == 0
+    assert gauge(parts, "backward_transfer_ratio", **labels) == 0
+
+
 def test_served_video_to_text_asks_the_stored_vectors_for_all_held_out_captions(parts: Parts) -> None:
     snapshot = parts.publish()
     Judge(parts).run(snapshot, ["t1", "t2"], 42)
@@ -131,6 +225,7 @@ def test_scores_are_kept_with_the_clips_and_step_they_were_measured_at(parts: Pa
     scores = parts.catalog.scores()
     assert Counter((s.task, s.direction, s.view) for s in scores) == Counter(
         {(t, d, v): 3 for t in ("t1", "t2") for d in ("t2v", "v2t") for v in ("served", "learner")}
+        | {(t, "t2v", "single"): 3 for t in ("t1", "t2")}
     )
     assert {(s.clips_seen, s.step, s.pairs) for s in scores if s.task == "t1"} == {(42, parts.learner.steps, 12)}
     for s in scores:
@@ -205,7 +300,7 @@ def test_the_pool_view_is_recall_among_so_many_clips_drawn_from_all(parts: Parts
     assert one.hits["t2v", "pool", 5].mean() >= one.hits["t2v", "served", 5].mean() - 1e-9
     small = Judge(parts, pool_clips=43).measure(snapshot, "t1", 42)  # the index is not that large yet
     assert small is not None
-    assert {view for _, view, _ in small.hits} == {"served", "learner"}
+    assert {view for _, view, _ in small.hits} == {"served", "single", "learner"}
 
 
 def test_scores_have_intervals_and_medians_come_back_after_a_restart(parts: Parts) -> None:

@@ -198,6 +198,17 @@ def test_the_command_reads_a_state_directory_and_writes_one_file_that_needs_noth
 
 
 @pytest.mark.slow
+def test_a_view_that_an_older_version_did_not_record_does_not_differ(state: Settings, tmp_path: Path) -> None:
+    shutil.copytree(state.state_dir, tmp_path / "state", symlinks=True)
+    with closing(sqlite3.connect(tmp_path / "state" / "catalog.db")) as db, db:
+        assert db.execute("DELETE FROM ranks WHERE view = 'single'").rowcount == 2
+    with opened(state.model_copy(update={"state_dir": tmp_path / "state"})) as offline:
+        found = offline.report(offline.measure())
+    assert (found["differences"], found["not_comparable"]) == ([], [])
+    assert {value["view"] for task in found["tasks"] for value in task["values"]} >= {"served", "single"}
+
+
+@pytest.mark.slow
 def test_what_was_recorded_before_the_checkpoint_is_not_compared_with_it(state: Settings, tmp_path: Path) -> None:
     """As where a daemon was stopped in the middle of the stream."""
     shutil.copytree(state.state_dir, tmp_path / "state", symlinks=True)

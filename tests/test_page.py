@@ -164,8 +164,9 @@ def test_recall_over_time_is_a_tab_with_curves_boundaries_numbers_and_the_worst(
         assert images.count() > 0
         for image in range(images.count()):
             expect(images.nth(image)).to_have_js_property("naturalWidth", 64)
-        with page.expect_request("**/v1/scores?view=learner*"):
-            page.get_by_label("View").select_option("learner")
+        for view in ("learner", "single"):
+            with page.expect_request(f"**/v1/scores?view={view}*"):
+                page.get_by_label("View").select_option(view)
         page.get_by_role("tab", name="Recall over time").press("ArrowLeft")
         assert page.locator("#q").is_visible()
         assert page.complaints == []

@@ -114,6 +114,22 @@ def test_in_single_mode_all_eras_are_asked_with_todays_encoder(tmp_path: Path) -
         assert hit.score == pytest.approx(float(today @ np.asarray(hit.vector)), abs=1e-5)
 
 
+def test_any_query_can_be_asked_in_the_other_mode(parts: Parts) -> None:
+    snapshot = parts.publish()
+    other = Searcher(parts.catalog, parts.frames, SearchSettings(mode="single"), parts.metrics)
+    for query in (Query(text="a red star"), Query(video_id="v3")):
+        encode = parts.searcher.queries.encoder(query, dim=16, model_version="m")
+        texts = [] if query.text is None else [query.text]
+        asked = [
+            searcher.ask(snapshot, encode, 22, texts=texts, mode=mode)
+            for searcher, mode in ((parts.searcher, "single"), (other, None), (other, "eras"), (parts.searcher, None))
+        ]
+        for one, same in (asked[:2], asked[2:]):
+            for found, expected in zip(one, same, strict=True):
+                np.testing.assert_array_equal(found, expected)
+        assert (asked[0][1] != asked[2][1]).any()
+
+
 @pytest.mark.parametrize("empty_current_era", [False, True])
 def test_in_single_mode_today_is_the_learners_pair_even_where_its_era_has_no_clip_yet(
     tmp_path: Path, empty_current_era: bool

@@ -46,7 +46,7 @@ def serve() -> Iterator[str]:
 
 def _set(metrics: Metrics) -> None:
     metrics.prequential_recall_ratio.set(0.4)
-    for view in ("served", "learner", "pool"):
+    for view in ("served", "single", "learner", "pool"):
         if view != "pool":
             metrics.median_rank.labels("t1", "t2v", view).set(7)
         for k in map(str, KS):
