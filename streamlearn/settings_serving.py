@@ -117,7 +117,10 @@ class SearchSettings(Section):
         " leaves of it.",
     )
     refresh_batch_clips: int = Field(
-        16, ge=0, description="Oldest vectors of the current era refreshed after each step; 0: as written on arrival."
+        16,
+        ge=0,
+        description="Oldest vectors of the current era refreshed after each step: half a batch is about a tenth of the"
+        " learner's time. 0: as written on arrival.",
     )
 
     @model_validator(mode="after")
