@@ -26,7 +26,7 @@ from streamlearn.records import Vectors
 
 log = logging.getLogger(__name__)
 
-_FEWEST_JUDGES = 10  # of either era, for a boundary to be called superfluous
+_FEWEST_JUDGES, _SURE = 10, 2.0  # of either era, for a boundary to be called superfluous; standard errors
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Merger:
     ) -> Merge | None:
         """Whether the boundary between two eras was superfluous, and whose pair then stays.
 
-        A paired test of not being worse: what all held-out clips lose, and one standard error more, must stay below a
+        A paired test of not being worse: what all held-out clips lose, and two standard errors more, must stay below a
         share of what those of the two eras have above chance. So neither few clips nor eras that know next to nothing
         agree.
 
@@ -118,7 +118,7 @@ class Merger:
             merge = Merge(keep.number, absorb.number, "agree", float(lost.mean()), len(lost))
             error = np.linalg.norm(lost)  # of the sum
             log.info("might era %d go into %d: %.2f +- %.2f lost", absorb.number, keep.number, lost.sum(), error)
-            if lost.sum() + error <= most and (best is None or merge.loss < best.loss):
+            if lost.sum() + _SURE * error <= most and (best is None or merge.loss < best.loss):
                 best = merge
         return best
 

@@ -20,7 +20,7 @@ from tests.test_eras import tensors_of
 FIRST, SECOND = range(10), range(10, 20)
 
 
-def agreed(first: One, second: One, *, most_loss: float = 0.05, last: range = SECOND) -> tuple[int, int] | None:
+def agreed(first: One, second: One, *, most_loss: float = 0.1, last: range = SECOND) -> tuple[int, int] | None:
     """(keep, absorb) of two eras, each with ten judges, in either order."""
     eras = [first, second]
     merger = Merger(0.0, "keep")
@@ -44,14 +44,14 @@ def test_eras_that_know_nothing_do_not_agree_though_nothing_is_lost() -> None:
 
 
 def test_what_is_lost_on_some_and_gained_on_others_is_not_agreement_but_chance() -> None:
-    first, second = One(1, *FIRST, *range(10, 15)), One(2, *range(15, 20))
-    assert agreed(first, second) is None
-    assert agreed(first, second, most_loss=0.9) == (1, 2)
+    # The second knows half of its clips, the first the other half.
+    assert agreed(One(1, *FIRST, *range(10, 15)), One(2, *range(15, 20))) is None
+    assert agreed(One(1, *FIRST, *SECOND), One(2, *range(15, 20))) == (1, 2)
 
 
 def halves(folder: Path, count: int = 2, **search: Any) -> Parts:
     """One domain with a boundary in its middle; nothing is learned, so that the pairs are alike."""
-    given = {"merge_loss": 0.05, "reencode_batch_clips": 4, **search}
+    given = {"merge_loss": 0.1, "reencode_batch_clips": 4, **search}
     parts = Parts(folder, towers=build_towers(ModelSettings(), 0), **given)
     for number in range(2, count + 2):
         parts.learn(12, split="heldout")
@@ -125,7 +125,7 @@ def test_it_is_asked_when_an_era_ends_and_not_at_a_restart(tmp_path: Path) -> No
     parts = halves(tmp_path, merge_loss=None)
     parts.finish_reencoding()
     parts.boundary("t3")
-    settings = parts.settings.model_copy(update={"merge_loss": 0.05})
+    settings = parts.settings.model_copy(update={"merge_loss": 0.1})
     again = Eras(parts.learner, parts.catalog, parts.frames, settings)
     again.restore(parts.eras.state(), tensors_of(parts))
     while again.reencode():
@@ -159,7 +159,7 @@ def test_a_task_that_returns_finds_the_era_that_took_its_own_in(tmp_path: Path, 
 def test_eras_that_are_read_by_a_pair_that_goes_are_read_by_the_one_that_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), merge_loss=0.05, max_encoders=1)
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), merge_loss=0.1, max_encoders=1)
     superfluous = Merger.superfluous
 
     def into_the_last(merger: Merger, eras: Any, judges: Any, orders: Any, most_loss: float, **read: Any) -> Any:
