@@ -19,7 +19,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -162,8 +162,10 @@ def told(asked: Sequence[Asked]) -> dict[str, Any]:
     return {"queries": len(asked), "failed": failed, "p50_ms": p50, "p99_ms": p99, "longest_ms": longest}
 
 
-def without(answers: Answers, gone: set[str], first: int = K) -> Answers:
-    return [[hit for hit in answer if hit[0] not in gone][:first] for answer in answers]
+def best(answers: Answers, first: int = K, gone: Container[str] = ()) -> Answers:
+    """Those of the first that score above the next one, equals in one order; without those that are gone."""
+    kept = [[hit for hit in answer if hit[0] not in gone] for answer in answers]
+    return [sorted((hit for hit in one if hit[1] > one[first][1]), key=lambda hit: (-hit[1], hit[0])) for one in kept]
 
 
 def equal(one: Answers, other: Answers) -> int:
@@ -195,22 +197,22 @@ def measure(daemon: Daemon, count: int, tell: Callable[[str, dict[str, Any]], No
         work(daemon, partial(change, count=count, seed=seed))
         work(daemon, settle)
         tell("changed", {"s": time.perf_counter() - begin, "generation": daemon.state.generations.current()})
-    last, before = without(fixed(daemon.url), set()), daemon.state.generations.current()
+    last, before = best(fixed(daemon.url)), daemon.state.generations.current()
     gone = set(daemon.catalog.deleted_since(goal))
     asked, begin, end, done = among_askers(daemon, goal)
-    now, deep_now = without(fixed(daemon.url), set()), fixed(daemon.url, DEEP, DEEP_QUESTIONS)
+    now, deep_now = fixed(daemon.url), fixed(daemon.url, DEEP, DEEP_QUESTIONS)
     tell("before", told([one for one in asked if one.begin + one.seconds < begin]))
     during = told([one for one in asked if one.begin + one.seconds >= begin and one.begin <= end])
     tell("rollback", {"s": end - begin, **during, "kept_deleted": done["kept_deleted"]})
     tell("after", told([one for one in asked if one.begin > end]))
-    known = {before: last, done["generation"]: now}
+    known = {before: last, done["generation"]: best(now)}
     strange = sum(one.generation not in known for one in asked if one.generation is not None)
     named = [one for one in asked if one.question >= 0 and one.generation in known]
     tell("answers", {
-        "as_then": equal(without(then, gone), now), "as_before": equal(last, now), "of": QUESTIONS,
-        "deep_as_then": equal(without(deep_then, gone, COMPARED), without(deep_now, gone, COMPARED)),
+        "as_then": equal(best(then, gone=gone), best(now)), "as_before": equal(last, best(now)), "of": QUESTIONS,
+        "deep_as_then": equal(best(deep_then, COMPARED, gone), best(deep_now, COMPARED)),
         "deep": DEEP_QUESTIONS, "of_no_such_generation": strange,
-        "as_their_generation": sum(one.found[:K] == known[one.generation][one.question] for one in named),
+        "as_their_generation": sum(best([one.found])[0] == known[one.generation][one.question] for one in named),
         "asked": len(named), "resident_mb": anonymous_mb(),
     })  # fmt: skip
 
