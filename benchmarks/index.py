@@ -1,13 +1,14 @@
 """The index at a million vectors, as the daemon uses it: start-up, memory, recall, and latency while it is written to.
 
-    python benchmarks/index.py [--vectors 1000000] [--seconds 60] [--rivals] [--json results.jsonl]
-    python benchmarks/index.py --folder kept --prepare [--rivals]   # what takes minutes and is not reported, beforehand
-    python benchmarks/index.py --folder kept --device cuda          # on a GPU
+    python -m benchmarks.index [--vectors 1000000] [--seconds 60] [--rivals] [--json results.jsonl]
+    python -m benchmarks.index --folder kept --prepare [--rivals]   # what takes minutes and is not reported, beforehand
+    python -m benchmarks.index --folder kept --device cuda          # on a GPU
 
 Vectors are clustered (2,000 centres in 32 dimensions, bent and projected to 256, with noise) and queries are drawn as
 they are; neither is a real embedding. `--rivals` builds hnswlib (pip install hnswlib: not a dependency) and a plain
-FAISS IVF, Flat, on the same vectors, and asks them as deep as is needed for the same recall; of each depth all take
-their turn within the same seconds. Everything is asked single queries on one core.
+FAISS IVF, Flat, on the same vectors, and asks them as deep as is needed for the same recall, and likewise indices of
+autofaiss that lie in the folder (`benchmarks/rivals.py` says how they come there); all take their turn within the same
+seconds. Everything is asked single queries on one core.
 """
 
 from __future__ import annotations
@@ -18,23 +19,25 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
+from benchmarks.rivals import CHUNK, Rival, Search, autofaiss_index, faiss_lists, hnswlib_graph
 from streamlearn import allocator
 from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.index import Partition, PartitionView, configure_faiss
 from streamlearn.index_lists import ListsBlock
 
-DIM, K, CHUNK = 256, 10, 20_000
+DIM, K = 256, 10
 CENTRES = np.random.default_rng(7).standard_normal((2_000, 32)).astype(np.float32)
 BEND = np.random.default_rng(8).standard_normal((32, DIM)).astype(np.float32)
 
-Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 Tell = Callable[[str, dict[str, Any]], None]
 
 
@@ -52,24 +55,21 @@ def anonymous_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
+def clips(names: Iterable[str], step: int, task: str = "t1") -> list[ClipRow]:
+    return [ClipRow(0, name, *[None] * 3, ("a",), {}, None, "train", task, step, None, "b", "0", 0) for name in names]
+
+
 def store(path: Path, count: int) -> None:
-    catalog = Catalog(path)
-    for begin in range(0, count, CHUNK):
-        clips = [
-            ClipRow(0, f"v{begin + i}", *[None] * 3, ("a",), {}, None, "train", "t1", begin // 32, None, "b", "0", 0)
-            for i in range(min(CHUNK, count - begin))
-        ]  # fmt: skip
-        with catalog.transaction():
-            rows, _ = catalog.put(clips)
-            catalog.put_vectors(rows, draw(begin + 1, len(rows)), era=1, step=begin // 32)
-    catalog.close()
+    with closing(Catalog(path)) as catalog:
+        for begin in range(0, count, CHUNK):
+            with catalog.transaction():
+                rows, _ = catalog.put(clips((f"v{i}" for i in range(begin, min(begin + CHUNK, count))), begin // 32))
+                catalog.put_vectors(rows, draw(begin + 1, len(rows)), era=1, step=begin // 32)
 
 
 def truth(path: Path, queries: np.ndarray) -> np.ndarray:
     """The exact first ten rows."""
-    catalog = Catalog(path)
-    rows, halves, _ = catalog.era_vectors(1)
-    catalog.close()
+    rows, halves = vectors_of(path)
     best = np.full((len(queries), K), -np.inf, np.float32)
     best_rows = np.full((len(queries), K), -1, np.int64)
     for begin in range(0, len(rows), 100_000):
@@ -172,71 +172,38 @@ def ask_while_written(partition: Partition, queries: np.ndarray, count: int, sec
     }  # fmt: skip
 
 
-def graph_of(path: Path, folder: Path) -> Any:
-    """hnswlib's, from the folder where it was made before."""
-    import hnswlib
-
-    graph = hnswlib.Index(space="ip", dim=DIM)
-    kept, facts = folder / "hnswlib.bin", folder / "hnswlib.json"
-    if not kept.exists():
-        catalog = Catalog(path)
-        rows, halves, _ = catalog.era_vectors(1)
-        catalog.close()
-        begin = time.perf_counter()
-        graph.init_index(max_elements=len(rows), M=16, ef_construction=100)
-        for at in range(0, len(rows), CHUNK):
-            graph.add_items(halves[at : at + CHUNK].astype(np.float32), rows[at : at + CHUNK], num_threads=2)
-        facts.write_text(json.dumps({"build_s": time.perf_counter() - begin}))
-        graph.save_index(str(kept))
-        return graph
-    graph.load_index(str(kept))
-    return graph
-
-
 def rivals(path: Path, folder: Path, ours: PartitionView, queries: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     """Each at the least depth that reaches our recall; then all of them in turns."""
     lists = ours._layers[0].block
     assert isinstance(lists, ListsBlock)
-    catalog = Catalog(path)
-    rows, halves, _ = catalog.era_vectors(1)
-    catalog.close()
+    rows, halves = vectors_of(path)
     faiss.omp_set_num_threads(1)
-    quantizer = faiss.IndexFlatIP(DIM)
-    quantizer.add(lists.centroids)  # training and lists are the same: minutes saved
-    plain = faiss.IndexIVFFlat(quantizer, DIM, len(lists.centroids), faiss.METRIC_INNER_PRODUCT)
-    plain.is_trained = True
-    before = anonymous_mb()
-    at_place = lists.find(rows)
-    numbers = lists.lists[at_place].astype(np.int64)
-    for at in range(0, len(rows), CHUNK):
-        part = np.ascontiguousarray(halves[at : at + CHUNK], np.float32)
-        its, there = rows[at : at + CHUNK].copy(), numbers[at : at + CHUNK].copy()
-        plain.add_core(len(part), *(faiss.swig_ptr(array) for array in (part, its, there)))
-    memory = {"faiss IVF, Flat": anonymous_mb() - before}
-    del halves
-    before = anonymous_mb()
-    graph = graph_of(path, folder)
-    memory["hnswlib"] = anonymous_mb() - before
-
-    def lists_at(depth: int) -> Search:
-        return lambda query: plain.search(query, K, params=faiss.SearchParametersIVF(nprobe=depth))
-
-    def graph_at(depth: int) -> Search:
-        graph.set_ef(max(depth, K))
-        return lambda query: graph.knn_query(query, k=K, num_threads=1)[::-1]  # type: ignore[no-any-return]
-
+    makers: dict[str, Callable[[], Rival]] = {
+        "faiss IVF, Flat": lambda: faiss_lists(lists, rows, halves, K),
+        "hnswlib": lambda: hnswlib_graph(folder, rows, halves, K),
+    }
+    for file in sorted(folder.glob("autofaiss*.index")):
+        makers[file.stem] = partial(autofaiss_index, file, rows, K)
     wanted = ask(lambda query: ours.search(query, K), queries, exact)["recall"]
     chosen: dict[str, Search] = {"ours": lambda query: ours.search(query, K)}
-    depths = {"ours": lists.depth.probes}
-    for name, at_depth in (("faiss IVF, Flat", lists_at), ("hnswlib", graph_at)):
-        depths[name] = enough(at_depth, queries, exact, wanted)
-        chosen[name] = at_depth(depths[name])
+    facts: dict[str, dict[str, Any]] = {"ours": {"depth": lists.depth.probes}}
+    for name, make in makers.items():
+        before = anonymous_mb()
+        at_depth = make()
+        memory, depth = anonymous_mb() - before, enough(at_depth, queries, exact, wanted)
+        chosen[name], facts[name] = at_depth(depth), {"depth": depth, "resident_mb": memory}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     for part in np.array_split(np.arange(len(queries)), 10):
         for name, search in chosen.items():
             rounds[name].append(ask(search, queries[part], exact[part]))
     means = {name: {key: float(np.mean([r[key] for r in found])) for key in found[0]} for name, found in rounds.items()}
-    return {name: {"depth": depths[name], "resident_mb": memory.get(name, 0.0), **means[name]} for name in means}
+    return {name: facts[name] | means[name] for name in means}
+
+
+def vectors_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with closing(Catalog(path)) as catalog:
+        rows, halves, _ = catalog.era_vectors(1)
+    return rows, halves
 
 
 def enough(at_depth: Callable[[int], Search], queries: np.ndarray, exact: np.ndarray, recall: float) -> int:
@@ -253,7 +220,10 @@ def prepare(folder: Path, count: int, queries: np.ndarray, *, rivals: bool) -> n
     if not (folder / "hints.safetensors").exists():
         start(folder / "catalog.db", folder / "hints.safetensors")
     if rivals:
-        graph_of(folder / "catalog.db", folder)
+        rows, halves = vectors_of(folder / "catalog.db")
+        hnswlib_graph(folder, rows, halves, K)
+        (folder / "embeddings").mkdir(exist_ok=True)
+        np.save(folder / "embeddings" / "vectors.npy", halves)  # for autofaiss
     found: np.ndarray = np.load(folder / "exact.npy")
     return found
 

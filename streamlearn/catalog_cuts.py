@@ -89,8 +89,9 @@ def deleted_since(db: sqlite3.Connection, cut: int) -> list[str]:
     return [
         video_id
         for (video_id,) in db.execute(
-            "SELECT video_id FROM clips WHERE +born <= :cut AND died > :cut AND video_id NOT IN"
-            " (SELECT video_id FROM clips WHERE died IS NULL)",
+            # One by one: all ids that are live would be a list of everything there is.
+            "SELECT video_id FROM clips AS gone WHERE +born <= :cut AND died > :cut AND NOT EXISTS"
+            " (SELECT 1 FROM clips WHERE died IS NULL AND video_id = gone.video_id)",
             {"cut": cut},
         )
     ]

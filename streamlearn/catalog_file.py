@@ -25,6 +25,8 @@ _APPLICATION_ID = 0x736C6541  # "sleA": tells our file from any other SQLite fil
 # The log is copied into the file, with two fsyncs, every 16 MiB and not every 4: a batch is a few pages.
 _CHECKPOINTS = "PRAGMA wal_autocheckpoint = 4096"
 
+_CACHE, _SMALL_CACHE = "PRAGMA cache_size = -32768", "PRAGMA cache_size = -4096"  # KiB
+
 #: Scripts that lead from schema version i to i + 1; never edited once released, only appended to.
 MIGRATIONS = (
     """
@@ -159,12 +161,17 @@ class CatalogFile:
 
     @contextmanager
     def quick_commits(self) -> Iterator[None]:
-        """Inside, no commit copies the log into the file; the first one after it does."""
+        """Inside, no commit copies the log into the file, which the first one after it does.
+
+        Nor has it much to write into the log: pages go there as they change, where they find no room in the cache.
+        """
         self._writer.execute("PRAGMA wal_autocheckpoint = 0")
+        self._writer.execute(_SMALL_CACHE)
         try:
             yield
         finally:
             self._writer.execute(_CHECKPOINTS)
+            self._writer.execute(_CACHE)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -283,7 +290,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute(_CHECKPOINTS)
-    db.execute("PRAGMA cache_size = -32768")
+    db.execute(_CACHE)
     for name, function in _FUNCTIONS.items():
         db.create_function(name, 1, function, deterministic=True)
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):

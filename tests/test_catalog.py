@@ -810,3 +810,19 @@ def test_a_commit_that_readers_wait_for_does_not_copy_the_log_into_the_file(tmp_
     catalog.delete("v0")  # the next one does
     assert path.stat().st_size > 2**25
     catalog.close()
+
+
+def test_a_commit_that_readers_wait_for_has_little_left_to_write(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    catalog = Catalog(path)
+    rows, _ = catalog.put([clip(f"v{i}") for i in range(4_000)])
+    log = path.with_name("catalog.db-wal")
+    with catalog.quick_commits():
+        before = log.stat().st_size
+        with catalog.transaction():
+            catalog.put_vectors(rows, np.ones((4_000, 2_048), np.float32), era=1, step=1)  # 16 MiB, of pages of 4 KiB
+            written = log.stat().st_size - before
+            assert len(catalog.era_vectors(1)[0]) == 4_000
+        left = log.stat().st_size - before - written
+    assert left < 6 * 2**20 < written
+    catalog.close()
