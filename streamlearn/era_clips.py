@@ -18,7 +18,7 @@ from streamlearn.records import Frames, Vectors
 
 _ASKED, _FEWEST_ASKED = 100, 10  # held-out clips of an era that decide which pair it is sealed with
 _MAPPED, _SEEN = 256, 128  # captions and clips that another pair's map is found from
-_JUDGES = 64  # of an era, where merges are judged
+_JUDGES, _BESIDE = 64, 128  # held-out clips of an era, where merges are judged; and learned ones beside them
 
 
 class EraClips:
@@ -83,7 +83,9 @@ class EraClips:
         """What a sealed era is judged by before a merge: held-out clips of any task."""
         clips = self._catalog.heldout_of_era(era.number, _JUDGES)
         clips, films = self._alike(clips) if self._anew else (clips, None)
-        return Judges([clip.asked for clip in clips], self._vectors(era, clips), films)
+        view, some = era.partition.view(), era.caption_rows[:: max(1, -(-len(era.caption_rows) // _BESIDE))]
+        learned = view.vectors(some[view.holds(some)])
+        return Judges([clip.asked for clip in clips], self._vectors(era, clips), films, learned)
 
     def pairs(self, era: Era) -> tuple[Vectors, Vectors]:
         """Captions that a sealed era knows itself by, as its pair says them, and their clips, (m, d) each.

@@ -23,11 +23,13 @@ class Judges:
         questions: captions of held-out clips; n.
         vectors: of those clips, (n, d), whichever pair made them.
         films: what an encoder reads of those clips, (n, T, H, W, 3); None where nothing is encoded anew.
+        learned: vectors of some clips that were learned, (l, d), which may stand beside them.
     """
 
     questions: Sequence[str]
     vectors: Vectors
     films: Frames | None
+    learned: Vectors
 
 
 def blocks(

@@ -53,7 +53,7 @@ def judged(*eras: tuple[One, Sequence[int]]) -> dict[int, Judges]:
     for era, numbers in eras:
         films = np.stack([np.full((1, 2, 2, 3), n, np.uint8) for n in numbers]) if numbers else None
         texts = [str(n) for n in numbers]
-        out[era.number] = Judges(texts, era.encoder.texts(texts), films)
+        out[era.number] = Judges(texts, era.encoder.texts(texts), films, era.encoder.texts([]))
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from streamlearn.era_decisions import decisions
 from streamlearn.era_merge import Merger
 from streamlearn.eras import Eras
+from streamlearn.records import Vectors
 from streamlearn.settings import ModelSettings
 from streamlearn.warmup import build_towers
 from tests.parts import Parts, indexed
@@ -47,6 +50,25 @@ def test_what_is_lost_on_some_and_gained_on_others_is_not_agreement_but_chance()
     # The second knows half of its clips, the first the other half.
     assert agreed(One(1, *FIRST, *range(10, 15)), One(2, *range(15, 20))) is None
     assert agreed(One(1, *FIRST, *SECOND), One(2, *range(15, 20))) == (1, 2)
+
+
+def test_eras_agree_only_where_the_clips_are_also_told_from_learned_ones() -> None:
+    first, second = One(1, *FIRST, *SECOND), One(2, *SECOND, *range(20, 30))
+    asked = judged((first, FIRST), (second, SECOND))
+    asked[2] = replace(asked[2], learned=second.encoder.texts([str(n) for n in range(20, 30)]))
+    merger = Merger(0.0, "keep")
+    assert merger.superfluous([first, second], asked, [(first, second)], 0.1) is not None
+    plain = first.encoder.texts
+
+    def blurred(texts: Sequence[str]) -> Vectors:
+        """What it says of the second's clips is nearer to clips that the second has learned."""
+        near = [str(int(text) + 10 * (int(text) in SECOND)) for text in texts]
+        return 0.6 * plain(texts) + 0.8 * One(0, *range(30)).encoder.texts(near)
+
+    first.encoder.texts = blurred  # type: ignore[method-assign]
+    assert merger.superfluous([first, second], asked, [(first, second)], 0.1) is None
+    asked[2] = replace(asked[2], learned=asked[2].learned[:0])
+    assert merger.superfluous([first, second], asked, [(first, second)], 0.1) is not None
 
 
 def halves(folder: Path, count: int = 2, **search: Any) -> Parts:
