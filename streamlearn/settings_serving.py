@@ -99,7 +99,7 @@ class SearchSettings(Section):
         " to be at least max_eras.",
     )
     merge_loss: float | None = Field(
-        0.1,
+        0.05,
         ge=0,
         lt=1,
         description="Two eras in a row become one where the boundary between them was superfluous: by held-out clips,"
