@@ -37,7 +37,8 @@ class FolderSource:
         self._max_records = max_records
         self._paused = False
         self._ended = False
-        self._closed = Event()
+        self._closed = False
+        self._nudged = Event()  # to end a wait: look, or be closed
         self._look_at_s = -float("inf")
         self._offsets: Offsets = {}
         self._reader: ManifestReader | FilesReader = FilesReader(self._folder, self._topic, {}, watch)
@@ -67,14 +68,14 @@ class FolderSource:
         self._prefer_manifest()
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
-        """Return the next records, waiting up to `timeout_s` where there are none; `close` ends the wait.
+        """Return the next records, waiting up to `timeout_s` where there are none; `look` and `close` end the wait.
 
         Raises:
             EndOfStream: everything is delivered, and the folder is not watched.
             SourceError: the folder or its manifest cannot be read.
         """
         deadline_s = time.monotonic() + timeout_s
-        while not self._closed.is_set():
+        while not self._closed:
             if self._ended:
                 raise EndOfStream
             if not self._paused and time.monotonic() >= self._look_at_s:
@@ -84,10 +85,16 @@ class FolderSource:
                 self._look_at_s = time.monotonic() + self._poll_interval_s
                 continue
             until_s = deadline_s if self._paused else min(deadline_s, self._look_at_s)
-            self._closed.wait(max(0.0, until_s - time.monotonic()))
-            if time.monotonic() >= deadline_s:
+            if self._nudged.wait(max(0.0, until_s - time.monotonic())):
+                self._nudged.clear()  # before looking: what is written after that asks for another look
+                self._look_at_s = -float("inf")
+            elif time.monotonic() >= deadline_s:
                 break
         return []
+
+    def look(self) -> None:
+        """Let `poll` look at once, as something was written; from any thread."""
+        self._nudged.set()
 
     def pause(self) -> None:
         """Read nothing until `resume`."""
@@ -107,7 +114,8 @@ class FolderSource:
 
     def close(self) -> None:
         """End a waiting `poll`; from any thread."""
-        self._closed.set()
+        self._closed = True
+        self._nudged.set()
 
     def _look(self) -> list[Record]:
         if not self._folder.is_dir():

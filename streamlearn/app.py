@@ -191,6 +191,7 @@ class Daemon:
             catalog=self.catalog,
             max_bytes=settings.media.max_bytes,
             max_caption_chars=settings.media.max_caption_chars,
+            written=self.feed.look,
         )
         app = create_app(
             self.service,

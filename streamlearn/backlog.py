@@ -5,6 +5,7 @@ It knows neither source nor decoder, and no lock: each of its calls is made with
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -54,7 +55,8 @@ class Backlog:
         self.flight: deque[InFlight] = deque()
         self.batch: list[Event] = []
         self.shown = 0
-        self._begun_at = self._unseen_from = 0.0
+        self._begun_at = self._unseen_from = self._kept_at = 0.0
+        self._part_at, self._part_took_s = -math.inf, 0.0  # when the last one was handed over
         self._bytes = self._rejected_bytes = 0  # in flight; in the batch
 
     @property
@@ -78,20 +80,38 @@ class Backlog:
         """How long the first event of the batch has waited for the rest; 0 where there is none."""
         return time.monotonic() - self._begun_at if self.begun else 0.0
 
-    @property
-    def unseen_s(self) -> float:
-        """How long the first one has waited that was not handed over; 0 where there is none."""
-        return time.monotonic() - self._unseen_from if self.batch else 0.0
-
     def to_show(self, after_s: float) -> bool:
-        """Whether what there is has waited that long and is to be handed over as a part.
+        """Whether what there is is to be handed over as a part: after that time, sooner where there is time to spare.
 
-        Up to twice as long where the batch, as fast as it filled so far, will be whole within that time: a part is
-        encoded twice.
+        That is where nothing is under way, nothing came for a tenth of the time, and the last part is 20 times as long
+        ago as it took (5 %).
+
+        Not sooner where the batch, as fast as it filled so far, will be whole within the time, as a part is encoded
+        twice; and where that is much of the batch, after twice the time.
         """
-        waited, clips = self.unseen_s, self.shown + _clips(self.batch)
+        if not self.batch:
+            return False
+        new = _clips(self.batch)
+        clips = self.shown + new
         soon = clips > 0 and self.age_s * (self._batch_size - clips) / clips <= after_s
-        return bool(self.batch) and waited >= (2 * after_s if soon else after_s)
+        late = 2 * after_s if soon and 4 * new >= self._batch_size else after_s
+        now = time.monotonic()
+        return now - self._unseen_from >= late or (not soon and now >= self._quiet_from(after_s))
+
+    def show_in_s(self, after_s: float) -> float:
+        """For how long `to_show` stays false for sure, if nothing comes."""
+        if not self.batch:
+            return math.inf
+        return min(self._unseen_from + after_s, self._quiet_from(after_s)) - time.monotonic()
+
+    def _quiet_from(self, after_s: float) -> float:
+        if self.flight or self.ahead:
+            return math.inf
+        return max(self._kept_at + after_s / 10, self._part_at + 20 * self._part_took_s)
+
+    def part_is_done(self) -> None:
+        """What was handed over last, as a part, is found by now."""
+        self._part_took_s = time.monotonic() - self._part_at
 
     def launch(self, record: Record, event: Future[Event]) -> None:
         """The record is being decoded."""
@@ -108,7 +128,7 @@ class Backlog:
 
     def keep(self, event: Event) -> None:
         """Into the batch."""
-        now = time.monotonic()
+        self._kept_at = now = time.monotonic()
         if not self.begun:
             self._begun_at = now
         if not self.batch:
@@ -118,14 +138,13 @@ class Backlog:
 
     def hand_over(self) -> list[Event]:
         """The batch, or what there is since a part of it was handed over; another one begins."""
-        part = self.hand_over_part()
-        self.shown = 0
+        part, self.batch, self._rejected_bytes, self.shown = self.batch, [], 0, 0
         return part
 
     def hand_over_part(self) -> list[Event]:
         """What there is of the batch, which goes on."""
-        part, self.batch, self._rejected_bytes = self.batch, [], 0
-        self.shown += _clips(part)
+        shown, part = self.shown, self.hand_over()
+        self.shown, self._part_at = shown + _clips(part), time.monotonic()
         return part
 
     def held(self, partitions: Collection[Partition]) -> Mapping[Partition, int | None]:

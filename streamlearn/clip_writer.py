@@ -6,6 +6,8 @@ that order, crashes and replays are the stream's affair.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from streamlearn.catalog import Catalog
 from streamlearn.envelope import parse
 from streamlearn.errors import SourceRefusedError
@@ -22,13 +24,21 @@ class ClipWriter:
         source: its import string, for the sentence that says so.
         catalog: knows which partition a clip came from.
         max_bytes, max_caption_chars: as for messages of the topic.
+        written: is called once the stream has something that was put into it.
     """
 
     def __init__(
-        self, publisher: Publisher | None, *, source: str, catalog: Catalog, max_bytes: int, max_caption_chars: int
+        self,
+        publisher: Publisher | None,
+        *,
+        source: str,
+        catalog: Catalog,
+        max_bytes: int,
+        max_caption_chars: int,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher, self._source, self._catalog = publisher, source, catalog
-        self._max_bytes, self._max_caption_chars = max_bytes, max_caption_chars
+        self._max_bytes, self._max_caption_chars, self._written = max_bytes, max_caption_chars, written
 
     def put(self, record: Record) -> str:
         """Put a clip into the stream; returns its id once the stream has it."""
@@ -36,11 +46,13 @@ class ClipWriter:
         assert isinstance(message, ClipMessage), "a body is never null"
         body = message.model_dump(mode="json", exclude_defaults=True, exclude={"media_b64"})
         self._stream().put(body, message.media, self._partition_of(message.video_id))
+        self._written()
         return message.video_id
 
     def delete(self, video_id: str) -> None:
         """Put a tombstone into the stream, behind the clip wherever its partition is known."""
         self._stream().delete(video_id, self._partition_of(video_id))
+        self._written()
 
     def _stream(self) -> Publisher:
         if self._publisher is None:

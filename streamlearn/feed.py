@@ -14,6 +14,7 @@ from concurrent.futures import wait
 from typing import Any
 
 from streamlearn.backlog import Backlog, Decoder
+from streamlearn.connection import Connection
 from streamlearn.deleting import Deleting
 from streamlearn.errors import SourceError, SourceLostError
 from streamlearn.lag import Lag
@@ -35,7 +36,7 @@ class Feed:
         batch_size: clips of a batch.
         max_wait_s: a batch that is not full is handed over after the source was silent for this long.
         max_age_s: or when its first event has waited for this long.
-        show_after_s: what has waited for this long is handed over as a part of its batch (`Backlog.to_show`).
+        show_after_s: at most so long a clip waits to be handed over as a part of its batch (`Backlog.to_show`).
         metrics: poll and decode times, lag, connection.
         begins: whether a task begins with the first clip that names it so; that clip is then the first of a batch.
         reopen: makes another source of the same stream, not yet started, for `rewind`; None: it cannot be read again.
@@ -59,7 +60,8 @@ class Feed:
         self._source, self._loader, self._metrics, self._reopen, self._begins = source, loader, metrics, reopen, begins
         self._prepared: Source | None = None  # for `rewind`
         self._max_wait_s, self._max_age_s, self._show_after_s = max_wait_s, max_age_s, show_after_s
-        self._backlog, self._lag, self.deleting = Backlog(batch_size), Lag(metrics), deleting or Deleting()
+        self._backlog, self._lag, self._connection = Backlog(batch_size), Lag(metrics), Connection(metrics)
+        self.deleting = deleting or Deleting()
         self._handed: Sequence[Event] = ()  # by the last `next`: applied when the following one is called
         self._ended, self._wants_checkpoint = False, False
         self._changed, self._closing = threading.Condition(), threading.Event()
@@ -67,12 +69,11 @@ class Feed:
         self._commit: Offsets | None = None
         self._interrupted, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-        self.error: str | None = None  # why the source is away
 
     def start(self, offsets: Offsets, memo: Any = None) -> None:
         """Begin reading at `offsets`, with the source's memo of them."""
         begin(self._source, offsets, memo)
-        self._metrics.source_connected.set(1)
+        self._connection.there()
         self._thread.start()
 
     @property
@@ -100,7 +101,7 @@ class Feed:
             self._backlog.clear()
             self.deleting.clear()
             self._handed, self._ended, self._failure, self._wants_checkpoint = (), False, None, False
-        self.error, self._lag = None, Lag(self._metrics)
+        self._connection, self._lag = Connection(self._metrics), Lag(self._metrics)
         self._closing, self._source, self._prepared = threading.Event(), source, None
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.start(offsets, memo)
@@ -115,6 +116,8 @@ class Feed:
             SourceLostError: the stream cannot go on; everything before that was handed over.
         """
         self.deleting.applied(self._handed)
+        if self._handed and self.unfinished:
+            self._backlog.part_is_done()
         batch = self._next(self._max_wait_s if within_s is None else min(within_s, self._max_wait_s))
         self._handed = batch or ()
         return batch
@@ -125,7 +128,7 @@ class Feed:
             if self._woken.is_set():
                 self._woken.clear()
                 return []
-            self._await_event(min(_TICK_S, max(0.01, self._show_after_s - backlog.unseen_s)))
+            self._await_event(min(_TICK_S, max(0.01, backlog.show_in_s(self._show_after_s))))
             with self._changed:  # what is to be given back is either in flight or in the batch, never between
                 if (event := backlog.land()) is not None:
                     self._changed.notify_all()  # there is room behind it
@@ -170,6 +173,11 @@ class Feed:
         return self._wants_checkpoint
 
     @property
+    def error(self) -> str | None:
+        """Why the source is away."""
+        return self._connection.error
+
+    @property
     def detail(self) -> str | None:
         """Why nothing comes, where the source knows."""
         return self.error or getattr(self._source, "waiting", None)
@@ -184,6 +192,10 @@ class Feed:
         self._stop_reading()
         for source in filter(None, (self._source, self._prepared)):
             source.close()
+
+    def look(self) -> None:
+        """Something was written into the stream: a source that looks for records only now and then looks at once."""
+        getattr(self._source, "look", lambda: None)()
 
     def wake(self) -> None:
         """Let the next `next`, or the one that waits, return nothing, soon; what it has collected stays collected."""
@@ -227,7 +239,7 @@ class Feed:
         self._commit_pending()  # that of the last checkpoint, which is written just before closing
 
     def _read(self) -> None:
-        paused, delay_s = False, 1.0
+        paused = False
         while not self._closing.is_set():
             self._commit_pending()
             self._give_back()
@@ -250,13 +262,10 @@ class Feed:
                     self._changed.notify_all()
                 return
             except SourceError as error:
-                self._away(error)
-                self._closing.wait(delay_s)
-                delay_s = min(2 * delay_s, 30.0)
+                self._closing.wait(self._connection.lost(error))
                 continue
             if records or getattr(self._source, "connected", True):
-                self._back()
-                delay_s = 1.0
+                self._connection.there()
             if records:
                 self._metrics.stage_seconds.labels("poll").observe(time.perf_counter() - start)
             self.deleting.note(records)
@@ -306,15 +315,3 @@ class Feed:
                 self._source.commit(offsets)
             except SourceError as error:
                 log.warning("offsets were not committed to the source, which only its lag tools miss: %s", error)
-
-    def _away(self, error: SourceError) -> None:
-        self._metrics.source_connected.set(0)
-        if self.error != str(error):
-            log.error("the source is away, and is tried again: %s", error)
-            self.error = str(error)
-
-    def _back(self) -> None:
-        self._metrics.source_connected.set(1)
-        if self.error is not None:
-            log.info("the source is back")
-            self.error = None

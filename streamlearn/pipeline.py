@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # What a checkpoint can fail on that may be over later: dead letters that cannot be delivered, a disk that is full.
 _MAY_PASS = (SourceError, OSError, sqlite3.OperationalError, SafetensorError)
-_IDLE_SLICES, _IDLE_WAIT_S = 16, 1.0  # of re-encoding, and for an evaluation, before the feed is asked again
+_IDLE_SLICES, _IDLE_WAIT_S = 16, 0.1  # of re-encoding, and for an evaluation, before the feed is asked again
 
 
 class Pipeline:

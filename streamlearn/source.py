@@ -9,11 +9,12 @@ the source's own lag tools, never for correctness.
 
 Optional: `connected` (bool) and `waiting` (a sentence or None), for a source that can be away or kept waiting without
 failing a poll; `dead_letters() -> DeadLetters`, for one that has a place for rejected records, others' go to a file in
-the state directory; `publisher() -> Publisher`, for one that clips can be written to, over HTTP; `events() ->
-EventSink | None`, for one that has a place for the daemon's events; `lost` (numbers by partition, which only
-grow), for one whose records can be gone before they are read; `revoked` and `give_back`, for one whose partitions can
-go to another reader, as `Revocable` says; `late_handovers`, of such a one, how often it did not wait longer;
-`memo` and `remember`, for one that needs more than offsets to go on, as `Remembering` says.
+the state directory; `publisher() -> Publisher`, for one that clips can be written to, over HTTP; `look()`, for one
+that looks for records only now and then: something was written, so `poll` looks at once, also one that waits (from any
+thread); `events() -> EventSink | None`, for one that has a place for the daemon's events; `lost` (numbers by partition,
+which only grow), for one whose records can be gone before they are read; `revoked` and `give_back`, for one whose
+partitions can go to another reader, as `Revocable` says; `late_handovers`, of such a one, how often it did not wait
+longer; `memo` and `remember`, for one that needs more than offsets to go on, as `Remembering` says.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "connectors.kafka_stretches",
         "connectors.synthetic",
         "backlog",
+        "connection",
         "deleting",
         "lag",
     ),

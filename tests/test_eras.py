@@ -68,6 +68,19 @@ def test_a_view_does_not_change_when_the_era_does(parts: Parts) -> None:
     assert len(indexed(parts, 1)) == 10
 
 
+def test_what_is_published_again_has_the_same_encoder_until_something_is_learned(parts: Parts) -> None:
+    parts.learn(8)
+    (before,) = parts.eras.views()
+    (rest,) = parts.learn(1, split="heldout")
+    (again,) = parts.eras.views()
+    assert again.encoder is before.encoder
+    assert rest in again.partition.rows.tolist()
+    parts.learn(8)
+    (after,) = parts.eras.views()
+    assert after.encoder is not before.encoder
+    assert np.array_equal(after.encoder.texts(["a red star"]), parts.learner.encode_text(["a red star"]))
+
+
 def test_a_boundary_seals_the_era_and_the_next_clips_enter_the_following_one(parts: Parts) -> None:
     first = parts.learn(8)
     parts.boundary("t2")

@@ -668,19 +668,101 @@ def test_a_tombstone_counts_from_when_it_is_read_until_it_was_applied() -> None:
         assert "v7" not in feed.deleting
 
 
-def test_a_part_is_handed_over_later_where_its_batch_is_nearly_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("streamlearn.backlog.time", SimpleNamespace(monotonic=lambda: now))
+class Clock:
+    """What a backlog takes for the time."""
+
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        patched.setattr("streamlearn.backlog.time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_a_part_is_handed_over_later_where_its_batch_is_nearly_whole(clock: Clock) -> None:
     quick, slow = Backlog(4), Backlog(100)
     for record in records(3):
         quick.keep(clip(record))
         slow.keep(clip(record))
-    now = 1.0
+    clock.now = 1.0
     assert (quick.to_show(1.0), slow.to_show(1.0)) == (False, True)  # one is missing, and comes within a third
-    now = 2.0
+    clock.now = 2.0
     assert quick.to_show(1.0)
     quick.hand_over_part()
     assert not quick.to_show(0.0)  # nothing is there
+
+
+def test_the_last_few_clips_of_a_slow_batch_wait_no_longer_than_others(clock: Clock) -> None:
+    backlog = Backlog(16)
+    for record in records(13):
+        backlog.keep(clip(record))
+    backlog.hand_over_part()
+    clock.now = 10.0
+    backlog.keep(clip(records(1, first=13)[0]))
+    clock.now = 10.9
+    assert not backlog.to_show(2.0)  # two are missing, and come within two seconds
+    clock.now = 12.0
+    assert backlog.to_show(2.0)  # so few are quickly encoded twice
+
+
+def test_where_nothing_else_is_to_be_done_a_part_is_handed_over_at_once(clock: Clock) -> None:
+    backlog, decoded = Backlog(100), Future[Event]()
+    first, second, third = records(3)
+    backlog.launch(first, decoded)
+    backlog.keep(clip(second))
+    clock.now = 0.9
+    assert (backlog.to_show(1.0), backlog.show_in_s(1.0)) == (False, pytest.approx(0.1))  # more is coming
+    decoded.set_result(clip(first))
+    assert backlog.land() is not None
+    assert backlog.to_show(1.0)
+    backlog.hand_over_part()
+    clock.now = 1.0
+    backlog.part_is_done()  # it took a tenth of a second
+    backlog.keep(clip(third))
+    clock.now = 1.05
+    assert not backlog.to_show(1.0)  # some may come right behind it
+    clock.now = 1.9
+    assert not backlog.to_show(1.0)  # so soon after another it would take more than 5 % of the time
+    clock.now = 2.0
+    assert backlog.to_show(1.0)  # but nothing waits for longer
+    backlog.hand_over_part()
+    clock.now = 2.01
+    backlog.part_is_done()
+    clock.now = 2.1
+    backlog.keep(clip(first))
+    assert backlog.show_in_s(1.0) == pytest.approx(0.1)
+    clock.now = 2.21
+    assert backlog.to_show(1.0)
+
+
+class Looking(Watched):
+    """Counts who tells it to look."""
+
+    def __init__(self, records: Sequence[Record] = ()) -> None:
+        super().__init__(records, ends=False)
+        self.looks = 0
+
+    def look(self) -> None:
+        self.looks += 1
+
+
+def test_the_source_that_is_read_now_is_told_to_look_where_it_can() -> None:
+    left, now = Looking(), Looking(records(4))
+    feed = rewinding(left, now)
+    try:
+        feed.start({})
+        feed.look()
+        feed.rewind({})
+        feed.look()
+        feed.look()
+        assert (left.looks, now.looks) == (1, 2)
+    finally:
+        feed.close()
+    with feeding(ListSource(records(4)), FakeDecoder(now=True)) as other:
+        other.look()
+        assert offsets_of(other.next()) == [0, 1, 2, 3]
 
 
 def test_who_cannot_wait_long_is_answered_with_nothing_and_the_batch_goes_on() -> None:

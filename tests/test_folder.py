@@ -496,6 +496,37 @@ def test_close_from_another_thread_ends_a_waiting_poll(folder: Path) -> None:
     source.close()
 
 
+def test_a_source_that_is_told_to_look_does_so_before_its_next_time(folder: Path) -> None:
+    source = FolderSource(folder, watch=True, poll_interval_s=3600)
+    source.start({})
+    append(folder, ROWS[0])
+    assert ids(list(source.poll(0))) == ["a"]
+    assert source.poll(0) == []
+    append(folder, ROWS[1])
+    assert source.poll(0) == []
+    source.look()
+    assert ids(list(source.poll(0))) == ["ü"]
+    polled: list[str] = []
+    waiting = Thread(target=lambda: polled.extend(ids(list(source.poll(3600)))))
+    waiting.start()
+    append(folder, ROWS[2])
+    source.look()
+    waiting.join(timeout=60)
+    assert polled == ["c"]
+
+
+def test_a_paused_source_that_is_told_to_look_does_so_when_it_resumes(folder: Path) -> None:
+    source = FolderSource(folder, watch=True, poll_interval_s=3600)
+    source.start({})
+    assert source.poll(0) == []
+    source.pause()
+    append(folder, ROWS[0])
+    source.look()
+    assert source.poll(0.01) == []
+    source.resume()
+    assert ids(list(source.poll(0))) == ["a"]
+
+
 def test_folder_that_vanishes_is_a_source_that_may_come_back(folder: Path) -> None:
     source = opened(folder, watch=True)
     folder.rename(folder.parent / "away")
