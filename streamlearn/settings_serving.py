@@ -58,9 +58,9 @@ class SearchSettings(Section):
     show_after_s: float = Field(
         0.5,
         gt=0,
-        description="A clip that has waited this long for its batch (twice, where that is nearly full) is found from"
-        " then on, and learned with the batch; twice this, or 20 times what one takes, is the time between published"
-        " snapshots under load.",
+        description="A clip that has waited this long for its batch (twice, where many wait and it is nearly full) is"
+        " found from then on, and learned with the batch; sooner where nothing comes behind it. Twice this, or 20 times"
+        " what one takes, is the time between published snapshots under load.",
     )
     familiarity_weight: float = Field(
         0.5,
