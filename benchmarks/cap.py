@@ -56,7 +56,7 @@ def main() -> None:
             write_stream(folder, domains=domains, clips_per_domain=given.clips_per_visit, seed=seed, size_px=64)
             name_visits(folder / "manifest.jsonl", given.clips_per_visit)
             for cap in given.caps:
-                told = line(*run(folder, Path(work) / f"state-{cap}", seed, max_eras=cap, merge_loss=None))
+                told = line(*run(folder, Path(work) / f"state-{cap}", seed, max_eras=cap, merge_loss=0.0))
                 print(f"seed {seed}, at most {cap}: {told}", flush=True)
 
 

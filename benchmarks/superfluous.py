@@ -49,7 +49,7 @@ def main() -> None:
             for named in ("the detector's", "twice as many"):
                 if named == "twice as many":
                     halve(folder / "manifest.jsonl", given.clips_per_domain)
-                for loss in (None, 0.05):
+                for loss in (0.0, 0.05):
                     state = Path(work) / f"state-{named[:3]}-{loss}"
                     found = line(*run(folder, state, seed, merge_loss=loss))
                     print(f"seed {seed}, {named}, merge_loss {loss}: {found}", flush=True)

@@ -67,8 +67,8 @@ class EraBounds:
             eras: all of them, the current one last.
         """
         self._returns(era, eras)
-        if era.into is None and self._settings.merge_loss is not None:
-            self._agrees(era, eras, self._settings.merge_loss)
+        if era.into is None and self._settings.merge_loss:
+            self._agrees(era, eras)
 
     def _returns(self, era: Era, eras: Sequence[Era]) -> None:
         """Have eras of one task become one, where the pair of one knows the clips of the other at least as well.
@@ -83,27 +83,33 @@ class EraBounds:
             return  # a visit too short to be asked about renews nothing
         needed = {e.mapped.reader for e in eras if e.mapped is not None} | _needed(eras)
         for old in earlier:
-            if old.number not in needed:
+            # Not one that only took its own in: the later pair is not asked to know other tasks.
+            if old.number not in needed and old.task == era.task:
                 self._renew(old, era)
 
-    def _agrees(self, era: Era, eras: Sequence[Era], most_loss: float) -> None:
+    def _agrees(self, era: Era, eras: Sequence[Era]) -> None:
         """Have an era and the one before it become one, where the boundary between them was superfluous.
 
         It is asked once, before there are maps of the era's pair. The earlier one may read for others, which the pair
         that stays does then.
         """
         before = next((e for e in eras if e.holds(era.number - 1)), None)
-        if before is None or before.into is not None:
+        if before is not None and before.into is not None:
+            before = before.into  # which stays
+        if before is None or before is era:
             return
         sealed, needed = [e for e in eras[:-1] if e.into is None], _needed(eras)
         both = ((before, era), (era, before))
         orders = [(keep, absorb) for keep, absorb in both if keep.mapped is None and absorb.number not in needed]
+        if not orders:
+            return
         borrow = [e for e in sealed if e.mapped is not None and e.mapped.reader == before.number]
         said = {e.number: self._clips.said(e) for e in (sealed if borrow else ())}
         assert era.encoder is not None
         reader = era.encoder.reader
         maps = {e.number: text_map(e, said[e.number], stand_in(said.values()), reader) for e in borrow}
         read = {number: MappedEncoder(reader, of_texts) for number, of_texts in maps.items()}
+        most_loss = self._settings.merge_loss
         merge = self._merger.superfluous(sealed, self._judges(sealed), orders, most_loss, read=read)
         if merge is not None and merge.absorb == before.number:
             for other in borrow:

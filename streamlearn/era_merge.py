@@ -64,7 +64,8 @@ class Merger:
     def __init__(self, familiarity_weight: float, vectors: str) -> None:
         self._anew = vectors == "encode"
         self._familiarity_weight = familiarity_weight
-        self._films: dict[tuple[int, int], Vectors] = {}  # judges of an era, by the pair of another one
+        # Of an era, by the pair of another one: questions of its judges, and their vectors.
+        self._films: dict[tuple[int, int], tuple[list[str], Vectors]] = {}
 
     def cheapest(self, eras: Sequence[Sealed], judges: Mapping[int, Judges]) -> Merge | None:
         """The merge of any two that costs least; None where no two can be merged.
@@ -91,7 +92,7 @@ class Merger:
     ) -> Merge | None:
         """Whether the boundary between two eras was superfluous, and whose pair then stays.
 
-        A paired test of not being worse: what all held-out clips lose, and two standard errors more, must stay below a
+        A paired test of not being worse: what all held-out clips lose, and two standard errors more, must not exceed a
         share of what those of the two eras have above chance. So neither few clips nor eras that know next to nothing
         agree. It must be so among each other, and with learned clips beside them: of some dozens, even a pair that
         knows little of a domain finds most.
@@ -111,10 +112,10 @@ class Merger:
             return None
         own = np.repeat([e.number in both for e in eras], [len(judges[e.number].questions) for e in eras])
         best: Merge | None = None
+        now = {beside: self._merits(eras, judges, beside=beside) for beside in (False, True)}
         for keep, absorb in orders:
             then, losses = read if absorb.number in _readers(eras) else {}, list[float]()
-            for beside in (False, True):
-                before = self._merits(eras, judges, beside=beside)
+            for beside, before in now.items():
                 lost = before - self._merits(eras, judges, (keep, absorb), then, beside=beside)
                 most, error = most_loss * (before[own] - _chance(eras, judges, beside)).sum(), np.linalg.norm(lost)
                 log.info("era %d into %d: %.2f +- %.2f lost", absorb.number, keep.number, lost.sum(), error)
@@ -126,7 +127,7 @@ class Merger:
 
     def forget(self, number: int) -> None:
         """An era is gone, or its judges are others."""
-        self._films = {pair: vectors for pair, vectors in self._films.items() if number not in pair}
+        self._films = {pair: known for pair, known in self._films.items() if number not in pair}
 
     def _merge(
         self, eras: Sequence[Sealed], judges: Mapping[int, Judges], keep: Sealed, absorb: Sealed, why: str
@@ -160,17 +161,20 @@ class Merger:
             assert encoder is not None
             asked.append(encoder.texts(questions))
             told.append(together if era in merged else era.words)
-            pools[0].append(self._encoded(by, era, of) if self._anew and by is not era else of.vectors)
-            pools[1].append(of.learned)
+            anew = self._anew and by is not era
+            vectors = self._encoded(by, era, of) if anew else of.vectors
+            pools[0].append(vectors)
+            pools[1].append(mapped(of.vectors, vectors, of.learned) if anew else of.learned)
         each = (blocks(questions, asked, pool, told, self._familiarity_weight) for pool in pools[: 1 + beside])
         return merits(block for pool in each for block in pool)
 
     def _encoded(self, by: Sealed, of: Sealed, judges: Judges) -> Vectors:
-        found = self._films.get((by.number, of.number))
-        if found is None or len(found) != len(judges.questions):
+        questions, found = self._films.get((by.number, of.number), (None, None))
+        if found is None or questions != list(judges.questions):  # others, as some are deleted
             assert by.encoder is not None
             assert judges.films is not None
-            found = self._films[by.number, of.number] = by.encoder.clips(judges.films)
+            found = by.encoder.clips(judges.films)
+            self._films[by.number, of.number] = list(judges.questions), found
         return found
 
 

@@ -84,6 +84,7 @@ class EraView:
             at publication.
         captions: (m, d) of some clips learned in the era, m at most 1,024, as the encoder reads them.
         words: of all captions learned in the era.
+        absorbed: tasks of eras that were merged into it.
     """
 
     number: int
@@ -92,3 +93,4 @@ class EraView:
     partition: PartitionView
     captions: Vectors
     words: Words = field(default_factory=Words)
+    absorbed: frozenset[str] = frozenset()

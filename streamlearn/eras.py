@@ -234,7 +234,8 @@ class Eras:
             encoder, captions = era.encoder, era.known
             if encoder is None:
                 encoder, captions = self._read_open(era)
-            out.append(EraView(era.number, era.task, encoder, partition, captions, era.words))
+            absorbed = frozenset(era.tasks - {era.task})
+            out.append(EraView(era.number, era.task, encoder, partition, captions, era.words, absorbed))
         return tuple(out)
 
     def _read_open(self, era: Era) -> tuple[QueryEncoder, Vectors]:

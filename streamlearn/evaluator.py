@@ -156,7 +156,7 @@ class Evaluator:
     def _forward(
         self, snapshot: Snapshot, task: str, questions: list[str], rows: npt.NDArray[np.int64], pairs: int | None
     ) -> dict[tuple[str, int], float]:
-        first = next((i for i, era in enumerate(snapshot.eras) if era.task == task), 0)
+        first = next((i for i, era in enumerate(snapshot.eras) if task == era.task or task in era.absorbed), 0)
         if pairs is None or first == 0 or len(rows) < _FORWARD_ANEW * pairs:
             return {}
         if snapshot.eras[first - 1].encoder.borrowed:

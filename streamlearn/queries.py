@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotInTime
@@ -22,6 +23,7 @@ from streamlearn.catalog import Catalog, ClipRow
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.frames import FrameStore
+from streamlearn.index_view import PartitionView
 from streamlearn.records import Clip, Event, Frames, Position, Record, Vectors
 from streamlearn.schemas import Query
 
@@ -74,7 +76,8 @@ class Queries:
         def video(era: EraView) -> Vectors:
             here, reader = np.asarray([row], np.int64), era.encoder.reader
             if era.partition.holds(here)[0]:
-                # Another pair than the era's may have written it, and its likes: so where eras were merged.
+                # Another pair than the one that reads the era may have written it: where eras were merged, or today's
+                # has learned on.
                 return era.partition.vectors(here)
             if reader not in seen:  # one reads for many eras
                 seen[reader] = reader.clips(batch)
@@ -164,8 +167,12 @@ class Queries:
 
 
 def as_today(last: EraView, encode: Encode) -> Encode:
-    """One encoding for all eras: by the pair of the last one, today's, without a readout, which is of its own words."""
-    today = replace(last, encoder=last.encoder.reader)
+    """One encoding for all eras: by the pair of the last one, today's, without a readout, which is of its own words.
+
+    Of a known clip, too: its stored vector may be an older pair's.
+    """
+    nothing = PartitionView(last.partition.dim, (), deque())
+    today = replace(last, encoder=last.encoder.reader, partition=nothing)
     return lambda era: encode(today)
 
 

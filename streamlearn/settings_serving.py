@@ -98,13 +98,13 @@ class SearchSettings(Section):
         " other era's text encoder asks them; encode: they are encoded anew with its pair, which needs max_encoders"
         " to be at least max_eras.",
     )
-    merge_loss: float | None = Field(
+    merge_loss: float = Field(
         0.05,
         ge=0,
         lt=1,
         description="Two eras in a row become one where the boundary between them was superfluous: by held-out clips,"
-        " at least 10 of each, less than this share of mean reciprocal rank above chance is lost by it, two standard"
-        " errors included. null: never.",
+        " at least 10 of each, no more than this share of mean reciprocal rank above chance is lost by it, two standard"
+        " errors included. 0: never.",
     )
     snapshot_interval_clips: int = Field(
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."

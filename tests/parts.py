@@ -42,7 +42,7 @@ class Parts:
     """
 
     def __init__(self, folder: Path, *, towers: Towers | None = None, **search: Any) -> None:
-        few = {"refresh_batch_clips": 0, "snapshot_interval_clips": 1, "merge_loss": None}  # pairs here are much alike
+        few = {"refresh_batch_clips": 0, "snapshot_interval_clips": 1, "merge_loss": 0.0}  # pairs here are much alike
         self.settings = SearchSettings(**{**few, **search})
         self.registry = CollectorRegistry()
         self.metrics = Metrics.create(self.registry)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from streamlearn.era_decisions import decisions
+from streamlearn.era_maps import Mapped
 from streamlearn.era_merge import Merger
 from streamlearn.eras import Eras
 from streamlearn.records import Vectors
-from streamlearn.settings import ModelSettings
+from streamlearn.settings import ModelSettings, load
 from streamlearn.warmup import build_towers
 from tests.parts import Parts, indexed
-from tests.test_era_merge import One, judged
+from tests.test_era_merge import Knows, One, judged
 from tests.test_eras import tensors_of
 
 FIRST, SECOND = range(10), range(10, 20)
@@ -107,7 +108,7 @@ def test_eras_on_both_sides_of_a_superfluous_boundary_become_one_at_one_moment(t
 
 
 def test_they_stay_two_where_merging_is_off(tmp_path: Path) -> None:
-    parts = halves(tmp_path, merge_loss=None)
+    parts = halves(tmp_path, merge_loss=0.0)
     parts.finish_reencoding()
     parts.boundary("t3")
     parts.finish_reencoding()
@@ -144,7 +145,7 @@ def test_a_merge_that_a_restart_cuts_short_ends_alike(tmp_path: Path) -> None:
 
 
 def test_it_is_asked_when_an_era_ends_and_not_at_a_restart(tmp_path: Path) -> None:
-    parts = halves(tmp_path, merge_loss=None)
+    parts = halves(tmp_path, merge_loss=0.0)
     parts.finish_reencoding()
     parts.boundary("t3")
     settings = parts.settings.model_copy(update={"merge_loss": 0.1})
@@ -167,7 +168,7 @@ def test_a_task_that_returns_finds_the_era_that_took_its_own_in(tmp_path: Path, 
         for era in parts.eras.eras:
             era.rename(absorbed, name)
         absorbed = name
-    parts.settings.merge_loss = None
+    parts.settings.merge_loss = 0.0
     parts.learn(12, "night", split="heldout")
     parts.boundary(absorbed)
     parts.finish_reencoding()
@@ -207,3 +208,74 @@ def test_eras_that_are_read_by_a_pair_that_goes_are_read_by_the_one_that_stays(
     again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
     again.restore(parts.eras.state(), tensors_of(parts))
     assert numbers(again) == [1, 3, 4]
+
+
+@pytest.mark.parametrize(("toml", "named"), [("0", 0.0), ("0.02", 0.02)])
+def test_it_can_be_switched_off_in_a_file_and_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str, named: float
+) -> None:
+    file = tmp_path / "streamlearn.toml"
+    file.write_text(f"[search]\nmerge_loss = {toml}\n")
+    assert load(file, {}).search.merge_loss == named
+    monkeypatch.setenv("STREAMLEARN_SEARCH__MERGE_LOSS", toml)
+    assert load(None, {}).search.merge_loss == named
+
+
+def test_boundaries_in_quick_succession_are_asked_about_too(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), merge_loss=0.05, reencode_batch_clips=4)
+    for number in range(2, 6):
+        parts.learn(12, split="heldout")
+        parts.boundary(f"t{number}")  # before anything is encoded anew
+    parts.finish_reencoding()
+    whole, _ = parts.eras.eras
+    assert whole.tasks == {"t1", "t2", "t3", "t4"}
+    assert sorted(indexed(parts, whole.number)) == parts.rows
+
+
+def test_the_pair_that_loses_least_stays() -> None:
+    # The second one's pair knows all of both, the first one's all but a tenth of the second's.
+    first, second = One(1, *FIRST, *range(10, 19)), One(2, *FIRST, *SECOND)
+    assert agreed(first, second, most_loss=0.9) == (2, 1)
+
+
+def test_clips_must_be_told_from_each_other_also_where_all_learned_ones_are_far() -> None:
+    first, second = One(1, *FIRST), One(2, *SECOND)
+    asked = judged((first, FIRST), (second, SECOND))
+    for number, era in ((1, first), (2, second)):  # so many that what is lost among them hides what is lost at all
+        asked[number] = replace(asked[number], learned=np.repeat(era.encoder.texts(["99"]), 500, 0))
+    merger = Merger(0.0, "keep")
+    assert merger.superfluous([first, second], asked, [(first, second), (second, first)], 0.05) is None
+
+
+def test_the_share_is_of_what_the_two_eras_know_and_not_of_what_others_do() -> None:
+    others = [One(n, *range(10 * n, 10 * n + 10)) for n in range(3, 8)]
+    first, second = One(1, *FIRST, *range(10, 19)), One(2, *SECOND)
+    asked = judged(
+        (first, FIRST), (second, SECOND), *((era, range(10 * era.number, 10 * era.number + 10)) for era in others)
+    )
+    merger = Merger(0.0, "keep")
+    assert merger.superfluous([first, second, *others], asked, [(first, second)], 0.1) is None
+
+
+def test_eras_read_by_a_pair_that_may_go_are_judged_as_they_are_read_then() -> None:
+    first, second, third = One(1, *range(20, 30)), One(2, *FIRST, *SECOND), One(3, *SECOND, *FIRST)
+    first.mapped = Mapped(2, 0.0, 10)
+    asked = judged((first, range(20, 30)), (second, FIRST), (third, SECOND))
+    merger, orders = Merger(0.0, "keep"), [(third, second)]
+    eras = [first, second, third]
+    assert merger.superfluous(eras, asked, orders, 0.05, read={1: first.encoder}) is not None
+    assert merger.superfluous(eras, asked, orders, 0.05, read={1: Knows()}) is None
+
+
+def test_an_era_without_a_pair_of_its_own_takes_none_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = halves(tmp_path)
+    parts.finish_reencoding()
+    parts.eras.eras[0].mapped = Mapped(9, 0.0, 10)
+    seen: list[list[tuple[int, int]]] = []
+
+    def noted(merger: Merger, eras: Any, judges: Any, orders: Any, most_loss: float, **read: Any) -> None:
+        seen.append([(keep.number, absorb.number) for keep, absorb in orders])
+
+    monkeypatch.setattr(Merger, "superfluous", noted)
+    parts.boundary("t3")
+    assert seen == [[(2, 1)]]

@@ -310,6 +310,18 @@ def test_a_clip_finds_itself_first_also_where_another_pair_wrote_it_than_the_one
         assert names(parts.ask(Query(video_id=clip.video_id), limit=1)) == [clip.video_id]
 
 
+def test_in_single_mode_a_clip_of_the_current_era_is_asked_for_as_todays_pair_sees_it(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), seed=0), mode="single")
+    rows = parts.learn(8)
+    other = QueryEncoder(Towers(dim=parts.eras.current.partition.view().dim, seed=9))
+    parts.eras.current.partition.upsert(np.asarray(rows[:1]), other.clips(parts.stored(rows[:1])))
+    era = parts.publish().eras[-1]
+    asked = era.encoder.reader.clips(parts.stored(rows[:1]))[0]
+    scores = {hit.video_id: hit.score for hit in parts.ask(Query(video_id="v0")).results}
+    expected = {f"v{i}": float(asked @ vector) for i, vector in enumerate(era.partition.vectors(np.asarray(rows)))}
+    assert scores == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_clip_that_is_unknown_or_has_no_frames_left_cannot_ask(parts: Parts) -> None:
     parts.frames.delete([parts.rows[3]])
     for name in ("nobody", "v3"):
