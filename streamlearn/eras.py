@@ -69,7 +69,7 @@ class Eras:
         self._kept_from, self._restored_step = 0, -1  # the lowest row that may have frames; of the learner, then
         self._clips = EraClips(catalog, frames, anew=settings.merge_vectors == "encode")
         self._bounds = EraBounds(self._clips, settings)
-        self._opened: tuple[tuple[Vectors, int, bool | None], tuple[QueryEncoder, Vectors]] | None = None
+        self._reading: tuple[tuple[Vectors, int, bool | None], tuple[QueryEncoder, Vectors]] | None = None
         self.eras = [self._open(1, "")]  # its task is named when the first clip comes
 
     @property
@@ -243,10 +243,10 @@ class Eras:
         # One pair for all eras knows its own words alone: then there is none.
         use = self._through_readouts if self._settings.mode == "eras" else False
         as_of = era.captions, self._learner.steps, use  # each step brings captions; so does each way to other weights
-        if self._opened is None or self._opened[0][0] is not as_of[0] or self._opened[0][1:] != as_of[1:]:
+        if self._reading is None or self._reading[0][0] is not as_of[0] or self._reading[0][1:] != as_of[1:]:
             towers = self._learner.served.frozen_copy()
-            self._opened = as_of, read_open(towers, era.known, era.caption_clips, use)
-        return self._opened[1]
+            self._reading = as_of, read_open(towers, era.known, era.caption_clips, use)
+        return self._reading[1]
 
     def state(self) -> list[dict[str, Any]]:
         """JSON-able facts; the vectors are in the catalog, the weights in `tensors`."""
