@@ -84,18 +84,18 @@ class Offline:
     def differences(self, measured: list[Measured]) -> list[str]:
         """Tasks, directions and views whose ranks are not those recorded at the same time, clip by clip.
 
-        What an older version did not record cannot differ.
+        The view "single", which older versions did not record, cannot differ then.
         """
         known = {(of.task, of.direction, of.view): dict(zip(of.rows, of.ranks, strict=True)) for of in self.recorded}
         earlier = self.not_comparable(measured)
-        return [
-            f"{one.task} {direction} {view}"
-            for one in measured
-            for (direction, view), ranks in one.ranks.items()
-            if one.task not in earlier
-            and (recorded := known.get((one.task, direction, view))) is not None
-            and recorded != dict(zip((clip.row for clip in one.clips), ranks.tolist(), strict=True))
-        ]
+        out = []
+        for one in measured:
+            for (direction, view), ranks in one.ranks.items():
+                now = dict(zip((clip.row for clip in one.clips), ranks.tolist(), strict=True))
+                recorded = known.get((one.task, direction, view), now if view == "single" else None)
+                if one.task not in earlier and recorded != now:
+                    out.append(f"{one.task} {direction} {view}")
+        return out
 
     def not_comparable(self, measured: list[Measured]) -> dict[str, int | None]:
         """Tasks that the daemon last asked before what the checkpoint serves, with the clips seen then; None: never."""
