@@ -280,6 +280,8 @@ def test_recall_of_the_learner_and_in_mode_single_is_that_of_its_encoders_alone(
     judge = Judge(parts)
     before = judge.measure(parts.publish(), "t4", 100)
     monkeypatch.setattr("streamlearn.era_readout.recent_readout", lambda *_: np.full((129, 128), 0.1, np.float32))
+    none = np.zeros((0, 128), np.float32)
+    parts.eras.note_pairs(none, none, [])  # or the open era would be read as it was published last
     after = judge.measure(parts.publish(), "t4", 100)
     assert readers(parts.eras)[-1]
     assert before is not None
