@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.rounds import run
-from streamlearn.connectors.synthetic import DOMAINS, write_stream
+from benchmarks.rounds import rendered, run
+from streamlearn.connectors.synthetic import DOMAINS
 
 
 def name_visits(manifest: Path, clips: int) -> None:
@@ -49,14 +48,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     for seed in given.seeds:
-        with tempfile.TemporaryDirectory() as work:
-            folder = Path(work) / "clips"
-            folder.mkdir()
-            domains = DOMAINS * given.rounds
-            write_stream(folder, domains=domains, clips_per_domain=given.clips_per_visit, seed=seed, size_px=64)
+        with rendered(DOMAINS * given.rounds, given.clips_per_visit, seed) as folder:
             name_visits(folder / "manifest.jsonl", given.clips_per_visit)
             for cap in given.caps:
-                told = line(*run(folder, Path(work) / f"state-{cap}", seed, max_eras=cap, merge_loss=0.0))
+                told = line(*run(folder, folder.with_name(f"state-{cap}"), seed, max_eras=cap, merge_loss=0.0))
                 print(f"seed {seed}, at most {cap}: {told}", flush=True)
 
 

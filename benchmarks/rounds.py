@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +21,15 @@ from typing import Any
 from streamlearn.app import Daemon
 from streamlearn.connectors.synthetic import DOMAINS, write_stream
 from streamlearn.settings import load
+
+
+@contextmanager
+def rendered(domains: Sequence[str], clips_per_domain: int, seed: int) -> Iterator[Path]:
+    """A folder of clips with their manifest; what is put beside it goes with it."""
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "clips"
+        write_stream(folder, domains=domains, clips_per_domain=clips_per_domain, seed=seed, size_px=64)
+        yield folder
 
 
 def run(folder: Path, state: Path, seed: int, **search: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -39,12 +50,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     for seed in given.seeds:
-        with tempfile.TemporaryDirectory() as work:
-            folder = Path(work) / "clips"
-            folder.mkdir()
-            domains = DOMAINS * given.rounds
-            write_stream(folder, domains=domains, clips_per_domain=given.clips_per_domain, seed=seed, size_px=64)
-            tasks, eras = run(folder, Path(work) / "state", seed)
+        with rendered(DOMAINS * given.rounds, given.clips_per_domain, seed) as folder:
+            tasks, eras = run(folder, folder.with_name("state"), seed)
         last = {task["name"]: task["recall"] for task in tasks}
         found = {
             f"{view} R@{k}": [100 * recall[view][k] for recall in last.values()]

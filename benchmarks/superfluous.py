@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.rounds import run
-from streamlearn.connectors.synthetic import DOMAINS, write_stream
+from benchmarks.rounds import rendered, run
+from streamlearn.connectors.synthetic import DOMAINS
 
 
 def halve(manifest: Path, clips: int) -> None:
@@ -42,15 +41,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     for seed in given.seeds:
-        with tempfile.TemporaryDirectory() as work:
-            folder = Path(work) / "clips"
-            folder.mkdir()
-            write_stream(folder, domains=DOMAINS, clips_per_domain=given.clips_per_domain, seed=seed, size_px=64)
+        with rendered(DOMAINS, given.clips_per_domain, seed) as folder:
             for named in ("the detector's", "twice as many"):
                 if named == "twice as many":
                     halve(folder / "manifest.jsonl", given.clips_per_domain)
                 for loss in (0.0, 0.05):
-                    state = Path(work) / f"state-{named[:3]}-{loss}"
+                    state = folder.with_name(f"state-{named[:3]}-{loss}")
                     found = line(*run(folder, state, seed, merge_loss=loss))
                     print(f"seed {seed}, {named}, merge_loss {loss}: {found}", flush=True)
 
