@@ -27,11 +27,12 @@ from typing import Any
 
 import faiss
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from benchmarks.rivals import CHUNK, Rival, Search, autofaiss_index, faiss_lists, hnswlib_graph
 from streamlearn import allocator
 from streamlearn.catalog import Catalog, ClipRow
-from streamlearn.index import Partition, PartitionView, configure_faiss
+from streamlearn.index import Layout, Partition, PartitionView, configure_faiss
 from streamlearn.index_lists import ListsBlock
 
 DIM, K = 256, 10
@@ -82,15 +83,16 @@ def truth(path: Path, queries: np.ndarray) -> np.ndarray:
     return best_rows
 
 
-def start(path: Path, hints: Path, device: str | None = None) -> tuple[Partition, dict[str, float]]:
+def start(path: Path, lists: Path, device: str | None = None) -> tuple[Partition, dict[str, float]]:
     """What a daemon does with one era when it starts."""
     before, begin = anonymous_mb(), time.perf_counter()
     catalog = Catalog(path)
     catalog.rewind(catalog.generation)
     rows, halves, _ = catalog.era_vectors(1)
     read = time.perf_counter()
-    partition = Partition(DIM, hints=hints, device=device)
-    partition.replace_all(rows, halves)
+    partition = Partition(DIM, device=device)
+    layout = Layout("kept", partial(load_file, lists), np.empty(0, np.int64)) if lists.exists() else None
+    partition.replace_all(rows, halves, layout)
     partition.view().search(draw(0, 1), K)
     ready = time.perf_counter()
     catalog.close()
@@ -217,8 +219,10 @@ def prepare(folder: Path, count: int, queries: np.ndarray, *, rivals: bool) -> n
     if not (folder / "exact.npy").exists():
         store(folder / "catalog.db", count)
         np.save(folder / "exact.npy", truth(folder / "catalog.db", queries))
-    if not (folder / "hints.safetensors").exists():
-        start(folder / "catalog.db", folder / "hints.safetensors")
+    if not (folder / "lists.safetensors").exists():
+        partition, _ = start(folder / "catalog.db", folder / "lists.safetensors")
+        if partition.layout is not None:
+            save_file(partition.layout.lists(), folder / "lists.safetensors")  # as a generation does
     if rivals:
         rows, halves = vectors_of(folder / "catalog.db")
         hnswlib_graph(folder, rows, halves, K)
@@ -229,8 +233,8 @@ def prepare(folder: Path, count: int, queries: np.ndarray, *, rivals: bool) -> n
 
 
 def measure(folder: Path, exact: np.ndarray, queries: np.ndarray, chosen: argparse.Namespace, tell: Tell) -> None:
-    path, hints, before = folder / "catalog.db", folder / "hints.safetensors", anonymous_mb()
-    partition, facts = start(path, hints, chosen.device)
+    path, lists, before = folder / "catalog.db", folder / "lists.safetensors", anonymous_mb()
+    partition, facts = start(path, lists, chosen.device)
     tell("start", facts)
     view: PartitionView = partition.view()
     block = view._layers[0].block

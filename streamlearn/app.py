@@ -30,7 +30,6 @@ from streamlearn.frames import FrameStore
 from streamlearn.frozen_clips import FrozenClips, frame_of
 from streamlearn.generation_facts import retention
 from streamlearn.index import configure_faiss
-from streamlearn.index_compact import sweep
 from streamlearn.judge import Judge
 from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
@@ -132,7 +131,7 @@ class Daemon:
         judged = settings.drift.frozen_judge and settings.drift.detector != "none"
         frozen = learner.online.frozen_copy() if judged else None  # before anything is learned
         device_of(settings.search.index_device, "search.index_device")
-        eras = Eras(learner, self.catalog, self.frames, settings.search, hints=settings.state_dir / "index")
+        eras = Eras(learner, self.catalog, self.frames, settings.search)
         judge = _judge(frozen, self.catalog, self.frames, eras, settings)
         detector = detector_of(settings.drift)
         evaluator = Evaluator(self.catalog, self.frames, self.searcher, settings.evaluate)
@@ -222,7 +221,6 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self.state.restore()
-            sweep(self.settings.state_dir / "index", {era.number for era in self.state.eras.eras})
             self.scoreboard.export()
             self.server.start()
             self.feed.start(self.state.offsets, self.state.memo)

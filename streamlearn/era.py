@@ -17,7 +17,7 @@ from streamlearn.era_merge import Merge
 from streamlearn.era_readout import Readout
 from streamlearn.era_view import QueryEncoder
 from streamlearn.era_words import Words
-from streamlearn.index import Partition
+from streamlearn.index import Layout, Partition
 from streamlearn.records import Vectors
 
 
@@ -118,6 +118,8 @@ class Era:
             out["text_maps"] = self.encoder.of_texts
             if self.encoder.of_clips is not None:
                 out["clip_maps"] = self.encoder.of_clips
+        if (layout := self.partition.layout) is not None:
+            out["fresh"] = layout.fresh
         return {kind: torch.from_numpy(array) for kind, array in out.items()}
 
     def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -137,6 +139,14 @@ class Era:
         if facts.get("readout"):
             self.readout = Readout(**facts["readout"])
 
+    def layout(self, facts: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> Layout | None:
+        """How its vectors lay where `facts` and `tensors`, here all of a generation's, are from."""
+        if not facts.get("lists"):  # there were none, or an older version wrote it
+            return None
+        number = f"{self.number:04d}"
+        lists = tensors[f"lists/{number}-{facts['lists']}"]
+        return Layout(facts["lists"], lambda: lists, tensors["fresh"][number].numpy())
+
     def facts(self) -> dict[str, Any]:
         """What a manifest says of it."""
         return {
@@ -150,4 +160,5 @@ class Era:
             "readout": self.readout and asdict(self.readout),
             "mapped": self.mapped and asdict(self.mapped),
             "told": self.words.clips,
+            "lists": (layout := self.partition.layout) and layout.name,
         }

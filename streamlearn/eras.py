@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,20 +49,10 @@ class Eras:
         catalog: where vectors are durable.
         frames: what sealed eras are re-encoded from.
         settings: how often to take snapshots, how many, how much to re-encode at a time.
-        hints: folder where large partitions remember how they lie in lists, for a quick start.
     """
 
-    def __init__(
-        self,
-        learner: Learner,
-        catalog: Catalog,
-        frames: FrameStore,
-        settings: SearchSettings,
-        *,
-        hints: Path | None = None,
-    ) -> None:
+    def __init__(self, learner: Learner, catalog: Catalog, frames: FrameStore, settings: SearchSettings) -> None:
         self._learner, self._catalog, self._settings = learner, catalog, settings
-        self._hints = hints
         self._dim = learner.online.dim
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from, self._restored_step = 0, -1  # the lowest row that may have frames; of the learner, then
@@ -261,13 +250,15 @@ class Eras:
         return parts
 
     def sealed(self) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
-        """Weights that never change, fp16: of the sealed eras, and the snapshots of the current one."""
+        """What never changes: weights, fp16, of sealed eras and of the current one's snapshots; and lists of eras."""
         pairs = {
             f"eras/{e.number:04d}": partial(half, e.encoder.towers)
             for e in self.eras
             if e.encoder is not None and not e.mapped
         }
-        return {**pairs, **self.snapshots.sealed(self.current.number)}
+        laid = {e.number: layout for e in self.eras if (layout := e.partition.layout) is not None}
+        lists = {f"lists/{number:04d}-{layout.name}": layout.lists for number, layout in laid.items()}
+        return {**pairs, **lists, **self.snapshots.sealed(self.current.number)}
 
     def restore(self, state: Sequence[Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Inverse of `state`, `tensors` and `sealed`, with the catalog already cut to the same generation."""
@@ -284,7 +275,7 @@ class Eras:
                 self._freeze(era, tensors[f"eras/{name}"], None if readout is None else readout.numpy())
             rows, vectors, _ = self._catalog.era_vectors(era.number)
             if len(rows):
-                era.partition.replace_all(rows, vectors)
+                era.partition.replace_all(rows, vectors, era.layout(facts, tensors))
             if not facts["reencoded"]:
                 era.pending = deque(rows.tolist())
             self.eras.append(era)
@@ -305,11 +296,9 @@ class Eras:
 
     def _open(self, number: int, task: str, step: int | None = None) -> Era:
         opened = self._learner.steps if step is None else step
-        hints = None if self._hints is None else self._hints / f"{number:04d}.safetensors"
         none = np.zeros((0, self._dim), np.float32)
         device = None if self._settings.index_device == "cpu" else self._settings.index_device
-        partition = Partition(self._dim, hints=hints, device=device)
-        return Era(number, task, opened, partition, none, none)
+        return Era(number, task, opened, Partition(self._dim, device=device), none, none)
 
     def _freeze(self, era: Era, state: Mapping[str, Tensor], readout: Vectors | None) -> None:
         pair = self._learner.served.frozen_copy()

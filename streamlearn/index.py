@@ -15,19 +15,20 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
 from streamlearn import allocator
 from streamlearn.index_blocks import Block, FlatBlock, Mask, Rows, configure_faiss, packed
-from streamlearn.index_compact import compacted, remember, settled
+from streamlearn.index_compact import Layout, compacted, kept, settled
 from streamlearn.index_lists import ListsBlock
 from streamlearn.index_view import Layer, PartitionView
 from streamlearn.records import Vectors
 
-__all__ = ["Partition", "PartitionView", "Rows", "Sizes", "configure_faiss"]
+__all__ = ["Layout", "Partition", "PartitionView", "Rows", "Sizes", "configure_faiss"]
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +90,13 @@ class _Job(threading.Thread):
 
     _turn = threading.Lock()  # each has its vectors twice
 
-    def __init__(self, make: Callable[[], Block], cut: int, hints: Path | None) -> None:
+    def __init__(self, make: Callable[[], Block], cut: int) -> None:
         super().__init__(name="compaction")
         self.made: Block | None = None
         self.cut = cut  # so much of the fresh block goes into it
         self.killed: list[Rows] = []  # since it began
         self.wanted = True
-        self._make, self._hints = make, hints
+        self._make = make
 
     def run(self) -> None:
         with self._turn:
@@ -105,10 +106,7 @@ class _Job(threading.Thread):
     def work(self) -> None:
         """In this thread, without waiting for others."""
         try:
-            made = self._make()
-            if self._hints is not None and isinstance(made, ListsBlock) and self.wanted:
-                remember(self._hints, made)
-            self.made = made
+            self.made = self._make()
         except Exception:  # the old block goes on serving
             log.exception("the index could not be compacted; it is tried again later")
 
@@ -118,22 +116,19 @@ class Partition:
 
     Args:
         dim: of the vectors.
-        hints: file that remembers how the vectors lay in lists, for a quick start; it is never trusted with more.
         sizes: when its shape changes.
         device: where a large main block lies; None: in this memory, in lists.
     """
 
-    def __init__(
-        self, dim: int, *, hints: Path | None = None, sizes: Sizes | None = None, device: str | None = None
-    ) -> None:
+    def __init__(self, dim: int, *, sizes: Sizes | None = None, device: str | None = None) -> None:
         self.dim = dim
-        self._hints, self._sizes, self._device = hints, sizes or Sizes(), device
+        self._sizes, self._device = sizes or Sizes(), device
         self._view: PartitionView | None = None
         self._asked: deque[Vectors] = deque(maxlen=_ASKED)
         self._job: _Job | None = None
         self._install(FlatBlock(np.empty(0, np.int64), np.empty((0, dim), np.float32)))
         self._fresh = _Fresh(dim, self._sizes.fresh_min)
-        self._retry_at = 0  # fresh vectors at which a compaction that failed is tried again
+        self._not_before = 0  # so many are fresh, nothing is compacted: that has failed, or nothing has come
         self._outgrown: weakref.ref[Block] | None = None  # a large main block that readers may still have
 
     def upsert(self, rows: Sequence[int] | Rows, vectors: Vectors) -> None:
@@ -155,16 +150,37 @@ class Partition:
         self._tend()
         return killed
 
-    def replace_all(self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating]) -> None:
-        """Hold these and nothing else, at once; arguments as those of `upsert`, half precision will do."""
+    @property
+    def layout(self) -> Layout | None:
+        """How its vectors lie in lists; None where there are none, as all of them are looked at."""
+        if not isinstance(self._main, ListsBlock) or len(self._main.centroids) == 1:
+            return None
+        fresh = self._fresh
+        live = fresh.live[: fresh.used]
+        return Layout(self._name, partial(kept, self._main), fresh.rows[: fresh.used][live])
+
+    def replace_all(
+        self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating], layout: Layout | None = None
+    ) -> None:
+        """Hold these and nothing else, at once; arguments as those of `upsert`, half precision will do.
+
+        With a layout they are found as they were where it is from, until something changes.
+        """
         wanted, unique = self._unique(rows, vectors)
         self.abandon()
-        flat_max, hints = self._sizes.flat_max, self._hints
-        self._install(settled(wanted, unique, flat_max=flat_max, hints=hints, device=self._device))
+        self._install(settled(wanted, unique, flat_max=self._sizes.flat_max, layout=layout, device=self._device))
         self._fresh = _Fresh(self.dim, self._sizes.fresh_min)
-        self._retry_at = 0
-        if isinstance(self._main, ListsBlock):
-            self._compact()  # what it came with may not be the best way to search it
+        self._not_before = 0
+        if not isinstance(self._main, ListsBlock):
+            return
+        if layout is None:
+            self._compact()
+            return
+        self._name = layout.name
+        left = wanted[self._main.find(wanted) < 0]
+        in_order = np.concatenate([layout.fresh[np.isin(layout.fresh, left)], np.setdiff1d(left, layout.fresh)])
+        self._fresh.append(in_order, unique[np.searchsorted(wanted, in_order)])
+        self._not_before = self._fresh.used
 
     def view(self) -> PartitionView:
         """The present content, for readers; the same object until something changes."""
@@ -221,8 +237,8 @@ class Partition:
                 return
             self._swap_in(self._job)
         quarter = max(self._sizes.fresh_min, len(self._live) // 4)
-        enough = min(quarter, self._sizes.fresh_max) if not self._retry_at else self._retry_at
-        if self._fresh.used > enough or (self._dead > quarter and not self._retry_at):
+        enough = max(self._not_before, min(quarter, self._sizes.fresh_max))
+        if self._fresh.used > enough or (self._dead > quarter and self._fresh.used >= self._not_before):
             self._compact()
 
     def _compact(self) -> None:
@@ -234,7 +250,7 @@ class Partition:
         def make() -> Block:
             return compacted((main, live), (block, fresh_live), asked, flat_max=flat_max, device=device)
 
-        self._job = _Job(make, cut, self._hints)
+        self._job = _Job(make, cut)
         if len(live) + cut > self._sizes.flat_max:
             self._job.start()
         else:
@@ -244,9 +260,9 @@ class Partition:
     def _swap_in(self, job: _Job) -> None:
         self._job = None
         if job.made is None:
-            self._retry_at = 2 * max(self._fresh.used, self._sizes.fresh_min)
+            self._not_before = 2 * max(self._fresh.used, self._sizes.fresh_min)
             return
-        self._retry_at = 0
+        self._not_before = 0
         if len(job.made.rows) > self._sizes.flat_max:
             self._outgrown = weakref.ref(self._main)
         self._install(job.made)
@@ -259,6 +275,7 @@ class Partition:
 
     def _install(self, main: Block) -> None:
         self._main = main
+        self._name = uuid4().hex[:12]
         self._live: Mask = np.ones(len(main.rows), np.bool_)
         self._dead = 0
         self._view = None

@@ -1,34 +1,29 @@
-"""How a new main block is made from an old one and what came since, and remembered for the next start.
+"""How a main block is made: from an old one and what came since, or, after a restart or a rollback, as it was.
 
-Pure work on immutable things: it may run in any thread. The hints file holds centroids and which row lay in which list.
-Vectors and rows come from the catalog; a hint that is wrong costs recall, which is measured afterwards, nothing else.
+Pure work on immutable things: it may run in any thread. A layout holds centroids and which row lies in which list.
+Vectors and rows come from the catalog; a layout that is wrong would cost recall, never a wrong score.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections.abc import Collection
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from torch import Tensor
 
 from streamlearn.index_blocks import Block, FlatBlock, Mask, Rows
 from streamlearn.index_device import DeviceBlock
 from streamlearn.index_lists import (
     Depth,
     ListsBlock,
-    assigned,
     exact,
     extended,
-    filled,
     halves_of,
+    laid,
     trained,
     tuned,
 )
@@ -39,28 +34,56 @@ log = logging.getLogger(__name__)
 _JUDGES = 64  # queries that decide how deep to search
 
 
-def settled(
-    rows: Rows, vectors: npt.NDArray[np.floating], *, flat_max: int, hints: Path | None, device: str | None = None
-) -> FlatBlock | ListsBlock | DeviceBlock:
-    """A block for these vectors that is ready soon: no training. Shape: unique rows (n,), (n, d).
+class Layout(NamedTuple):
+    """How the vectors of a partition lie: with the same vectors it has another one answer as this one does.
 
-    A large one lies on the `device`, where one is given and has room.
+    Attributes:
+        name: of the lists; those of one name are the same.
+        lists: makes what is to be kept of them.
+        fresh: (m,) the rows that lie in none yet.
     """
-    if len(rows) <= flat_max:
+
+    name: str
+    lists: Callable[[], Mapping[str, Tensor]]
+    fresh: Rows
+
+
+def kept(block: ListsBlock) -> dict[str, Tensor]:
+    """What `Layout.lists` makes."""
+    arrays = {"rows": block.rows, "begin": block.begin, "centroids": block.centroids, **block.depth._asdict()}
+    return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+
+
+def settled(
+    rows: Rows,
+    vectors: npt.NDArray[np.floating],
+    *,
+    flat_max: int,
+    layout: Layout | None = None,
+    device: str | None = None,
+) -> FlatBlock | ListsBlock | DeviceBlock:
+    """A block for these vectors that is ready soon: no training. Shape: unique rows (n,), ascending, (n, d).
+
+    A large one lies on the `device`, where one is given and has room, or as the layout says, without what was fresh.
+    """
+    if layout is None and len(rows) <= flat_max:
         return FlatBlock.of(rows, vectors)
     halves = vectors.astype(np.float16, copy=False)
     if device is not None and (block := _on_device(rows, halves, device)) is not None:
         return block
-    known = _read_hints(hints, vectors.shape[1]) if hints is not None else None
-    if known is None:
+    if layout is None:
         return exact(rows, halves)
-    centroids, hinted_rows, hinted_lists, depth = known
-    at = np.searchsorted(hinted_rows, rows)
-    at[at == len(hinted_rows)] = 0
-    hit = hinted_rows[at] == rows
-    lists = np.where(hit, hinted_lists[at], -1).astype(np.int32)
-    lists[~hit] = assigned(halves[~hit], centroids)
-    return filled(rows, halves, lists, centroids, depth)
+    return _restored(rows, halves, layout)
+
+
+def _restored(rows: Rows, halves: npt.NDArray[np.float16], layout: Layout) -> ListsBlock:
+    tensors = layout.lists()
+    listed, begin, centroids = (tensors[name].numpy() for name in ("rows", "begin", "centroids"))
+    depth = Depth._make(tensors[name].item() for name in Depth._fields)
+    at = np.minimum(np.searchsorted(rows, listed), max(0, len(rows) - 1))
+    there = (rows[at] == listed) & ~np.isin(listed, layout.fresh) if len(rows) else np.zeros(len(listed), np.bool_)
+    before = np.concatenate([[0], np.cumsum(there)])  # of each place, how many are still there
+    return laid(rows, halves, at[there], before[begin], centroids, depth)
 
 
 def compacted(
@@ -121,50 +144,3 @@ def _judges(layers: list[tuple[Block, Rows]], asked: list[Vectors]) -> Vectors:
     real = asked[-_JUDGES // 2 :]
     judges = np.concatenate([*(query[None] for query in real), *stored])
     return np.ascontiguousarray(judges[np.isfinite(judges).all(axis=1)], np.float32)
-
-
-def remember(path: Path, block: ListsBlock) -> None:
-    """Write down how vectors lie in lists, for the next start."""
-    order = np.argsort(block.rows, kind="stable")
-    tensors: dict[str, npt.NDArray[Any]] = {
-        "rows": block.rows[order],
-        "lists": block.lists[order],
-        "centroids": block.centroids,
-    }
-    aside = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, metadata={"depth": json.dumps(block.depth._asdict())})
-        os.replace(aside, path)
-    except OSError as error:
-        log.warning("%s cannot be written (%s): the next start will take longer", path, error)
-
-
-def sweep(folder: Path, eras: Collection[int]) -> None:
-    """Forget how eras lay in lists that are not among these: merged, or undone by a rollback."""
-    for path in folder.glob("*.safetensors"):
-        if path.stem.isdecimal() and int(path.stem) not in eras:
-            path.unlink(missing_ok=True)
-
-
-def _read_hints(path: Path, dim: int) -> tuple[Vectors, Rows, npt.NDArray[np.int32], Depth] | None:
-    """Centroids, rows in ascending order, their lists, and the depth; None where there is nothing to rely on."""
-    try:
-        with safe_open(path, "numpy") as file:
-            centroids, rows, lists = (file.get_tensor(name) for name in ("centroids", "rows", "lists"))
-            depth = Depth(**json.loads(file.metadata()["depth"]))
-        good = (
-            centroids.dtype == np.float32 and rows.dtype == np.int64 and lists.dtype == np.int32
-            and centroids.ndim == 2 and centroids.shape[1] == dim and np.isfinite(centroids).all()
-            and rows.shape == lists.shape == (len(rows),) and len(rows) > 0 and (np.diff(rows) > 0).all()
-            and lists.min() >= 0 and lists.max() < len(centroids) and 1 <= depth.probes <= len(centroids)
-        )  # fmt: skip
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        log.warning("%s cannot be used (%s): the index is built anew, in the background", path, error)
-        return None
-    if not good:
-        log.warning("%s does not fit: the index is built anew, in the background", path)
-        return None
-    return centroids, rows, lists, depth

@@ -39,12 +39,14 @@ class Depth(NamedTuple):
         recall: that was measured with it.
         trained_share: of all vectors, what was looked at when the lists were new.
         trained_n: vectors there were then.
+        n: vectors there were when it was measured, whichever of them live on.
     """
 
     probes: int
     recall: float
     trained_share: float
     trained_n: int
+    n: int
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ class ListsBlock:
 
     def search(self, queries: Vectors, k: int, allowed: Bits, count: int) -> tuple[Vectors, Rows]:
         """See `Block`. Approximate; exact beyond 128 answers."""
-        n, lists = len(self.rows), len(self.centroids)
-        # As many allowed vectors are looked at as without a filter.
-        probes = lists if k > _DEEP_K else min(lists, -(-self.depth.probes * n // count))
-        chosen = None if count == n else allowed
+        lists = len(self.centroids)
+        # As many allowed vectors are looked at as when the depth was measured.
+        probes = lists if k > _DEEP_K else min(lists, -(-self.depth.probes * self.depth.n // count))
+        chosen = None if count == len(self.rows) else allowed
         scores, at = self.probe(queries, k, probes, chosen)
         if probes < lists:
             short = (at >= 0).sum(axis=1) < min(k, count)
@@ -120,7 +122,7 @@ class ListsBlock:
         The depth was measured where queries lie among the vectors. What a filter leaves may lie elsewhere, all around:
         so lists are looked into, nearest first, until enough of it was looked at.
         """
-        usual = self.depth.probes * len(self.rows) // len(self.centroids)
+        usual = self.depth.probes * self.depth.n // len(self.centroids)
         enough = count if k > _DEEP_K else max(_CHOSEN, usual)
         nearest = np.argsort(-(queries @ self.centroids.T), axis=1)  # (q, lists)
         held = counted(chosen, self.begin)[nearest]
@@ -155,7 +157,7 @@ class ListsBlock:
 def trained(rows: Rows, halves: Halves, asked: Vectors) -> ListsBlock:
     """New lists for vectors, and the depth that they need. Shape: (n,), (n, d), queries (m, d)."""
     centroids = _centroids(halves)
-    block = filled(rows, halves, assigned(halves, centroids), centroids, Depth(1, 0.0, 1.0, len(rows)))
+    block = filled(rows, halves, assigned(halves, centroids), centroids, Depth(1, 0.0, 1.0, len(rows), len(rows)))
     depth = _measure(block, asked)
     share = depth.probes / len(centroids)
     return replace(block, depth=depth._replace(trained_share=share, trained_n=len(rows)))
@@ -176,13 +178,18 @@ def tuned(block: ListsBlock, asked: Vectors) -> ListsBlock | None:
 def exact(rows: Rows, halves: Halves) -> ListsBlock:
     """One list, always searched whole: at once there, and exact but for the rounding to half precision."""
     lists, centroids = np.zeros(len(rows), np.int32), np.zeros((1, halves.shape[1]), np.float32)
-    return filled(rows, halves, lists, centroids, Depth(1, 1.0, 1.0, 0))
+    return filled(rows, halves, lists, centroids, Depth(1, 1.0, 1.0, 0, len(rows)))
 
 
 def filled(rows: Rows, halves: Halves, lists: Lists, centroids: Vectors, depth: Depth) -> ListsBlock:
     """Vectors put into their lists."""
     order = np.argsort(lists, kind="stable")
     begin = np.searchsorted(lists[order], np.arange(len(centroids) + 1))
+    return laid(rows, halves, order, begin, centroids, depth)
+
+
+def laid(rows: Rows, halves: Halves, order: Rows, begin: Rows, centroids: Vectors, depth: Depth) -> ListsBlock:
+    """Vectors in this order, which runs through the lists; each begins where `begin` says."""
     pieces = (halves[order[begin[i] : begin[i + 1]]] for i in range(len(centroids)))
     return _assemble(rows[order], pieces, begin, centroids, depth)
 
@@ -295,4 +302,4 @@ def _measure(block: ListsBlock, asked: Vectors) -> Depth:
         if reached >= TARGET_RECALL:
             probes, recall = tried, reached
             break
-    return depth._replace(probes=probes, recall=recall)
+    return depth._replace(probes=probes, recall=recall, n=len(block.rows))

@@ -212,7 +212,7 @@ class State(Cut):
         """
         self.ledger.settle()
         self.dead_letters.flush()
-        number = self.catalog.generation
+        number, served = self.catalog.generation, self._snapshot()  # first: it takes what was compacted
         if self.generations.current() != number:  # else: published, but then the disk was full
             self.generations.write(Generation(number, self.offsets, self.facts(), self.tensors(), self.eras.sealed()))
             self.catalog.sync()
@@ -221,7 +221,7 @@ class State(Cut):
         self.frames.delete(self.catalog.prune(self.generations.prune()))
         self.done("checkpoint")
         self.metrics.index_carried_clips.set(self.carried_clips())
-        self.publish()  # what is answered now is what going back to this generation will answer
+        self._serve(replace(served, generation=number))  # what going back to this generation will answer
         self.metrics.generation.set(number)
         self.metrics.checkpoint_last_success_timestamp_seconds.set_to_current_time()
         log.info("wrote generation %d: step %d, %d clips", number, self.learner.steps, self.clips)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 import streamlearn.index
 import streamlearn.index_compact
@@ -433,7 +430,7 @@ def test_lists_grow_by_compactions_and_are_made_anew_when_the_vectors_have_moved
 
 
 def test_what_replaces_everything_waits_for_no_compaction_and_is_not_overtaken_by_it(
-    gallery: Vector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gallery: Vector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go, made = threading.Event(), threading.Event(), streamlearn.index.compacted
 
@@ -443,7 +440,7 @@ def test_what_replaces_everything_waits_for_no_compaction_and_is_not_overtaken_b
         return made(*arguments, **named)
 
     monkeypatch.setattr("streamlearn.index.compacted", compacted)
-    partition = Partition(32, hints=tmp_path / "hints.safetensors", sizes=LISTS)
+    partition = Partition(32, sizes=LISTS)
     partition.replace_all(range(5_000), gallery[:5_000])
     job = partition._job
     assert job is not None
@@ -454,9 +451,7 @@ def test_what_replaces_everything_waits_for_no_compaction_and_is_not_overtaken_b
     assert_equals_brute_force(partition.view(), content, clustered(2, 20), 10, atol=2e-3)
     go.set()
     job.join()
-    view = settled(partition)
-    assert_holds(view, content, 2e-3)
-    assert len(load_file(tmp_path / "hints.safetensors")["rows"]) == 2_000
+    assert_holds(settled(partition), content, 2e-3)
 
 
 def test_memory_is_given_back_once_nobody_has_the_block_that_was_replaced(
@@ -477,54 +472,79 @@ def test_memory_is_given_back_once_nobody_has_the_block_that_was_replaced(
     assert given_back == [True]
 
 
-def test_a_start_with_hints_has_the_same_lists_at_once_whatever_has_changed_since(
-    gallery: Vector, tmp_path: Path
-) -> None:
-    hints = tmp_path / "index" / "era.safetensors"
-    partition = Partition(32, hints=hints, sizes=LISTS)
+def answers(view: PartitionView, allowed: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+    """Few and many, of all rows and some, to queries that lie where no vectors are, whose neighbours are anywhere."""
+    asked = unit_rows(10, 100, 32)
+    return [part for k in (10, 200) for few in (None, allowed) for part in view.search(asked, k, few)]
+
+
+def test_with_its_layout_another_one_answers_alike_until_something_comes(gallery: Vector) -> None:
+    partition = Partition(32, sizes=LISTS)
     partition.replace_all(range(5_000), gallery[:5_000])
     block = settled(partition)._layers[0].block
+    content = dict(enumerate(gallery[:5_000].astype(np.float16).astype(np.float32)))
     assert isinstance(block, ListsBlock)
-    # The catalog has lost some rows, changed some, and has some that the hints do not know.
-    rows = np.concatenate([np.arange(100, 5_000), np.arange(7_000, 7_100)])
-    vectors = np.concatenate([gallery[100:5_000], clustered(8, 100)])
-    vectors[:100] = clustered(9, 100)
-    again = Partition(32, hints=hints, sizes=LISTS)
-    again.replace_all(rows, vectors.astype(np.float16))
-    content = dict(zip(rows.tolist(), vectors, strict=True))
-    for view in (again.view(), settled(again)):
-        known = view._layers[0].block
-        assert isinstance(known, ListsBlock)
-        assert np.array_equal(known.centroids, block.centroids)
-        assert_holds(view, content, 2e-3)
-        assert recall(view, content, clustered(10, 100)) >= 0.94
+    partition.remove(range(900))  # not yet so many that they are cleared away
+    for rows, vectors in ((range(7_150, 7_199), clustered(8, 49)), (range(2_000, 2_100), clustered(9, 100))):
+        vectors = vectors.astype(np.float16).astype(np.float32)  # as the catalog has them
+        partition.upsert(rows, vectors)  # new ones and others in place of those that there were
+        content |= dict(zip(rows, vectors, strict=True))
+    content = {row: vector for row, vector in content.items() if row >= 900}
+    layout, view = partition.layout, partition.view()
+    assert layout is not None
+    assert settled(partition)._layers[0].block is block
+    rows = np.array(sorted(content))
+    vectors = np.stack([content[row] for row in rows]).astype(np.float16)
+    again = Partition(32, sizes=LISTS)
+    again.replace_all(rows, vectors, layout)
+    allowed = rows[::3]
+    for found in (again.view(), settled(again)):
+        assert_holds(found, content, 1e-6)
+        for one, other in zip(answers(view, allowed), answers(found, allowed), strict=True):
+            assert np.array_equal(one, other)
+    restored = again.layout
+    assert restored is not None
+    assert restored.name == layout.name
+    assert np.array_equal(restored.fresh, layout.fresh)
+    assert recall(again.view(), content, unit_rows(10, 100, 32)) < 0.95  # else this would say little
+    again.upsert(range(8_000, 8_400), clustered(11, 400))
+    assert settled(again).search(clustered(10, 1), 10)[0].shape == (1, 10)
+    assert again.layout is not None
+    assert again.layout.name != layout.name
 
 
-@pytest.mark.parametrize("damage", ["absent", "noise", "cut", "other dimension", "wrong lists"])
-def test_hints_that_are_damaged_are_passed_over_and_the_answers_are_right(
-    damage: str, gallery: Vector, tmp_path: Path
+def test_what_was_due_where_a_layout_is_from_waits_for_something_to_come(
+    gallery: Vector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hints = tmp_path / "era.safetensors"
-    if damage != "absent":
-        first = Partition(16 if damage == "other dimension" else 32, hints=hints, sizes=LISTS)
-        first.replace_all(range(2_000), gallery[:2_000, : first.dim])
-        settled(first)
-    if damage == "noise":
-        hints.write_bytes(b"\xff" * 4_000)
-    elif damage == "cut":
-        hints.write_bytes(hints.read_bytes()[:5_000])
-    elif damage == "wrong lists":
-        tensors = load_file(hints)
-        with safe_open(hints, "numpy") as file:
-            metadata = file.metadata()
-        save_file(tensors | {"lists": np.roll(tensors["lists"], 700)}, hints, metadata)
-    partition = Partition(32, hints=hints, sizes=LISTS)
+    partition = Partition(32, sizes=LISTS)
     partition.replace_all(range(3_000), gallery[:3_000])
-    content = dict(enumerate(gallery[:3_000]))
-    assert_holds(partition.view(), content, 2e-3)
-    view = settled(partition)
-    assert_holds(view, content, 2e-3)
-    assert recall(view, content, clustered(11, 100)) >= 0.95
+    settled(partition)
+    with monkeypatch.context() as patch:
+        patch.setattr("streamlearn.index._Job.start", lambda _: None)  # it does not get its turn
+        patch.setattr("streamlearn.index._Job.is_alive", lambda _: True)
+        partition.upsert(range(3_000, 4_000), gallery[3_000:4_000])
+        layout = partition.layout
+    assert layout is not None
+    assert len(layout.fresh) == 1_000
+    again = Partition(32, sizes=LISTS)
+    again.replace_all(range(4_000), gallery[:4_000], layout)
+    assert again._job is None
+    again.remove([5])
+    assert again._job is None
+    again.upsert([4_000], gallery[4_000:4_001])
+    assert again._job is not None
+    assert_holds(settled(again), {row: gallery[row] for row in range(4_001) if row != 5}, 2e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_layout_is_not_looked_at_where_vectors_lie_on_a_device(device: str, gallery: Vector) -> None:
+    lists = Partition(32, sizes=LISTS)
+    lists.replace_all(range(3_000), gallery[:3_000])
+    settled(lists)
+    partition = Partition(32, sizes=LISTS, device=device)
+    partition.replace_all(range(3_000), gallery[:3_000], lists.layout)
+    assert partition.layout is None
+    assert_equals_brute_force(partition.view(), dict(enumerate(gallery[:3_000])), clustered(2, 20), 10, atol=2e-3)
 
 
 def test_the_depth_is_measured_with_the_queries_that_are_asked(gallery: Vector) -> None:

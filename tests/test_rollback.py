@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,8 @@ import pytest
 from streamlearn.app import Daemon
 from streamlearn.cut import Cut
 from streamlearn.errors import SettingsError, StateError
+from streamlearn.index import Partition as IndexPartition
+from streamlearn.index import Sizes
 from streamlearn.records import Offsets, Partition, Position, Record
 from streamlearn.rollback import ResumeFrom, roll_back_offline
 from streamlearn.schemas import Query, SearchRequest
@@ -29,6 +31,7 @@ from streamlearn.settings import load
 from streamlearn.source import EventSink
 from streamlearn.testing import ListSource
 from tests.daemon import until
+from tests.parts import BLANK
 from tests.remembering import RememberingSource
 from tests.test_daemon import Stream, settled
 from tests.test_daemon import daemon as stream_daemon
@@ -286,6 +289,62 @@ def test_it_answers_so_until_a_clip_is_learned_and_makes_no_generation_meanwhile
         assert settled[-1]
         assert same([recorder.ask(question) for question in QUESTIONS], recorder.answers[done["generation"]])
         assert running.state.generations.current() == done["generation"]
+
+
+@pytest.mark.slow
+def test_an_index_in_lists_answers_as_it_did_near_misses_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlearn.index_lists._POINTS_PER_LIST", 8)
+    sizes = Sizes(flat_max=200, fresh_min=50, fresh_max=50)
+    monkeypatch.setattr("streamlearn.eras.Partition", partial(IndexPartition, sizes=sizes))
+    rng = np.random.default_rng(0)
+
+    def put(state: Any, names: range) -> None:
+        """As a batch of the stream does."""
+        vectors = rng.standard_normal((len(names), state.learner.online.dim)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        clips = [replace(BLANK, video_id=f"more-{name}", step=state.learner.steps, task="studio") for name in names]
+        with state.catalog.transaction():
+            rows, replaced = state.catalog.put(clips)
+            state.eras.remove(replaced)
+            state.eras.upsert(rows, vectors)
+
+    settings = load(None, {**SETTINGS, "drift.detector": "none", "state_dir": tmp_path / "state"})
+    with Daemon(settings, ListSource(list(records()[: CLIPS // 3]))) as running:
+        finished(running)
+        state, queries = running.state, rng.standard_normal((40, running.state.learner.online.dim)).tolist()
+
+        def answers() -> list[list[tuple[str, float]]]:
+            asked = [SearchRequest(query=Query(vector=query), limit=10) for query in queries]
+            return [[(hit.video_id, hit.score) for hit in running.service.search(one).results] for one in asked]
+
+        def change(names: range) -> Any:
+            put(state, names)
+            state.eras.current.partition.close()
+            state.checkpoint()  # swaps in what was compacted
+            return state.generations.current(), state.eras.current.partition.layout, answers()
+
+        def work(what: Callable[[], Any]) -> Any:
+            return running.pipeline.mailbox.ask(what, 60)
+
+        work(lambda: change(range(800)))
+        work(lambda: change(range(790, 830)))  # some wait, beside the lists, and ten are of clips that there were
+        then = work(lambda: change(range(825, 840)))
+        later = work(lambda: change(range(500, 1_500)))
+        assert then[1].name != later[1].name
+        assert then[2] != later[2]
+        roll_back(running, then[0], resume_from="latest")
+        assert answers() == then[2]
+        assert work(lambda: state.eras.current.partition.layout.name) == then[1].name
+    with Daemon(settings, ListSource()) as running:
+        state = running.state
+        assert answers() == then[2]
+        view = state.eras.views()[-1].partition
+        exact = view.vectors(view.rows) @ np.array(queries, np.float32).T
+        best = {tuple(sorted(view.rows[np.argsort(-scores)[:10]].tolist())) for scores in exact.T}
+        found = {tuple(sorted(rows.tolist())) for rows in view.search(np.array(queries, np.float32), 10)[1]}
+        assert best != found  # there are near misses
 
 
 def template(tmp_path: Path) -> tuple[Path, list[list[Answer]]]:
