@@ -24,7 +24,7 @@ from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import numpy as np
@@ -38,6 +38,7 @@ from streamlearn.state import State
 
 QUESTIONS, ASKERS, PAUSE_S, AROUND_S = 200, 2, 0.01, 15.0
 DEEP, DEEP_QUESTIONS, COMPARED = 200, 50, 150  # some of a page may be deleted later
+T = TypeVar("T")
 Answers = list[list[tuple[str, float]]]
 
 
@@ -135,8 +136,8 @@ def keep_asking(number: int, url: str, stop: Event, out: Queue[list[Asked]]) -> 
     out.put(asked)
 
 
-def among_askers(daemon: Daemon, number: int) -> tuple[list[Asked], float, float, dict[str, Any]]:
-    """What was asked before, during and after a rollback, when that began and ended, and what it says of itself."""
+def among_askers(daemon: Daemon, happens: Callable[[], T]) -> tuple[list[Asked], float, float, T]:
+    """What was asked before, during and after something, when that began and ended, and what came of it."""
     spawn = multiprocessing.get_context("spawn")
     stop, out = spawn.Event(), spawn.Queue()
     askers = [spawn.Process(target=keep_asking, args=(i, daemon.url, stop, out)) for i in range(ASKERS)]
@@ -144,7 +145,7 @@ def among_askers(daemon: Daemon, number: int) -> tuple[list[Asked], float, float
         asker.start()
     time.sleep(2 * AROUND_S)  # some of it is their imports
     begin = time.monotonic()
-    done = httpx.post(f"{daemon.url}/v1/generations/{number}/rollback", timeout=600).raise_for_status().json()
+    done = happens()
     end = time.monotonic()
     work(daemon, settle)  # lists are looked at again, beside the queries
     time.sleep(AROUND_S)
@@ -160,6 +161,14 @@ def told(asked: Sequence[Asked]) -> dict[str, Any]:
     failed = sum(one.generation is None for one in asked)
     longest = max(one.seconds for one in asked) * 1e3
     return {"queries": len(asked), "failed": failed, "p50_ms": p50, "p99_ms": p99, "longest_ms": longest}
+
+
+def by_time(asked: Sequence[Asked], begin: float, end: float) -> list[dict[str, Any]]:
+    """What to tell of those that ended before, of those during, and of those that began after."""
+    before = [one for one in asked if one.begin + one.seconds < begin]
+    after = [one for one in asked if one.begin > end]
+    during = [one for one in asked if one.begin + one.seconds >= begin and one.begin <= end]
+    return [told(part) for part in (before, during, after)]
 
 
 def best(answers: Answers, first: int = K, gone: Container[str] = ()) -> Answers:
@@ -201,12 +210,13 @@ def measure(daemon: Daemon, count: int, tell: Callable[[str, dict[str, Any]], No
         tell("changed", {"s": time.perf_counter() - begin, "generation": daemon.state.generations.current()})
     last, before = best(fixed(daemon.url)), daemon.state.generations.current()
     gone = set(daemon.catalog.deleted_since(goal))
-    asked, begin, end, done = among_askers(daemon, goal)
+    url = f"{daemon.url}/v1/generations/{goal}/rollback"
+    asked, begin, end, done = among_askers(daemon, lambda: httpx.post(url, timeout=600).raise_for_status().json())
     now, deep_now = fixed(daemon.url), fixed(daemon.url, DEEP, DEEP_QUESTIONS)
-    tell("before", told([one for one in asked if one.begin + one.seconds < begin]))
-    during = told([one for one in asked if one.begin + one.seconds >= begin and one.begin <= end])
+    before_it, during, after = by_time(asked, begin, end)
+    tell("before", before_it)
     tell("rollback", {"s": end - begin, **during, "kept_deleted": done["kept_deleted"]})
-    tell("after", told([one for one in asked if one.begin > end]))
+    tell("after", after)
     known = {before: last, done["generation"]: best(now)}
     strange = sum(one.generation not in known for one in asked if one.generation is not None)
     named = [one for one in asked if one.question >= 0 and one.generation in known]
@@ -219,31 +229,40 @@ def measure(daemon: Daemon, count: int, tell: Callable[[str, dict[str, Any]], No
     })  # fmt: skip
 
 
+def reporter(path: Path | None, facts: dict[str, Any]) -> Callable[[str, dict[str, Any]], None]:
+    """Prints one JSON object a step, with these facts in each, and appends it to the file."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+    def tell(step: str, found: dict[str, Any]) -> None:
+        all_facts = {"commit": commit, **facts, "step": step, **found, "load": os.getloadavg()[0]}
+        line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in all_facts.items()})
+        print(line, flush=True)
+        if path:
+            with path.open("a") as file:
+                file.write(line + "\n")
+
+    return tell
+
+
+def settings_in(folder: Path) -> Settings:
+    """Of a daemon that is told where tasks begin, and writes generations when it is told to."""
+    return load(None, {
+        "state_dir": folder / "state", "folder.path": folder / "clips", "api.port": 0, "model.dim": DIM,
+        "model.threads": 1, "drift.detector": "none", "evaluate.heldout_ratio": 0, "checkpoint.keep": 9,
+    })  # fmt: skip
+
+
 def main() -> None:
-    """Print one JSON object a step, and write them."""
+    """Roll back, and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--eras", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-
-    def tell(step: str, facts: dict[str, Any]) -> None:
-        facts = {"step": step, **facts, "load": os.getloadavg()[0]}
-        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}
-        line = json.dumps({"commit": commit, "vectors": arguments.vectors, "eras": arguments.eras, **rounded})
-        print(line, flush=True)
-        if arguments.json:
-            with arguments.json.open("a") as file:
-                file.write(line + "\n")
-
+    tell = reporter(arguments.json, {"vectors": arguments.vectors, "eras": arguments.eras})
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        settings = load(None, {
-            "state_dir": folder / "state", "folder.path": folder / "clips", "api.port": 0, "model.dim": DIM,
-            "model.threads": 1, "drift.detector": "none", "evaluate.heldout_ratio": 0, "checkpoint.keep": 9,
-        })  # fmt: skip
-        prepare(settings, folder / "clips", arguments.vectors, arguments.eras)
+        settings = settings_in(Path(temporary))
+        prepare(settings, Path(temporary) / "clips", arguments.vectors, arguments.eras)
         with Daemon(settings) as daemon:
             measure(daemon, arguments.vectors, tell)
 

@@ -107,7 +107,7 @@ class ListsBlock:
         """See `Block`. Approximate; exact beyond 128 answers."""
         lists = len(self.centroids)
         # As many allowed vectors are looked at as when the depth was measured.
-        probes = lists if k > _DEEP_K else min(lists, -(-self.depth.probes * self.depth.n // count))
+        probes = lists if k > _DEEP_K else min(lists, round(self.depth.probes * self.depth.n / count))
         chosen = None if count == len(self.rows) else allowed
         scores, at = self.probe(queries, k, probes, chosen)
         if probes < lists:

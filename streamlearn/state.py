@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from streamlearn import rollback
+from streamlearn import allocator, rollback
 from streamlearn.checkpoint import Generation
 from streamlearn.cut import Cut
 from streamlearn.cutover import Cutover
@@ -317,3 +317,4 @@ class State(Cut):
                 change.enter_context(self.cutover.changing())
             self._serve(snapshot)
         self.frames.delete(gone)
+        allocator.trim()  # readers of what was served before take milliseconds
