@@ -9,6 +9,7 @@ finished partition is swapped in whole. Only the pipeline thread calls `Eras`; i
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -152,6 +153,13 @@ class Eras:
         done = self._close(most, renewing=False) or self._refresh()
         return done + self._close(most - done, renewing=True)
 
+    def reencode_for(self, seconds: float) -> tuple[int, bool]:
+        """`reencode` for so long at most; returns how much it did, and whether nothing is left."""
+        end, done, last = time.monotonic() + seconds, 0, 1
+        while last and time.monotonic() < end:
+            done += (last := self.reencode())
+        return done, not last
+
     def _close(self, most: int, *, renewing: bool) -> int:
         left = most
         while left > 0 and (era := next((e for e in self.eras if e.ready and e.renewing == renewing), None)):
@@ -187,14 +195,16 @@ class Eras:
         target, writer = era.into or era, era.written_by(self._settings.merge_vectors)
         assert writer.sealed_step is not None
         partition = era.partition.view()
-        # Without frames, the vector that was written on arrival stays, turned into the other space where it is merged.
         known = np.isin(partition.rows, list(era.reencoded))
         done = {row: era.reencoded[row] for row in partition.rows[known].tolist()}
         left = partition.rows[~known]
-        others = partition.vectors(left)
-        if writer is not era and done and len(left):
-            others = mapped(partition.vectors(list(done)), np.stack(list(done.values())), others)
-        self._store(target, done | dict(zip(left.tolist(), others, strict=True)), writer.sealed_step)
+        # Without frames, the vector that was written on arrival stays, turned into the other space where it is merged.
+        if target is not era:
+            others = partition.vectors(left)
+            if writer is not era and done and len(left):
+                others = mapped(partition.vectors(list(done)), np.stack(list(done.values())), others)
+            done |= dict(zip(left.tolist(), others, strict=True))
+        self._store(target, done, writer.sealed_step)
         era.reencoded = {}
         if era.into is not None:
             self.eras.remove(era)

@@ -128,7 +128,7 @@ class Feed:
             if self._woken.is_set():
                 self._woken.clear()
                 return []
-            self._await_event(min(_TICK_S, max(0.01, backlog.show_in_s(self._show_after_s))))
+            self._await_event(min(_TICK_S, max(0.01, min(patience_s, backlog.show_in_s(self._show_after_s)))))
             with self._changed:  # what is to be given back is either in flight or in the batch, never between
                 if (event := backlog.land()) is not None:
                     self._changed.notify_all()  # there is room behind it
@@ -149,7 +149,7 @@ class Feed:
                         return backlog.hand_over()
                     if self._failure is not None:
                         raise self._failure
-                    if silent_s >= patience_s or self._ended:
+                    if (silent_s >= patience_s or self._ended) and not backlog.to_show(self._show_after_s):
                         return None if self._ended else []
                 if backlog.to_show(self._show_after_s):
                     return backlog.hand_over_part()

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # What a checkpoint can fail on that may be over later: dead letters that cannot be delivered, a disk that is full.
 _MAY_PASS = (SourceError, OSError, sqlite3.OperationalError, SafetensorError)
-_IDLE_SLICES, _IDLE_WAIT_S = 16, 0.1  # of re-encoding, and for an evaluation, before the feed is asked again
+_IDLE_S, _IDLE_WAIT_S = 0.25, 0.1  # of re-encoding, and for an evaluation, before the feed is asked again
 
 
 class Pipeline:
@@ -80,15 +80,16 @@ class Pipeline:
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
-        progress, self._outdated = self.state.progress, self.state.outdated
+        progress, self._outdated, settled = self.state.progress, self.state.outdated, True
         try:
             while not self._stopping.is_set():
                 self.mailbox.work(before=self.learn_waiting)  # whatever is asked for, it is of whole batches
                 if self.feed.wants_checkpoint:
                     self.save()
                 start = time.perf_counter()
+                soon = self.settings.search.show_after_s if self.state.due("publish", 1) else None
                 try:
-                    batch = self.feed.next(self.settings.search.show_after_s if self.state.due("publish", 1) else None)
+                    batch = self.feed.next(soon if settled or self.feed.unfinished else 0.0)
                 except SourceLostError:
                     self.settle()  # what was learned before it is kept
                     raise
@@ -102,7 +103,7 @@ class Pipeline:
                     continue  # somebody waits for an answer; what was put off can wait
                 elif self.state.due("publish", 1):
                     self.state.publish()  # of a batch that came soon after another, and nothing after it
-                elif self.settle():
+                elif settled := self.settle():
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
                         self.mailbox.wait()
@@ -171,15 +172,15 @@ class Pipeline:
             self.process(())
 
     def settle(self) -> bool:
-        """The source is silent: finish what was put off, some of it; returns whether all is done."""
-        slices = [self.state.eras.reencode() for _ in range(_IDLE_SLICES)]
-        if any(slices) or self.state.due("publish", 1):
+        """The source is silent: finish what was put off, for a moment; returns whether all is done."""
+        encoded, all_done = self.state.eras.reencode_for(_IDLE_S)
+        if encoded or self.state.due("publish", 1):
             self.state.publish()
-        self._outdated |= any(slices) or self.state.due("evaluate", 1)
-        if self._outdated and not slices[-1] and self.collect():
+        self._outdated |= encoded > 0 or self.state.due("evaluate", 1)
+        if self._outdated and all_done and self.collect():
             self.evaluate(leisurely=True)
             self._outdated = False
-        settled = self.collect(_IDLE_WAIT_S) and not slices[-1] and not self._outdated
+        settled = self.collect(_IDLE_WAIT_S) and all_done and not self._outdated
         if self.state.due("checkpoint", 1) or (settled and self._unwritten):
             self.checkpoint()
         return settled
@@ -308,8 +309,7 @@ class Pipeline:
         self.ledger.settle()
         self.state.relabel(old, new, how)
         self.examiner.scoreboard.restart()
-        self._as_restored = False
-        self._outdated = True  # its questions are others, or their ranks were kept under the old name
+        self._as_restored, self._outdated = False, True  # other questions, or ranks kept under the old name
 
     def start_task(self, boundary: Boundary, batch: Sequence[Event]) -> None:
         """Act on a boundary; from the pipeline's thread."""

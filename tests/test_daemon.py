@@ -157,6 +157,26 @@ def test_clips_are_found_and_deleted_ones_are_not_before_their_batch_is_full(tmp
         assert len(everything(again)) == 22
 
 
+def test_what_was_put_off_neither_waits_for_the_source_nor_keeps_what_it_sends_waiting(
+    tmp_path: Path, stream: Stream
+) -> None:
+    source = ListSource(stream.clips("studio", 24), ends=False)
+    never = {"learner__max_wait_s": 1000, "learner__max_batch_age_s": 1000, "evaluate__heldout_ratio": 0.0}
+    with daemon(tmp_path, source, search__reencode_batch_clips=1, search__show_after_s=0.01, **never) as running:
+        until(lambda: len(everything(running)) == 24, "all is learned")
+        eras, found = running.state.eras, threading.Event()
+        reencode = eras.reencode
+        eras.reencode = lambda: reencode() if found.is_set() else 1  # type: ignore[method-assign]
+        httpx.post(f"{running.url}/v1/tasks", json={"name": "next"}, timeout=60).raise_for_status()
+        running.feed.wake()  # else it would be silent only after 1,000 s
+        source.add(*stream.clips("studio", 3))
+        until(lambda: len(everything(running)) == 27, "clips that come are found, though there is no end to it")
+        found.set()
+        source.add(*stream.clips("studio", 5))  # the batch is full
+        until(lambda: running.service.status()["stale_clips"] == 0, "all is encoded anew, one after the other")
+        assert running.state.learner.steps == 4
+
+
 def test_replacement_and_tombstone_leave_one_and_none(tmp_path: Path, stream: Stream) -> None:
     first = stream.clips("studio", 4)
     name = "studio-0"
