@@ -78,7 +78,7 @@ def autofaiss_index(file: Path, rows: np.ndarray, k: int) -> Rival:
 
         def search(query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scores, found = index.search(query, k)
-            return scores, rows[found]
+            return scores, np.where(found < 0, -1, rows[found])
 
         return search
 

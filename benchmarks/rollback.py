@@ -150,7 +150,7 @@ def among_askers(daemon: Daemon, happens: Callable[[], T]) -> tuple[list[Asked],
     work(daemon, settle)  # lists are looked at again, beside the queries
     time.sleep(AROUND_S)
     stop.set()
-    asked = [one for _ in askers for one in out.get()]
+    asked = [one for _ in askers for one in out.get(timeout=120)]  # else one has died
     for asker in askers:
         asker.join()
     return asked, begin, end, done

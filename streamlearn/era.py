@@ -18,7 +18,10 @@ from streamlearn.era_readout import Readout
 from streamlearn.era_view import QueryEncoder
 from streamlearn.era_words import Words
 from streamlearn.index import Layout, Partition
+from streamlearn.index_lists import Halves
 from streamlearn.records import Vectors
+
+SLICE = 8_192  # vectors that are handled at a stretch, where there may be millions: searches want their turn
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Era:
         into: the era that takes these rows when they are done,
         merge: and why.
         absorbed: eras that were merged into this one, and why.
-        reencoded: rows done, of a partition not yet swapped in.
+        reencoded: rows done, of a partition not yet swapped in, and their vectors in half precision, (d,) each.
         words: of the captions of all clips that were learned in it.
     """
 
@@ -59,7 +62,7 @@ class Era:
     into: Era | None = None
     merge: Merge | None = None
     absorbed: list[dict[str, Any]] = field(default_factory=list)
-    reencoded: dict[int, Vectors] = field(default_factory=dict)
+    reencoded: dict[int, Halves] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
 
     @property
@@ -121,6 +124,16 @@ class Era:
         if (layout := self.partition.layout) is not None:
             out["fresh"] = layout.fresh
         return {kind: torch.from_numpy(array) for kind, array in out.items()}
+
+    def renewed(self) -> tuple[Rows, Halves]:
+        """Rows that were encoded anew and are still there, ascending, and their vectors. Shape: (n,), (n, d)."""
+        done = np.fromiter(self.reencoded, np.int64, len(self.reencoded))
+        rows = np.sort(done[self.partition.view().holds(done)])
+        vectors = np.empty((len(rows), self.partition.dim), np.float16)
+        for begin in range(0, len(rows), SLICE):
+            some = slice(begin, begin + SLICE)
+            vectors[some] = [self.reencoded[row] for row in rows[some].tolist()]
+        return rows, vectors
 
     def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take over what `facts` and `tensors` gave, but for what leads to other eras, and encoders."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import permutations
+from itertools import permutations, starmap
 from types import MappingProxyType
 
 import numpy as np
@@ -78,8 +78,14 @@ class Merger:
         """
         readers = _readers(eras)
         possible = [(keep, absorb) for keep, absorb in permutations(eras, 2) if _may(keep, absorb, readers)]
-        merges = [self._merge(eras, judges, keep, absorb, "cap") for keep, absorb in possible]
-        return min(merges, key=lambda merge: merge.loss, default=None)
+        count = sum(len(judges[era.number].questions) for era in eras)
+        now = self._merits(eras, judges) if count else np.zeros(1)
+
+        def merged(keep: Sealed, absorb: Sealed) -> Merge:
+            lost = now - self._merits(eras, judges, (keep, absorb)) if count else now
+            return Merge(keep.number, absorb.number, "cap", float(lost.mean()), count)
+
+        return min(starmap(merged, possible), key=lambda merge: merge.loss, default=None)
 
     def superfluous(
         self,
@@ -128,15 +134,6 @@ class Merger:
     def forget(self, number: int) -> None:
         """An era is gone, or its judges are others."""
         self._films = {pair: known for pair, known in self._films.items() if number not in pair}
-
-    def _merge(
-        self, eras: Sequence[Sealed], judges: Mapping[int, Judges], keep: Sealed, absorb: Sealed, why: str
-    ) -> Merge:
-        count = sum(len(judges[era.number].questions) for era in eras)
-        if not count:
-            return Merge(keep.number, absorb.number, why, 0.0, 0)
-        lost = self._merits(eras, judges) - self._merits(eras, judges, (keep, absorb))
-        return Merge(keep.number, absorb.number, why, float(lost.mean()), count)
 
     def _merits(
         self,

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from streamlearn.catalog import Catalog
+from streamlearn.catalog import Catalog, Rows
 from streamlearn.catalog_rows import as_stored
-from streamlearn.era import Era
+from streamlearn.era import SLICE, Era
 from streamlearn.era_bounds import EraBounds
 from streamlearn.era_clips import EraClips
 from streamlearn.era_maps import Mapped, MappedEncoder, affine
@@ -31,6 +31,7 @@ from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.era_words import Words
 from streamlearn.frames import FrameStore
 from streamlearn.index import Partition
+from streamlearn.index_lists import Halves
 from streamlearn.learner import Learner
 from streamlearn.records import Vectors
 from streamlearn.settings import SearchSettings
@@ -166,7 +167,8 @@ class Eras:
             encoder = era.written_by(self._settings.merge_vectors).encoder
             assert encoder is not None
             batch = [era.pending.popleft() for _ in range(min(left, len(era.pending)))]
-            era.reencoded.update(self._clips.encode(batch, encoder))
+            found = self._clips.encode(batch, encoder)
+            era.reencoded.update((row, vector.astype(np.float16)) for row, vector in found.items())
             if not era.pending:
                 self._finish(era)
             left -= max(1, len(batch))  # a merge that encodes nothing changes what is to be served, too
@@ -182,7 +184,8 @@ class Eras:
         fresh = self._clips.encode(rows, QueryEncoder(self._learner.served))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.
         self._kept_from = max([self._kept_from, *(row + 1 for row in rows if row not in fresh)])
-        self._store(era, fresh, step)
+        if fresh:
+            self._store(era, np.array([*fresh]), np.stack([*fresh.values()]).astype(np.float16), step)
         return len(fresh)
 
     def _finish(self, era: Era) -> None:
@@ -194,18 +197,17 @@ class Eras:
     def _swap_in(self, era: Era) -> None:
         target, writer = era.into or era, era.written_by(self._settings.merge_vectors)
         assert writer.sealed_step is not None
-        partition = era.partition.view()
-        known = np.isin(partition.rows, list(era.reencoded))
-        done = {row: era.reencoded[row] for row in partition.rows[known].tolist()}
-        left = partition.rows[~known]
+        rows, vectors = era.renewed()
+        era.reencoded = {}
         # Without frames, the vector that was written on arrival stays, turned into the other space where it is merged.
         if target is not era:
+            partition = era.partition.view()
+            left = np.setdiff1d(partition.rows, rows)
             others = partition.vectors(left)
-            if writer is not era and done and len(left):
-                others = mapped(partition.vectors(list(done)), np.stack(list(done.values())), others)
-            done |= dict(zip(left.tolist(), others, strict=True))
-        self._store(target, done, writer.sealed_step)
-        era.reencoded = {}
+            if writer is not era and len(rows) and len(left):
+                others = mapped(partition.vectors(rows), vectors.astype(np.float32), others)
+            rows, vectors = np.concatenate([rows, left]), np.concatenate([vectors, others.astype(np.float16)])
+        self._store(target, rows, vectors, writer.sealed_step)
         if era.into is not None:
             self.eras.remove(era)
             self._bounds.forget(era.number)
@@ -216,12 +218,12 @@ class Eras:
             log.info("era %d of %s is now part of era %d", era.number, era.task, target.number)
         self._note_own_captions(target)
 
-    def _store(self, era: Era, vectors: Mapping[int, Vectors], step: int) -> None:
-        if vectors:
-            rows, stacked = list(vectors), as_stored(np.stack(list(vectors.values())))
-            with self._catalog.transaction():
-                self._catalog.put_vectors(rows, stacked, era=era.number, step=step)
-            era.partition.upsert(np.asarray(rows, np.int64), stacked)
+    def _store(self, era: Era, rows: Rows, vectors: Halves, step: int) -> None:
+        with self._catalog.transaction():
+            for begin in range(0, len(rows), SLICE):
+                some = slice(begin, begin + SLICE)
+                self._catalog.put_vectors(rows[some].tolist(), vectors[some], era=era.number, step=step)
+        era.partition.upsert(rows, vectors)
 
     def views(self) -> tuple[EraView, ...]:
         """Every era that has clips, and the current one, whose encoder is today's; immutable."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from streamlearn import allocator
 from streamlearn.index_blocks import Block, FlatBlock, Mask, Rows, configure_faiss, packed
 from streamlearn.index_compact import Layout, compacted, kept, settled
-from streamlearn.index_lists import ListsBlock
+from streamlearn.index_lists import ListsBlock, halves_of
 from streamlearn.index_view import Layer, PartitionView
 from streamlearn.records import Vectors
 
@@ -131,15 +131,23 @@ class Partition:
         self._not_before = 0  # so many are fresh, nothing is compacted: that has failed, or nothing has come
         self._outgrown: weakref.ref[Block] | None = None  # a large main block that readers may still have
 
-    def upsert(self, rows: Sequence[int] | Rows, vectors: Vectors) -> None:
+    def upsert(self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating]) -> None:
         """Add rows or replace their vectors; the last of equal rows counts.
 
         Args:
             rows: n catalog rows.
-            vectors: (n, d) float32, copied.
+            vectors: (n, d), copied.
         """
         wanted, unique = self._unique(rows, vectors)
         self._kill(wanted)
+        if len(wanted) > self._sizes.flat_max:  # full precision would take twice the memory, for nothing
+            fresh = self._fresh.layer()
+            layers = [(self._main, np.flatnonzero(self._live)), (fresh.block, fresh.live_places(fresh.live_rows()))]
+            if any(len(places) for _, places in layers):
+                others, halves = halves_of(layers)
+                wanted, unique = np.concatenate([others, wanted]), np.concatenate([halves, unique.astype(np.float16)])
+            self.replace_all(wanted, unique)
+            return
         self._fresh.append(wanted, unique.astype(np.float32, copy=False))
         self._view = None
         self._tend()

@@ -547,6 +547,25 @@ def test_a_layout_is_not_looked_at_where_vectors_lie_on_a_device(device: str, ga
     assert_equals_brute_force(partition.view(), dict(enumerate(gallery[:3_000])), clustered(2, 20), 10, atol=2e-3)
 
 
+@pytest.mark.parametrize("device", [None, *DEVICES])
+def test_very_many_at_once_take_the_place_of_what_there_was(device: str | None, gallery: Vector) -> None:
+    partition = Partition(32, sizes=LISTS, device=device)
+    partition.upsert(range(2_900), gallery[:2_900])
+    settled(partition)
+    partition.upsert(range(2_900, 3_000), gallery[2_900:3_000])
+    before, old = partition.view(), dict(enumerate(gallery[:3_000]))
+    others = clustered(20, 2_500).astype(np.float16)
+    partition.upsert(np.arange(450, 2_950), others)
+    content = old | dict(zip(range(450, 2_950), others.astype(np.float32), strict=True))
+    for view in (partition.view(), settled(partition)):
+        assert_holds(view, content, 2e-3)
+        assert all(layer.block.nbytes < 4 * 32 * 2_500 for layer in view._layers)  # in half precision
+    assert_holds(before, old, 2e-3)
+    everything = clustered(21, 3_000)
+    partition.upsert(range(3_000), everything)
+    assert_holds(settled(partition), dict(enumerate(everything)), 2e-3)
+
+
 def test_the_depth_is_measured_with_the_queries_that_are_asked(gallery: Vector) -> None:
     partition = Partition(32, sizes=LISTS)
     partition.replace_all(range(3_000), gallery[:3_000])
