@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from streamlearn import catalog_cuts
 from streamlearn.catalog_file import CatalogFile
@@ -32,7 +33,6 @@ from streamlearn.catalog_rows import (
 from streamlearn.catalog_scores import Scores
 from streamlearn.errors import StateError
 from streamlearn.filters import tags
-from streamlearn.records import Vectors
 
 __all__ = ["Catalog", "ClipRow", "Rows", "Score"]
 
@@ -175,12 +175,12 @@ class Catalog(CatalogReader):
             self._bury(db, rows)
         return rows[0] if rows else None
 
-    def put_vectors(self, rows: Sequence[int], vectors: Vectors, *, era: int, step: int) -> list[int]:
+    def put_vectors(self, rows: Sequence[int], vectors: npt.NDArray[np.floating], *, era: int, step: int) -> list[int]:
         """Store vectors, in half precision, in the place of the rows' present ones.
 
         Args:
             rows: of clips; those that are not live (any more) are passed over. The last of equal ones counts.
-            vectors: (n, d) float32; d is one for the whole catalog.
+            vectors: (n, d); d is one for the whole catalog.
             era: whose encoder made them.
             step: of that encoder.
 
