@@ -125,14 +125,15 @@ class Era:
             out["fresh"] = layout.fresh
         return {kind: torch.from_numpy(array) for kind, array in out.items()}
 
-    def renewed(self) -> tuple[Rows, Halves]:
+    def take_reencoded(self) -> tuple[Rows, Halves]:
         """Rows that were encoded anew and are still there, ascending, and their vectors. Shape: (n,), (n, d)."""
         done = np.fromiter(self.reencoded, np.int64, len(self.reencoded))
         rows = np.sort(done[self.partition.view().holds(done)])
         vectors = np.empty((len(rows), self.partition.dim), np.float16)
         for begin in range(0, len(rows), SLICE):
             some = slice(begin, begin + SLICE)
-            vectors[some] = [self.reencoded[row] for row in rows[some].tolist()]
+            vectors[some] = [self.reencoded.pop(row) for row in rows[some].tolist()]  # bit by bit: a million take long
+        self.reencoded = {}
         return rows, vectors
 
     def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

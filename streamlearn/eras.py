@@ -197,8 +197,7 @@ class Eras:
     def _swap_in(self, era: Era) -> None:
         target, writer = era.into or era, era.written_by(self._settings.merge_vectors)
         assert writer.sealed_step is not None
-        rows, vectors = era.renewed()
-        era.reencoded = {}
+        rows, vectors = era.take_reencoded()
         # Without frames, the vector that was written on arrival stays, turned into the other space where it is merged.
         if target is not era:
             partition = era.partition.view()
