@@ -79,10 +79,11 @@ class Merger:
         readers = _readers(eras)
         possible = [(keep, absorb) for keep, absorb in permutations(eras, 2) if _may(keep, absorb, readers)]
         count = sum(len(judges[era.number].questions) for era in eras)
-        now = self._merits(eras, judges) if count else np.zeros(1)
+        asked = dict[int, Vectors]()
+        now = self._merits(eras, judges, asked=asked) if count else np.zeros(1)
 
         def merged(keep: Sealed, absorb: Sealed) -> Merge:
-            lost = now - self._merits(eras, judges, (keep, absorb)) if count else now
+            lost = now - self._merits(eras, judges, (keep, absorb), asked=asked) if count else now
             return Merge(keep.number, absorb.number, "cap", float(lost.mean()), count)
 
         return min(starmap(merged, possible), key=lambda merge: merge.loss, default=None)
@@ -143,10 +144,15 @@ class Merger:
         read: Mapping[int, QueryEncoder] = MappingProxyType({}),
         *,
         beside: bool = False,
+        asked: dict[int, Vectors] | None = None,
     ) -> npt.NDArray[np.float64]:
-        """Reciprocal rank of each question, (q,). Of `merged` eras the first one's pair answers, told all words."""
+        """Reciprocal rank of each question, (q,). Of `merged` eras the first one's pair answers, told all words.
+
+        In `asked` the questions are kept as each era's own encoder reads them, for the next call.
+        """
+        known = {} if asked is None else asked
         questions = [text for era in eras for text in judges[era.number].questions]
-        asked, told = list[Vectors](), list[Words]()  # of each era
+        read_as, told = list[Vectors](), list[Words]()  # of each era
         pools: tuple[list[Vectors], list[Vectors]] = [], []  # judges, and what may stand beside them
         together = reduce(Words.plus, (era.words for era in merged), Words())
         for era in eras:
@@ -154,15 +160,19 @@ class Merger:
             if not of.questions:
                 continue
             by = merged[0] if era in merged else era
-            encoder = read.get(era.number, by.encoder)
-            assert encoder is not None
-            asked.append(encoder.texts(questions))
+            if era.number in read:
+                read_as.append(read[era.number].texts(questions))
+            else:
+                if by.number not in known:
+                    assert by.encoder is not None
+                    known[by.number] = by.encoder.texts(questions)
+                read_as.append(known[by.number])
             told.append(together if era in merged else era.words)
             anew = self._anew and by is not era
             vectors = self._encoded(by, era, of) if anew else of.vectors
             pools[0].append(vectors)
             pools[1].append(mapped(of.vectors, vectors, of.learned) if anew else of.learned)
-        each = (blocks(questions, asked, pool, told, self._familiarity_weight) for pool in pools[: 1 + beside])
+        each = (blocks(questions, read_as, pool, told, self._familiarity_weight) for pool in pools[: 1 + beside])
         return merits(block for pool in each for block in pool)
 
     def _encoded(self, by: Sealed, of: Sealed, judges: Judges) -> Vectors:
