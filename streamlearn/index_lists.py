@@ -23,7 +23,7 @@ Lists = npt.NDArray[np.int32]  # (n,): the list of each vector
 #: What the depth is chosen for: this share of the exact first ten. Stored vectors as judges flatter it by some points.
 TARGET_RECALL = 0.98
 _TUNED_K = 10
-_DEEP_K = 128  # whoever asks for more than this gets an exact answer
+DEEP_K = 128  # whoever asks for more than this gets an exact answer
 _CHOSEN = 8_192  # of the vectors that a filter leaves, so many are looked at; a millisecond or two
 _CHUNK = 65_536
 _ITERATIONS = 8
@@ -105,15 +105,16 @@ class ListsBlock:
 
     def search(self, queries: Vectors, k: int, allowed: Bits, count: int) -> tuple[Vectors, Rows]:
         """See `Block`. Approximate; exact beyond 128 answers."""
-        lists = len(self.centroids)
+        lists, most = len(self.centroids), max(k, DEEP_K)
         # As many allowed vectors are looked at as when the depth was measured.
-        probes = lists if k > _DEEP_K else min(lists, round(self.depth.probes * self.depth.n / count))
+        probes = lists if k > DEEP_K else min(lists, round(self.depth.probes * self.depth.n / count))
         chosen = None if count == len(self.rows) else allowed
-        scores, at = self.probe(queries, k, probes, chosen)
+        # Whether enough is found must not depend on k: pages of one ranking ask for more and more.
+        scores, at = self.probe(queries, most, probes, chosen)
         if probes < lists:
-            short = (at >= 0).sum(axis=1) < min(k, count)
+            short = (at >= 0).sum(axis=1) < min(most, count)
             if short.any():
-                scores[short], at[short] = self.probe(queries[short], k, lists, chosen)
+                scores[short], at[short] = self.probe(queries[short], most, lists, chosen)
         return scores, at
 
     def among(self, queries: Vectors, k: int, chosen: Bits, count: int) -> tuple[Vectors, Rows]:
@@ -123,7 +124,7 @@ class ListsBlock:
         so lists are looked into, nearest first, until enough of it was looked at.
         """
         usual = self.depth.probes * self.depth.n // len(self.centroids)
-        enough = count if k > _DEEP_K else max(_CHOSEN, usual)
+        enough = count if k > DEEP_K else max(_CHOSEN, usual)
         nearest = np.argsort(-(queries @ self.centroids.T), axis=1)  # (q, lists)
         held = counted(chosen, self.begin)[nearest]
         lists = np.where((held > 0) & (np.cumsum(held, axis=1) - held < enough), nearest, -1)
@@ -286,14 +287,15 @@ def _centroids(halves: Halves) -> Vectors:
 
 
 def _measure(block: ListsBlock, asked: Vectors) -> Depth:
-    """The fewest probes that reach the recall on the queries."""
+    """The fewest probes that reach the recall on the queries, and find twice what a query not too deep asks for."""
     lists, depth = len(block.centroids), block.depth
+    least = min(lists, -(-2 * DEEP_K * lists // len(block.rows)))
     k = min(_TUNED_K + 1, len(block.rows))
     scores, truth = block.probe(asked, k, lists)
     own = scores >= 0.998 * (asked**2).sum(axis=1, keepdims=True)  # a stored vector that asks finds itself anywhere
     truth[own] = -1
     probes, recall, judged = lists, 1.0, int((truth >= 0).sum())
-    for tried in sorted({round(2 ** (step / 2)) for step in range(2 * lists.bit_length())}):
+    for tried in sorted({max(least, round(2 ** (step / 2))) for step in range(2 * lists.bit_length())}):
         if tried >= lists:
             break
         _, found = block.probe(asked, k, tried)

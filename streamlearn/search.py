@@ -21,7 +21,9 @@ from streamlearn.era_view import EraView
 from streamlearn.era_words import spoken
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
+from streamlearn.index_lists import DEEP_K
 from streamlearn.metrics import Metrics
+from streamlearn.paging import continued, offset_of, token_of
 from streamlearn.queries import Encode, Queries, Submit, as_today
 from streamlearn.records import Offsets, Vectors
 from streamlearn.schemas import AsOf, SearchAnswer, SearchRequest, SearchResult, Staleness, thumbnail_url
@@ -29,7 +31,6 @@ from streamlearn.settings import SearchSettings
 from streamlearn.text_stack import TextStack, stacked
 
 _MOST_PARTITIONS = 64  # told one by one in an answer
-_DEEPEST = 100_000  # where a page can begin
 
 Rows = npt.NDArray[np.int64]
 Mode = Literal["eras", "single"]
@@ -181,11 +182,11 @@ class Searcher:
             raise SearchError("no clip has been indexed yet; try again in a moment", status=503)
         if request.limit > self._settings.max_limit:
             raise SearchError(f"limit is {request.limit}, at most {self._settings.max_limit} (search.max_limit)")
-        offset = _offset(request.page_token)
+        offset = offset_of(request.page_token)
         allowed = self._allowed(request, snapshot) if request.filter else None
         encode = self._encoder(request, snapshot)
         texts = [] if request.query.text is None else [request.query.text]
-        live = self._live(snapshot, encode, offset + request.limit + 1, allowed, texts)
+        live = self._live(snapshot, encode, offset, request.limit + 1, allowed, texts)
         page = live[offset : offset + request.limit]
         steps = self._catalog.vector_steps([clip.row for _, clip in page])
         return SearchAnswer(
@@ -198,23 +199,30 @@ class Searcher:
             as_of=AsOf(offsets=nested(snapshot.offsets), time=snapshot.time),
             staleness=Staleness(clips=snapshot.stale, ratio=snapshot.staleness_ratio),
             took_ms=round((time.perf_counter() - start) * 1000, 3),
-            next_page_token=_token(offset + request.limit) if len(live) > offset + request.limit else None,
+            next_page_token=token_of(offset + request.limit) if len(live) > offset + request.limit else None,
         )
 
     def _live(
-        self, snapshot: Snapshot, encode: Encode, wanted: int, allowed: Rows | None, texts: Sequence[str]
+        self, snapshot: Snapshot, encode: Encode, offset: int, more: int, allowed: Rows | None, texts: Sequence[str]
     ) -> list[tuple[float, ClipRow]]:
-        """The best clips of one query, at least `wanted` where there are; without those deleted since the snapshot."""
-        limit = wanted + 8
+        """The best clips of one query, so many more than the offset where there are; without those deleted since."""
+        if not len(snapshot):
+            return []
+        first = more + 8  # what the first page asked for
+        limit = offset + first
         while True:
-            scores, rows, _ = self.ask(snapshot, encode, limit, allowed, texts)
-            clips = self._clips(rows.ravel().tolist())
+            scores, rows = (part[0] for part in self.ask(snapshot, encode, limit, allowed, texts)[:2])
+            complete = len(rows) < limit or bool((rows < 0).any())
+            if first <= DEEP_K < limit:  # the first places were not looked for in all lists
+                shown = self.ask(snapshot, encode, DEEP_K, allowed, texts, timed=False)
+                scores, rows = continued((shown[0][0], shown[1][0]), (scores, rows))
+            clips = self._clips(rows.tolist())
             live = [
                 (score, clips[row])
-                for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True)
+                for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
                 if row in clips and clips[row].video_id not in self.deleting
             ]
-            if len(live) >= wanted or rows.size < limit or (rows < 0).any():
+            if len(live) >= offset + more or complete:
                 return live
             limit *= 2
 
@@ -299,22 +307,3 @@ def nested(offsets: Offsets) -> dict[str, dict[str, int]]:
     for (topic, partition), offset in offsets.items():
         out.setdefault(topic, {})[partition] = offset
     return {topic: p if len(p) <= _MOST_PARTITIONS else {"*": len(p)} for topic, p in out.items()}
-
-
-def _token(offset: int) -> str | None:
-    """None where no page can begin."""
-    if offset > _DEEPEST:
-        return None
-    return base64.urlsafe_b64encode(f"o{offset}".encode()).decode()
-
-
-def _offset(token: str | None) -> int:
-    if token is None:
-        return 0
-    try:
-        text = base64.urlsafe_b64decode(token).decode()
-        if not text.startswith("o") or not 0 <= int(text[1:]) <= _DEEPEST:
-            raise ValueError(token)
-    except ValueError as error:
-        raise SearchError("page_token is not one that this server gave; leave it out to begin anew") from error
-    return int(text[1:])

@@ -91,7 +91,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catalog", "learner", "api", "publish", "dlq", "connectors.kafka_reader"),
     ("routes_generations", "generation_facts", "rollback"),
     ("index_compact", "era_view", "events"),
-    ("index", "text_stack", "queries", "era_judges"),
+    ("index", "text_stack", "queries", "era_judges", "paging"),
     ("snapshots", "era_maps"),
     ("era_readout",),
     ("era_merge",),

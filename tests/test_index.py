@@ -566,7 +566,10 @@ def test_very_many_at_once_take_the_place_of_what_there_was(device: str | None, 
     assert_holds(settled(partition), dict(enumerate(everything)), 2e-3)
 
 
-def test_the_depth_is_measured_with_the_queries_that_are_asked(gallery: Vector) -> None:
+def test_the_depth_is_measured_with_the_queries_that_are_asked(
+    gallery: Vector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlearn.index_lists.DEEP_K", 16)  # else there are too few vectors for a shallow search
     partition = Partition(32, sizes=LISTS)
     partition.replace_all(range(3_000), gallery[:3_000])
     settled(partition)

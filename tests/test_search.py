@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,15 +19,17 @@ from streamlearn.era_scores import HEAD
 from streamlearn.era_view import EraView, QueryEncoder
 from streamlearn.era_words import spoken
 from streamlearn.errors import SearchError, StreamlearnError
+from streamlearn.index import Partition, Sizes
 from streamlearn.message import ClipMessage
+from streamlearn.paging import offset_of, token_of
 from streamlearn.records import Clip, Event, Position, Record, Rejected, Vectors
 from streamlearn.schemas import Query, SearchAnswer
-from streamlearn.search import Searcher, _offset, _token
+from streamlearn.search import Searcher
 from streamlearn.settings import ModelSettings, SearchSettings
 from streamlearn.testing import ListSource
 from streamlearn.warmup import build_towers
 from tests.media import video
-from tests.parts import Parts
+from tests.parts import BLANK, Parts
 from tests.test_daemon import Stream, daemon, settled
 
 
@@ -220,8 +223,8 @@ def test_the_last_page_that_is_just_full_has_no_next(parts: Parts) -> None:
 
 
 def test_no_token_is_given_that_would_be_refused() -> None:
-    assert _offset(_token(100_000)) == 100_000
-    assert _token(100_001) is None
+    assert offset_of(token_of(100_000)) == 100_000
+    assert token_of(100_001) is None
 
 
 def test_a_search_on_an_older_snapshot_brings_no_series_back(parts: Parts) -> None:
@@ -239,6 +242,35 @@ def test_a_clip_that_is_being_deleted_is_found_no_more(parts: Parts) -> None:
     with pytest.raises(SearchError, match="is being deleted") as caught:
         parts.ask(Query(video_id="v3"))
     assert caught.value.status == 404
+
+
+@pytest.mark.parametrize("limit", [10, 70, 150])
+def test_pages_of_a_large_era_give_each_clip_once(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in lists: the first places are looked for in some of them, those far down in all."""
+    monkeypatch.setattr("streamlearn.index_lists._POINTS_PER_LIST", 8)
+    monkeypatch.setattr("streamlearn.eras.Partition", partial(Partition, sizes=Sizes(200, 50, 50)))
+    monkeypatch.setattr("streamlearn.index_lists._CHOSEN", 200)
+    parts, rng = Parts(tmp_path), np.random.default_rng(0)
+    vectors = rng.standard_normal((2_020, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    clips = [replace(BLANK, video_id=f"v{i}", task="t1", meta={"third": i % 3}) for i in range(2_000)]
+    parts.eras.upsert(parts.catalog.put(clips)[0], vectors[:2_000])
+    parts.eras.current.partition.close()
+    parts.publish()
+    missed = 0
+    for vector in vectors[2_000:]:
+        for wanted in ({}, {"meta.third": 1}):
+            found, token = list[str](), None
+            for _ in range(400 // limit):
+                answer = parts.ask(Query(vector=vector.tolist()), limit=limit, filter=wanted, page_token=token)
+                found += [hit.video_id for hit in answer.results]
+                token = answer.next_page_token
+            assert len(found) == len(set(found))
+            exact = np.argsort(-(vectors[:2_000] @ vector))
+            exact = [int(row) for row in exact if not wanted or row % 3 == 1]
+            assert len({f"v{row}" for row in exact[: len(found)]} - set(found)) <= len(found) // 8
+            missed += len({f"v{row}" for row in exact[:100]} - set(found[:100]))
+    assert (missed > 0) == (limit < 150)  # else there would be nothing that a later page could give anew
 
 
 @pytest.mark.parametrize("token", ["x", "", "bzEyMzQ1Njc4OQ==", "LTE=", "bw==", "by0x", "日", "a" * 600])
