@@ -76,6 +76,11 @@ class Backlog:
         return bool(self.batch or self.shown)
 
     @property
+    def silent_s(self) -> float:
+        """How long ago the newest event of a batch came."""
+        return time.monotonic() - self._kept_at
+
+    @property
     def age_s(self) -> float:
         """How long the first event of the batch has waited for the rest; 0 where there is none."""
         return time.monotonic() - self._begun_at if self.begun else 0.0

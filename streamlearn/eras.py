@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _CAPTIONS = 1024  # that an era knows itself by
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
+_COMPACTING_S = 0.1  # to wait for a compaction that is under way
 
 
 class Eras:
@@ -54,7 +55,7 @@ class Eras:
     """
 
     def __init__(self, learner: Learner, catalog: Catalog, frames: FrameStore, settings: SearchSettings) -> None:
-        self._learner, self._catalog, self._settings = learner, catalog, settings
+        self._learner, self._catalog, self._frames, self._settings = learner, catalog, frames, settings
         self._dim = learner.online.dim
         self.snapshots = Snapshots(learner, settings.snapshot_interval_clips, settings.snapshots)
         self._kept_from, self._restored_step = 0, -1  # the lowest row that may have frames; of the learner, then
@@ -155,11 +156,12 @@ class Eras:
         return done + self._close(most - done, renewing=True)
 
     def reencode_for(self, seconds: float) -> tuple[int, bool]:
-        """`reencode` for so long at most; returns how much it did, and whether nothing is left."""
+        """`reencode` for so long at most; returns how much it did, or was compacted, and whether nothing is left."""
         end, done, last = time.monotonic() + seconds, 0, 1
         while last and time.monotonic() < end:
             done += (last := self.reencode())
-        return done, not last
+        busy = [era.partition for era in self.eras if era.partition.compacting]
+        return done + sum(partition.close(_COMPACTING_S) for partition in busy), not last and not busy
 
     def _close(self, most: int, *, renewing: bool) -> int:
         left = most
@@ -180,7 +182,7 @@ class Eras:
         if step == self._restored_step:  # nothing was learned since: a generation answers as it did
             return 0
         most, before = self._settings.refresh_batch_clips, step - _REFRESH_AGE_STEPS
-        rows = self._catalog.stale_rows(era.number, before, most, since_row=self._kept_from)
+        rows = self._catalog.stale_rows(era.number, before, most, since_row=max(self._kept_from, self._frames.oldest))
         fresh = self._clips.encode(rows, QueryEncoder(self._learner.served))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.
         self._kept_from = max([self._kept_from, *(row + 1 for row in rows if row not in fresh)])
@@ -231,9 +233,7 @@ class Eras:
             partition = era.partition.view()
             if len(partition) == 0 and era is not self.current:
                 continue
-            encoder, captions = era.encoder, era.known
-            if encoder is None:
-                encoder, captions = self._read_open(era)
+            encoder, captions = (era.encoder, era.known) if era.encoder else self._read_open(era)
             absorbed = frozenset(era.tasks - {era.task})
             out.append(EraView(era.number, era.task, encoder, partition, captions, era.words, absorbed))
         return tuple(out)

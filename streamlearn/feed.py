@@ -123,7 +123,7 @@ class Feed:
         return batch
 
     def _next(self, patience_s: float) -> Sequence[Event] | None:
-        silent_since, backlog = time.monotonic(), self._backlog
+        end, backlog = time.monotonic() + patience_s, self._backlog
         while not self._interrupted.is_set():
             if self._woken.is_set():
                 self._woken.clear()
@@ -139,17 +139,17 @@ class Feed:
                         backlog.keep(event)
                     return batch
                 if event is not None:
-                    silent_since = time.monotonic()
+                    end = time.monotonic() + patience_s
                     backlog.keep(event)
                     if backlog.batch_full:
                         return backlog.hand_over()
                 elif not backlog.flight:  # being decoded is not silence; a stuck decoder is ended by its own timeout
-                    silent_s = time.monotonic() - silent_since
-                    if backlog.begun and (silent_s >= self._max_wait_s or self._failure is not None or self._ended):
+                    silent = backlog.silent_s >= self._max_wait_s
+                    if backlog.begun and (silent or self._failure is not None or self._ended):
                         return backlog.hand_over()
                     if self._failure is not None:
                         raise self._failure
-                    if (silent_s >= patience_s or self._ended) and not backlog.to_show(self._show_after_s):
+                    if (time.monotonic() >= end or self._ended) and not backlog.to_show(self._show_after_s):
                         return None if self._ended else []
                 if backlog.to_show(self._show_after_s):
                     return backlog.hand_over_part()

@@ -109,6 +109,13 @@ class FrameStore:
         """Of all files together."""
         return self._bytes
 
+    @property
+    def oldest(self) -> int:
+        """No frames are kept of lower rows."""
+        while self._oldest and self._oldest[0] not in self._sizes:
+            heapq.heappop(self._oldest)
+        return self._oldest[0] if self._oldest else 2**62
+
     def put(self, row: int, packed: bytes) -> None:
         """Store what `pack` made, then evict the lowest rows while the store is too large.
 

@@ -128,7 +128,7 @@ class Partition:
         self._job: _Job | None = None
         self._install(FlatBlock(np.empty(0, np.int64), np.empty((0, dim), np.float32)))
         self._fresh = _Fresh(dim, self._sizes.fresh_min)
-        self._not_before = 0  # so many are fresh, nothing is compacted: that has failed, or nothing has come
+        self._not_before = 0  # fresh vectors before a compaction: one has failed, or was due when nothing came
         self._outgrown: weakref.ref[Block] | None = None  # a large main block that readers may still have
 
     def upsert(self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating]) -> None:
@@ -198,10 +198,16 @@ class Partition:
             self._view = PartitionView(self.dim, [main, self._fresh.layer()], self._asked)
         return self._view
 
-    def close(self) -> None:
-        """Wait for work in the background to end."""
+    @property
+    def compacting(self) -> bool:
+        """Whether there is work in the background that `view` has not swapped in."""
+        return self._job is not None
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Wait for work in the background to end, at most so long; returns whether it has."""
         if self._job is not None:
-            self._job.join()
+            self._job.join(timeout_s)
+        return self._job is None or not self._job.is_alive()
 
     def abandon(self) -> None:
         """Work in the background is not wanted any more; it ends by itself, which nobody need wait for."""

@@ -53,5 +53,4 @@ def continued(
     """
     there = first[1] >= 0
     new = ~np.isin(whole[1], first[1][there])
-    scores, rows = (np.concatenate([a[there], b[new]]) for a, b in zip(first, whole, strict=True))
-    return scores, rows
+    return np.concatenate([first[0][there], whole[0][new]]), np.concatenate([first[1][there], whole[1][new]])

@@ -24,7 +24,7 @@ from streamlearn.learner import Learner
 from streamlearn.ledger import Ledger
 from streamlearn.mailbox import Mailbox
 from streamlearn.metrics import Metrics
-from streamlearn.records import Clip, Event, StepStats, Vectors
+from streamlearn.records import Clip, Event, StepStats
 from streamlearn.rollback import ResumeFrom, Rollback
 from streamlearn.room import Room
 from streamlearn.settings import Settings
@@ -80,9 +80,10 @@ class Pipeline:
 
     def run(self) -> None:
         """Work until `stop`; an error ends learning with a sentence, and reads go on."""
-        progress, self._outdated, settled = self.state.progress, self.state.outdated, True
+        progress, self._outdated, settled, heard = self.state.progress, self.state.outdated, True, time.monotonic()
         try:
             while not self._stopping.is_set():
+                settled &= not self.mailbox.posted  # it may leave something to be done
                 self.mailbox.work(before=self.learn_waiting)  # whatever is asked for, it is of whole batches
                 if self.feed.wants_checkpoint:
                     self.save()
@@ -99,11 +100,12 @@ class Pipeline:
                     progress.state = "learning"
                     self.metrics.stage_seconds.labels("wait").observe(time.perf_counter() - start)
                     self.process(batch or (), whole=not self.feed.unfinished)
+                    heard = time.monotonic()
                 elif self.mailbox.posted or self.feed.wants_checkpoint or self.feed.unfinished:
                     continue  # somebody waits for an answer; what was put off can wait
                 elif self.state.due("publish", 1):
                     self.state.publish()  # of a batch that came soon after another, and nothing after it
-                elif settled := self.settle():
+                elif settled := self.settle(silent=time.monotonic() - heard >= self.settings.learner.max_wait_s):
                     progress.state = "idle" if batch is not None else "finished"
                     if batch is None:
                         self.mailbox.wait()
@@ -137,7 +139,8 @@ class Pipeline:
         learned = train if whole else {}
         start = time.perf_counter()
         others = {i: clip for i, clip in clips.items() if i not in learned}  # held out, or learned later
-        vectors = self._keys(others) if others else {}
+        frames = [clip.frames for clip in others.values()]
+        vectors = dict(zip(others, self.learner.encode_video(np.stack(frames)), strict=True)) if others else {}
         pairs = [*self.waiting.clips, *learned.values()]
         stats = self._learn(pairs) if whole else None
         self.metrics.stage_seconds.labels("learn").observe(spent := time.perf_counter() - start)
@@ -171,9 +174,10 @@ class Pipeline:
         if self.waiting:
             self.process(())
 
-    def settle(self) -> bool:
-        """The source is silent: finish what was put off, for a moment; returns whether all is done."""
+    def settle(self, *, silent: bool = True) -> bool:
+        """Nothing is there to be learned: finish what was put off, for a moment; returns whether all is done."""
         encoded, all_done = self.state.eras.reencode_for(_IDLE_S)
+        self._unwritten |= encoded > 0 and not self._as_restored
         if encoded or self.state.due("publish", 1):
             self.state.publish()
         self._outdated |= encoded > 0 or self.state.due("evaluate", 1)
@@ -181,7 +185,7 @@ class Pipeline:
             self.evaluate(leisurely=True)
             self._outdated = False
         settled = self.collect(_IDLE_WAIT_S) and all_done and not self._outdated
-        if self.state.due("checkpoint", 1) or (settled and self._unwritten):
+        if (settled and self._unwritten) or ((settled or silent) and self.state.due("checkpoint", 1)):
             self.checkpoint()
         return settled
 
@@ -275,10 +279,6 @@ class Pipeline:
             self.metrics.prequential_recall_ratio.set(stats.recall)
         self.state.progress.loss = stats.loss
         return stats
-
-    def _keys(self, clips: dict[int, Clip]) -> dict[int, Vectors]:
-        keys = self.learner.encode_video(np.stack([clip.frames for clip in clips.values()]))
-        return dict(zip(clips, keys, strict=True))
 
     def _begin_task(self, named: Sequence[str], batch: Sequence[Event], *, whole: bool) -> None:
         """Before the batch is learned: the first task of all, or an operator's boundary."""

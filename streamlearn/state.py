@@ -184,13 +184,13 @@ class State(Cut):
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(
+            stale=self.eras.stale,  # it looks at partitions, too: before the views that are served
             eras=self.eras.views(),
             generation=self.catalog.generation - 1,
             step=self.learner.steps,
             model_version=self.model_version,
             offsets=dict(self.offsets),
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            stale=self.eras.stale,
             staleness_ratio=self.staleness_ratio,
         )
 
@@ -249,7 +249,7 @@ class State(Cut):
         else:
             try:
                 self._adopt(generation)
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError) as error:
                 raise StateError(f"generation {number} lacks what this version needs: {error!r}") from error
             written = datetime.fromisoformat(generation.created).timestamp()
             self.metrics.checkpoint_last_success_timestamp_seconds.set(written)

@@ -177,6 +177,22 @@ def test_what_was_put_off_neither_waits_for_the_source_nor_keeps_what_it_sends_w
         assert running.state.learner.steps == 4
 
 
+def test_what_was_put_off_writes_no_generation_a_batch_and_lets_no_batch_wait(tmp_path: Path, stream: Stream) -> None:
+    source = ListSource(stream.clips("studio", 8), ends=False)
+    slow = {"learner__max_wait_s": 0.3, "learner__max_batch_age_s": 1000, "search__show_after_s": 1000}
+    with daemon(tmp_path, source, evaluate__heldout_ratio=0.0, checkpoint__interval_clips=1000, **slow) as running:
+        settled(running, "idle")
+        state, before = running.state, running.state.generations.numbers()
+        state.eras.reencode = lambda: 1  # type: ignore[method-assign]  # there is no end to it
+        running.pipeline.settings.learner.max_wait_s = 1000
+        for steps in range(2, 8):
+            source.add(*stream.clips("studio", 8))
+            until(lambda steps=steps: state.learner.steps == steps, "a full batch is learned")  # type: ignore[misc]
+        assert state.generations.numbers() == before  # the source was not silent for so long
+        source.add(*stream.clips("studio", 3))
+        until(lambda: state.learner.steps == 8, "what there is after 0.3 s of silence is learned")
+
+
 def test_replacement_and_tombstone_leave_one_and_none(tmp_path: Path, stream: Stream) -> None:
     first = stream.clips("studio", 4)
     name = "studio-0"

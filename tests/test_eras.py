@@ -360,3 +360,11 @@ def test_threads_may_ask_one_encoder_for_more_texts_than_it_remembers() -> None:
             done.result()
         stop.set()
         assert all(done.result() for done in asking)
+
+
+def test_the_refresh_passes_over_clips_whose_frames_were_evicted(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, refresh_batch_clips=4)
+    for _ in range(12):
+        parts.learn()
+    parts.frames.delete(parts.rows[:16])
+    assert parts.eras.reencode() == 4  # at the first call: it is how an idle daemon knows that something is left

@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 
+import streamlearn.index
 from streamlearn.app import Daemon
 from streamlearn.cut import Cut
 from streamlearn.errors import SettingsError, StateError
@@ -345,6 +346,29 @@ def test_an_index_in_lists_answers_as_it_did_near_misses_included(
         best = {tuple(sorted(view.rows[np.argsort(-scores)[:10]].tolist())) for scores in exact.T}
         found = {tuple(sorted(rows.tolist())) for rows in view.search(np.array(queries, np.float32), 10)[1]}
         assert best != found  # there are near misses
+
+
+@pytest.mark.slow
+def test_an_idle_daemon_waits_for_lists_and_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamlearn.index_lists._POINTS_PER_LIST", 4)
+    monkeypatch.setattr("streamlearn.eras.Partition", partial(IndexPartition, sizes=Sizes(10, 50, 50)))
+    go, made = threading.Event(), streamlearn.index.compacted
+
+    def compacted(*arguments: Any, **named: Any) -> Any:
+        assert go.wait(60)
+        return made(*arguments, **named)
+
+    monkeypatch.setattr("streamlearn.index.compacted", compacted)
+    settings = load(None, {**SETTINGS, "state_dir": tmp_path / "state", "evaluate.heldout_ratio": 0.0})
+    with Daemon(settings, ListSource(list(records()[: CLIPS // 2]), ends=False)) as running:
+        until(lambda: len(running.service.tasks()) == 2, "a task has ended")
+        until(lambda: running.service.status()["stale_clips"] == 0, "its era is encoded anew")
+        go.set()
+        until(lambda: running.service.status()["state"] == "idle", "all is done")
+        state = running.pipeline.mailbox.ask(lambda: running.state, 60)
+        layout, current = state.eras.eras[0].partition.layout, state.generations.current()
+        assert layout is not None
+        assert state.generations.manifest(current)["state"]["eras"][0]["lists"] == layout.name
 
 
 def template(tmp_path: Path) -> tuple[Path, list[list[Answer]]]:
