@@ -160,13 +160,10 @@ class Merger:
             if not of.questions:
                 continue
             by = merged[0] if era in merged else era
-            if era.number in read:
-                read_as.append(read[era.number].texts(questions))
-            else:
-                if by.number not in known:
-                    assert by.encoder is not None
-                    known[by.number] = by.encoder.texts(questions)
-                read_as.append(known[by.number])
+            if era.number not in read and by.number not in known:
+                assert by.encoder is not None
+                known[by.number] = by.encoder.texts(questions)
+            read_as.append(read[era.number].texts(questions) if era.number in read else known[by.number])
             told.append(together if era in merged else era.words)
             anew = self._anew and by is not era
             vectors = self._encoded(by, era, of) if anew else of.vectors

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _CAPTIONS = 1024  # that an era knows itself by
 _REFRESH_AGE_STEPS = 8  # younger vectors are not worth a refresh
-_COMPACTING_S = 0.1  # to wait for a compaction that is under way
+_COMPACTION_WAIT_S = 0.1  # to wait for a compaction that is under way
 
 
 class Eras:
@@ -155,13 +155,13 @@ class Eras:
         done = self._close(most, renewing=False) or self._refresh()
         return done + self._close(most - done, renewing=True)
 
-    def reencode_for(self, seconds: float) -> tuple[int, bool]:
-        """`reencode` for so long at most; returns how much it did, or was compacted, and whether nothing is left."""
+    def catch_up(self, seconds: float) -> tuple[int, bool]:
+        """Encode anew what waits, and wait for compactions, for so long; returns what was done, and whether all is."""
         end, done, last = time.monotonic() + seconds, 0, 1
         while last and time.monotonic() < end:
             done += (last := self.reencode())
         busy = [era.partition for era in self.eras if era.partition.compacting]
-        return done + sum(partition.close(_COMPACTING_S) for partition in busy), not last and not busy
+        return done + sum(partition.close(_COMPACTION_WAIT_S) for partition in busy), not last and not busy
 
     def _close(self, most: int, *, renewing: bool) -> int:
         left = most

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from streamlearn import allocator
 from streamlearn.index_blocks import Block, FlatBlock, Mask, Rows, configure_faiss, packed
-from streamlearn.index_compact import Layout, compacted, kept, settled
+from streamlearn.index_compact import Layout, compacted, settled, tensors_of
 from streamlearn.index_lists import ListsBlock, halves_of
 from streamlearn.index_view import Layer, PartitionView
 from streamlearn.records import Vectors
@@ -165,7 +165,7 @@ class Partition:
             return None
         fresh = self._fresh
         live = fresh.live[: fresh.used]
-        return Layout(self._name, partial(kept, self._main), fresh.rows[: fresh.used][live])
+        return Layout(self._name, partial(tensors_of, self._main), fresh.rows[: fresh.used][live])
 
     def replace_all(
         self, rows: Sequence[int] | Rows, vectors: npt.NDArray[np.floating], layout: Layout | None = None

@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     fresh: Rows
 
 
-def kept(block: ListsBlock) -> dict[str, Tensor]:
+def tensors_of(block: ListsBlock) -> dict[str, Tensor]:
     """What `Layout.lists` makes."""
     arrays = {"rows": block.rows, "begin": block.begin, "centroids": block.centroids, **block.depth._asdict()}
     return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}

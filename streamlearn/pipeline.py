@@ -176,7 +176,7 @@ class Pipeline:
 
     def settle(self, *, silent: bool = True) -> bool:
         """Nothing is there to be learned: finish what was put off, for a moment; returns whether all is done."""
-        encoded, all_done = self.state.eras.reencode_for(_IDLE_S)
+        encoded, all_done = self.state.eras.catch_up(_IDLE_S)
         self._unwritten |= encoded > 0 and not self._as_restored
         if encoded or self.state.due("publish", 1):
             self.state.publish()
