@@ -1,10 +1,11 @@
 """What a query costs with 1, 4 and 16 eras: encoding the text and searching, as the daemon does it, on one thread.
 
-    python benchmarks/query_cost.py [--clips 16000] [--queries 200]
+    python benchmarks/query_cost.py [--clips 16000] [--queries 200] [--text FOLDER] [--trainable heads]
 
 The clips are the same number in all, divided among the eras; vectors are random, texts are all different, so no cache
 helps. Of ended eras, 4 have a pair of their own (`search.max_encoders`) and the others are read through maps; beside
-it, 16 eras with a single pair, and 16 that all have one. The rounds take turns. Time is that of the
+it, 16 eras with a single pair, and 16 that all have one. `--text` takes another text tower; with `--trainable heads`
+all pairs share its trunk. The rounds take turns. Time is that of the
 thread's CPU, which a busy machine does not change, and the clock's.
 """
 
@@ -48,7 +49,25 @@ def told(rng: np.random.Generator) -> Words:
     return Words(np.sort(words).astype(np.int64), rng.integers(1, 100, 3_000), 1_600)
 
 
-def snapshot(rows: np.ndarray, eras: int, pairs: int) -> Snapshot:
+class Pairs:
+    """Frozen pairs that differ in what was learned."""
+
+    def __init__(self, text: str, trainable: str) -> None:
+        self._text, self._trainable = text, trainable
+        self._first = Towers(text=text, dim=DIM)
+        self._first.train_only(trainable)
+
+    def another(self, seed: int) -> QueryEncoder:
+        """Other weights in all that moves."""
+        if self._trainable == "all":
+            return QueryEncoder(Towers(text=self._text, dim=DIM, seed=seed).frozen_copy())
+        with torch.no_grad():
+            for weight in self._first.moving:
+                weight.add_(torch.randn_like(weight), alpha=0.01)
+        return QueryEncoder(self._first.frozen_copy())
+
+
+def snapshot(rows: np.ndarray, eras: int, pairs: int, make: Pairs) -> Snapshot:
     """Of so many eras, the current one among them, whose ended ones have so many pairs."""
     rng = np.random.default_rng(0)
     views = []
@@ -58,7 +77,7 @@ def snapshot(rows: np.ndarray, eras: int, pairs: int) -> Snapshot:
         partition = Partition(DIM)
         partition.replace_all(part, unit(rng, len(part)))
         if number == eras or len(own) < pairs:
-            own.append(QueryEncoder(Towers(seed=number, dim=DIM).frozen_copy()))
+            own.append(make.another(number))
             encoder = own[-1] if number == eras else MappedEncoder(own[-1], turn)
         else:
             encoder = MappedEncoder(own[number % pairs], turn, turn)
@@ -71,7 +90,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=16_000)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--text", default="tiny")
+    parser.add_argument("--trainable", default="all", choices=("all", "heads"))
     arguments = parser.parse_args()
+    make = Pairs(arguments.text, arguments.trainable)
     configure_faiss()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +105,7 @@ def main() -> None:
         searchers: dict[tuple[int, int], Searcher] = {}
         for eras, pairs in ((1, 4), (4, 4), (16, 4), (16, 1), (16, 16)):
             searcher = Searcher(catalog, frames, SearchSettings(), Metrics.create(CollectorRegistry()))
-            searcher.publish(snapshot(rows, eras, pairs))
+            searcher.publish(snapshot(rows, eras, pairs, make))
             searchers[eras, min(pairs, eras - 1)] = searcher
         times: dict[tuple[int, int], list[tuple[float, float]]] = {kind: [] for kind in searchers}
         for number in range(arguments.queries):

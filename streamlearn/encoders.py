@@ -154,17 +154,32 @@ class Towers(nn.Module):
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """Unit vectors of clips. Shape: uint8 (n, T, H, W, 3) -> float32 (n, dim)."""
-        return F.normalize(self.video(frames).float(), dim=-1)
+        return self.video_of(self.read_video(frames))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of captions or queries. Shape: n texts -> float32 (n, dim)."""
-        return F.normalize(self.text(**self._tokens(texts)).float(), dim=-1)
+        return self.text_of(self.read_text(texts))
 
-    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        tokens: dict[str, Tensor] = self.text.tokenize(texts)  # type: ignore[operator]
-        return {name: tensor.to(self.device) for name, tensor in tokens.items()}
+    def shares_trunk(self, other: Towers, part: str) -> bool:
+        """Whether the tower `part` ("video", "text") of both has one trunk that does not move, and reads for both."""
+        if part not in self._still or part not in other._still:
+            return False
+        own, its = (next(getattr(pair, part).trunk.parameters()) for pair in (self, other))
+        return own is its
 
     @torch.no_grad()
+    def read_video(self, frames: Tensor) -> Tensor:
+        """As far as it is the same to all copies. Shape: uint8 (n, T, H, W, 3) -> as it is, or features."""
+        features: Tensor = self.video.features(frames) if "video" in self._still else frames  # type: ignore[operator]
+        return features
+
+    @torch.no_grad()
+    def read_text(self, texts: Sequence[str]) -> Mapping[str, Tensor] | Tensor:
+        """As far as it is the same to all copies. Shape: n texts -> tokens by name, or features, (n, hidden)."""
+        tokens: dict[str, Tensor] = self.text.tokenize(texts)  # type: ignore[operator]
+        tokens = {name: tensor.to(self.device) for name, tensor in tokens.items()}
+        return self.text.features(**tokens) if "text" in self._still else tokens  # type: ignore[operator]
+
     def read(self, frames: Tensor, texts: Sequence[str]) -> Read:
         """Read a batch for this pair and its copies; trunks that do not move, which are nearly all the work, once.
 
@@ -172,16 +187,21 @@ class Towers(nn.Module):
             frames: uint8 (n, T, H, W, 3).
             texts: n.
         """
-        video, text = frames, self._tokens(texts)
-        if "video" in self._still:
-            video = self.video.features(frames)  # type: ignore[operator]
-        return Read(video, self.text.features(**text) if "text" in self._still else text)  # type: ignore[operator]
+        return Read(self.read_video(frames), self.read_text(texts))
 
     def encode(self, batch: Read) -> tuple[Tensor, Tensor]:
         """Unit vectors of clips and captions, as `encode_video` and `encode_text`. Shape: float32 (n, dim) twice."""
-        video = self.video.project(batch.video) if "video" in self._still else self.video(batch.video)  # type: ignore[operator]
-        text = self.text(**batch.text) if isinstance(batch.text, Mapping) else self.text.project(batch.text)  # type: ignore[operator]
-        return F.normalize(video.float(), dim=-1), F.normalize(text.float(), dim=-1)
+        return self.video_of(batch.video), self.text_of(batch.text)
+
+    def video_of(self, read: Tensor) -> Tensor:
+        """Unit vectors of clips, from what `read_video` returns. Shape: float32 (n, dim)."""
+        out = self.video.project(read) if "video" in self._still else self.video(read)  # type: ignore[operator]
+        return F.normalize(out.float(), dim=-1)
+
+    def text_of(self, read: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """Unit vectors of texts, from what `read_text` returns. Shape: float32 (n, dim)."""
+        out = self.text(**read) if isinstance(read, Mapping) else self.text.project(read)  # type: ignore[operator]
+        return F.normalize(out.float(), dim=-1)
 
     def frozen_copy(self) -> Towers:
         """A copy without gradients, in evaluation mode: a momentum pair. What is fixed is shared, not copied."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streamlearn.encoders import Towers
 from streamlearn.era_words import Words
@@ -66,13 +67,36 @@ class QueryEncoder:
     @torch.inference_mode()
     def clips(self, frames: Frames) -> Vectors:
         """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows."""
-        device = next(self.towers.parameters()).device
-        out: Vectors = self.towers.encode_video(torch.from_numpy(frames).to(device)).float().cpu().numpy()
-        return out
+        return Looked(frames).by(self)
 
     def from_reader(self, vectors: Vectors) -> Vectors:
         """What the reader says of clips, as the era would: the same. Shape: (n, d) -> (n, d)."""
         return vectors
+
+
+class Looked:
+    """Clips as pairs see them; each pair looks once, and a trunk that does not move once for all pairs that share it.
+
+    Args:
+        frames: uint8 (n, T, H, W, 3).
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = torch.from_numpy(frames)
+        self._read: list[tuple[Towers, Tensor]] = []
+        self._seen: dict[QueryEncoder, Vectors] = {}
+
+    @torch.inference_mode()
+    def by(self, reader: QueryEncoder) -> Vectors:
+        """As this pair sees them. Shape: (n, d) unit rows."""
+        if reader not in self._seen:
+            pair = reader.towers
+            read = next((read for other, read in self._read if pair.shares_trunk(other, "video")), None)
+            if read is None:
+                read = pair.read_video(self._frames.to(pair.device))
+                self._read.append((pair, read))
+            self._seen[reader] = pair.video_of(read).cpu().numpy()
+        return self._seen[reader]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from streamlearn.catalog import Catalog, ClipRow
-from streamlearn.era_view import EraView, QueryEncoder
+from streamlearn.era_view import EraView, Looked
 from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.frames import FrameStore
 from streamlearn.index_view import PartitionView
@@ -71,17 +71,15 @@ class Queries:
             unit: Vectors = given / np.linalg.norm(given)
             return lambda era: unit
         row, frames = self._known(query.video_id) if query.video_id is not None else (-1, self._asked(str(query.uri)))
-        batch, seen = np.stack([frames]), dict[QueryEncoder, Vectors]()
+        looked = Looked(np.stack([frames]))
 
         def video(era: EraView) -> Vectors:
-            here, reader = np.asarray([row], np.int64), era.encoder.reader
+            here = np.asarray([row], np.int64)
             if era.partition.holds(here)[0]:
                 # Another pair than the one that reads the era may have written it: where eras were merged, or today's
                 # has learned on.
                 return era.partition.vectors(here)
-            if reader not in seen:  # one reads for many eras
-                seen[reader] = reader.clips(batch)
-            return era.encoder.from_reader(seen[reader])
+            return era.encoder.from_reader(looked.by(era.encoder.reader))  # one reads for many eras
 
         return video
 

@@ -90,7 +90,8 @@ class SearchSettings(Section):
         4,
         ge=1,
         description="Pairs of encoders kept for ended eras, at most; beyond, the pair that is missed least goes, and"
-        " the newest one reads its era through a linear map. A query costs so many text encodings and one more.",
+        " the newest one reads its era through a linear map. A query costs so many text encodings and one more: one"
+        " pass with built-in towers or model.trainable = heads, else one after the other.",
     )
     merge_vectors: Literal["keep", "encode"] = Field(
         "keep",

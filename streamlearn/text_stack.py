@@ -1,13 +1,14 @@
-"""The built-in text towers of many eras, asked in one pass: their matrices lie on top of each other.
+"""The text towers of many eras, asked in one pass.
 
-One matrix product a layer serves all eras, where asking one after the other spends most of its time between the
-operations. The stack has copies of all but the word tables, which are most of a tower and are read where they are; so
-no tower changes under a search that is under way in it. Towers of other kinds are asked one by one; they are large
-enough for their products to take the time.
+Built-in towers lie on top of each other: one matrix product a layer serves all eras, where asking one after the other
+spends most of its time between the operations. Towers of Hugging Face with one trunk that does not move
+(`model.trainable = heads`) differ in their heads alone: the trunk reads once. Where such trunks learn, they are asked
+one by one: of one short text their time is that of reading their weights, which are as many.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -18,18 +19,61 @@ from streamlearn.encoders_tiny import TinyText
 from streamlearn.era_view import QueryEncoder
 
 _TABLE = "words.weight"
+_BATCH = 256  # texts encoded at once
 
 
-class TextStack:
-    """Frozen `TinyText` towers of one output dimension; immutable.
+class TextStack(ABC):
+    """Frozen text towers of one output dimension; immutable.
+
+    Args:
+        encoders: at least one.
+    """
+
+    def __init__(self, encoders: Sequence[QueryEncoder]) -> None:
+        self.encoders = tuple(encoders)
+
+    def prime(self, texts: Sequence[str]) -> None:
+        """Have every encoder know these texts, from one pass; where all know them already it costs nothing."""
+        new = list(dict.fromkeys(text for encoder in self.encoders for text in encoder.unknown(texts)))
+        for start in range(0, len(new), _BATCH):
+            batch = new[start : start + _BATCH]
+            for encoder, vectors in zip(self.encoders, self.encode(batch).cpu().numpy(), strict=True):
+                encoder.remember(batch, vectors)
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """As each tower encodes them. Shape: n texts -> unit rows (eras, n, d)."""
+
+
+class HeadStack(TextStack):
+    """Heads over one trunk that does not move."""
+
+    def __init__(self, encoders: Sequence[QueryEncoder]) -> None:
+        super().__init__(encoders)
+        self._first = encoders[0].towers
+        self._heads = torch.stack([encoder.towers.text.get_parameter("head.weight").detach() for encoder in encoders])
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """As each tower encodes them. Shape: n texts -> unit rows (eras, n, d)."""
+        features = self._first.read_text(texts)
+        assert isinstance(features, Tensor)  # (n, hidden)
+        return F.normalize(features @ self._heads.mT, dim=-1)
+
+
+class TinyStack(TextStack):
+    """Built-in towers.
+
+    It has copies of all but the word tables, which are most of a tower and are read where they are; so no tower changes
+    under a search that is under way in it.
 
     Args:
         encoders: at least one.
         below: a stack of the first of these encoders, to copy from.
     """
 
-    def __init__(self, encoders: Sequence[QueryEncoder], below: TextStack | None = None) -> None:
-        self.encoders = tuple(encoders)
+    def __init__(self, encoders: Sequence[QueryEncoder], below: TinyStack | None = None) -> None:
+        super().__init__(encoders)
         towers = [_tower(encoder) for encoder in encoders]
         known = 0 if below is None else len(below.encoders)
         self._first = towers[0]
@@ -40,13 +84,6 @@ class TextStack:
                 own = [_laid(name, tower.get_parameter(name).detach()) for tower in towers[known:]]
                 parts = [] if below is None else [below._weights[name]]
                 self._weights[name] = torch.cat([*parts, torch.stack(own)]) if own else parts[0]  # (eras, ...)
-
-    def prime(self, texts: Sequence[str]) -> None:
-        """Have every encoder know these texts, from one pass; where all know them already it costs nothing."""
-        new = list(dict.fromkeys(text for encoder in self.encoders for text in encoder.unknown(texts)))
-        if new:
-            for encoder, vectors in zip(self.encoders, self.encode(new).cpu().numpy(), strict=True):
-                encoder.remember(new, vectors)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -86,16 +123,18 @@ def stacked(encoders: Sequence[QueryEncoder], before: TextStack | None = None) -
         encoders: in the order of the stack.
         before: an older stack; what both begin with is taken from it.
     """
-    shapes = {
-        tuple(parameter.shape for parameter in encoder.towers.text.parameters())
-        if isinstance(encoder.towers.text, TinyText)
-        else None
-        for encoder in encoders
-    }
-    if len(encoders) < 2 or len(shapes) > 1 or None in shapes:
+    if len(encoders) < 2:
         return None
-    fits = before is not None and before.encoders == tuple(encoders[: len(before.encoders)])
-    return TextStack(encoders, before if fits else None)
+    towers = [encoder.towers for encoder in encoders]
+    if all(pair.dim == towers[0].dim and pair.shares_trunk(towers[0], "text") for pair in towers):
+        return HeadStack(encoders)
+    if not all(isinstance(pair.text, TinyText) for pair in towers):
+        return None
+    if len({tuple(parameter.shape for parameter in pair.text.parameters()) for pair in towers}) > 1:
+        return None
+    if isinstance(before, TinyStack) and before.encoders == tuple(encoders[: len(before.encoders)]):
+        return TinyStack(encoders, before)
+    return TinyStack(encoders)
 
 
 def _tower(encoder: QueryEncoder) -> TinyText:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 
 from streamlearn.encoders import Towers
 from streamlearn.era_view import QueryEncoder
-from streamlearn.text_stack import TextStack, stacked
+from streamlearn.schemas import Query
+from streamlearn.text_stack import HeadStack, TinyStack, stacked
+from tests.models import save_model
 from tests.parts import Parts
 
 TEXTS = ["a red ball rolls to the left", "night", "", "a " * 100, "drei Bälle, blau!"]
@@ -33,7 +36,7 @@ def test_a_stack_encodes_as_each_tower_does(count: int) -> None:
 def test_primed_encoders_answer_from_what_the_stack_told_them(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = encoders(3)
     alone = [pair.towers.encode_text(TEXTS).numpy() for pair in encoders(3)]
-    stack = TextStack(pairs)
+    stack = TinyStack(pairs)
     pairs[1].texts(TEXTS[:2])
     stack.prime(TEXTS)
     for pair, expected in zip(pairs, alone, strict=True):
@@ -53,7 +56,7 @@ def test_a_stack_that_is_made_meanwhile_leaves_a_search_under_way_its_weights() 
 
     def in_the_middle(*_: object) -> None:
         seen.append(addresses())
-        stack = TextStack(pairs)
+        stack = TinyStack(pairs)
         seen.append(addresses())
         stack.prime(["once more"])
 
@@ -66,10 +69,10 @@ def test_a_stack_that_is_made_meanwhile_leaves_a_search_under_way_its_weights() 
 
 def test_a_stack_grows_by_an_era_and_shares_what_is_large() -> None:
     pairs = encoders(4)
-    first = TextStack(pairs[:3])
+    first = TinyStack(pairs[:3])
     grown = stacked(pairs, first)
-    assert grown is not None
-    torch.testing.assert_close(grown.encode(TEXTS), TextStack(pairs).encode(TEXTS), rtol=0, atol=0)
+    assert isinstance(grown, TinyStack)
+    torch.testing.assert_close(grown.encode(TEXTS), TinyStack(pairs).encode(TEXTS), rtol=0, atol=0)
     other = stacked([pairs[3], *pairs[:2]], first)  # it begins with another era
     assert other is not None
     torch.testing.assert_close(other.encode(TEXTS)[1:], first.encode(TEXTS)[:2])
@@ -77,6 +80,62 @@ def test_a_stack_grows_by_an_era_and_shares_what_is_large() -> None:
     assert own < sum(weight.nbytes for pair in pairs for weight in pair.towers.text.parameters()) / 4
     for pair, table in zip(pairs, grown._tables, strict=True):
         assert table.data_ptr() == pair.towers.text.get_parameter("words.weight").data_ptr()
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return str(save_model(folder / "vit", "vit")), str(save_model(folder / "bert", "bert"))
+
+
+def test_heads_over_one_trunk_encode_as_each_tower_does(pretrained: tuple[str, str]) -> None:
+    first = Towers(*pretrained, dim=16)
+    first.train_only("heads")
+    pairs = []
+    for _ in range(3):
+        torch.nn.init.normal_(first.text.get_parameter("head.weight"))
+        pairs.append(QueryEncoder(first.frozen_copy()))
+    many = [*TEXTS, *(f"a red screen {n}" for n in range(300))]
+    alone = [pair.towers.encode_text(many).numpy() for pair in pairs]
+    assert not np.allclose(alone[0], alone[1], atol=0.1)
+    stack = stacked(pairs)
+    assert isinstance(stack, HeadStack)
+    stack.prime(many)
+    for pair, expected in zip(pairs, alone, strict=True):
+        assert pair.unknown(many) == []
+        np.testing.assert_allclose(pair.texts(many), expected, atol=1e-5)
+    other = Towers(*pretrained, dim=16)  # a trunk of its own, with the same weights
+    other.train_only("heads")
+    assert stacked([*pairs, QueryEncoder(other)]) is None
+
+
+@pytest.mark.parametrize(("what", "reads"), [("heads", 1), ("all", 4)])
+def test_a_trunk_that_does_not_move_reads_a_query_once_for_all_eras(
+    tmp_path: Path, pretrained: tuple[str, str], what: str, reads: int
+) -> None:
+    towers = Towers(*pretrained, dim=16)
+    towers.train_only(what)
+    seen = Counter[str]()
+    for part, tower in (("video", towers.video), ("text", towers.text)):
+        tower.trunk.register_forward_hook(lambda *_, part=part: seen.update([part]))  # copies copy it
+    parts = Parts(tmp_path, towers=towers)
+    for task in ("t2", "t3", "t4"):
+        parts.learn(4)
+        parts.boundary(task)
+    rows = parts.learn(4)
+    parts.finish_reencoding()
+    snapshot = parts.publish()
+    seen.clear()
+    assert parts.ask("a red screen").results
+    assert seen == {"text": reads}
+    seen.clear()
+    clip = parts.catalog.clips(rows[:1])[rows[0]]
+    encode = parts.searcher.queries.encoder(Query(video_id=clip.video_id), dim=16, model_version="m")
+    frames = parts.frames.get(rows[0])
+    assert frames is not None
+    for era in snapshot.eras[:-1]:  # in the last one its vector is
+        np.testing.assert_allclose(encode(era), era.encoder.clips(np.stack([frames])), atol=1e-6)
+    assert seen["video"] == max(1, reads - 1) + 3  # and each once more in the line above
 
 
 def test_towers_that_do_not_fit_on_each_other_are_asked_one_by_one() -> None:
