@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 
 from streamlearn.catalog import Rows
+from streamlearn.era_judges import Sealing
 from streamlearn.era_maps import Mapped, MappedEncoder, through
-from streamlearn.era_merge import Merge
+from streamlearn.era_merge import Merge, Refusal
 from streamlearn.era_readout import Readout
 from streamlearn.era_view import QueryEncoder
 from streamlearn.era_words import Words
 from streamlearn.index import Layout, Partition
 from streamlearn.index_lists import Halves
 from streamlearn.records import Vectors
+
+log = logging.getLogger(__name__)
 
 SLICE = 8_192  # vectors that are handled at a stretch, where there may be millions: searches want their turn
 
@@ -42,7 +46,9 @@ class Era:
         pending: rows of a sealed era that await re-encoding.
         into: the era that takes these rows when they are done,
         merge: and why.
-        absorbed: eras that were merged into this one, and why.
+        absorbed: eras that were merged into this one, and what was decided about them.
+        sealing: whose weights it was sealed with, and why.
+        refused: merges with another era that were thought of and not made, and why; the latest of each kind.
         reencoded: rows done, of a partition not yet swapped in, and their vectors in half precision, (d,) each.
         words: of the captions of all clips that were learned in it.
     """
@@ -62,6 +68,8 @@ class Era:
     into: Era | None = None
     merge: Merge | None = None
     absorbed: list[dict[str, Any]] = field(default_factory=list)
+    sealing: Sealing | None = None
+    refused: list[dict[str, Any]] = field(default_factory=list)
     reencoded: dict[int, Halves] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
 
@@ -86,6 +94,19 @@ class Era:
         """A task has another name."""
         self.task = new if self.task == old else self.task
         self.absorbed = [one | {"task": new} if one["task"] == old else one for one in self.absorbed]
+
+    def refuse(self, other: Era, refusal: Refusal) -> None:
+        """Note that it does not become one with another."""
+        log.info("era %d of %s does not become one with era %d: %s", self.number, self.task, other.number, refusal)
+        before = [one for one in self.refused if one["why"] != refusal.why]
+        self.refused = [*before, {"other": other.number} | asdict(refusal)]
+
+    def take_in(self, era: Era) -> None:
+        """Note that another is part of this one."""
+        assert era.merge is not None
+        self.words = self.words.plus(era.words)
+        told = {name: era.facts()[name] for name in ("task", "sealing", "refused")}
+        self.absorbed = [*self.absorbed, *era.absorbed, asdict(era.merge) | told]
 
     def holds(self, number: int) -> bool:
         """Whether it is this era, or took it in."""
@@ -150,6 +171,9 @@ class Era:
         if "words" in tensors:  # else written before they were counted: it is as familiar as the others are
             words, counts = tensors["words"].numpy()
             self.words = Words(words, counts, facts["told"])
+        if facts.get("sealing"):  # else an older version sealed it, or none
+            self.sealing = Sealing(**facts["sealing"])
+        self.refused = [*facts.get("refused", ())]
         if facts.get("readout"):
             self.readout = Readout(**facts["readout"])
 
@@ -171,6 +195,8 @@ class Era:
             "reencoded": not self.pending,
             "absorbed": self.absorbed,
             "merge": self.merge and asdict(self.merge),
+            "sealing": self.sealing and asdict(self.sealing),
+            "refused": self.refused,
             "readout": self.readout and asdict(self.readout),
             "mapped": self.mapped and asdict(self.mapped),
             "told": self.words.clips,

@@ -13,9 +13,9 @@ from torch import Tensor
 from streamlearn.encoders import Towers
 from streamlearn.era import Era
 from streamlearn.era_clips import EraClips
-from streamlearn.era_judges import Judges, knows
+from streamlearn.era_judges import Judges, Sealing, knows
 from streamlearn.era_maps import Mapped, MappedEncoder, choose, fitted, stand_in, text_map
-from streamlearn.era_merge import Merge, Merger
+from streamlearn.era_merge import Merge, Merger, Refusal
 from streamlearn.era_readout import judged, through_readout
 from streamlearn.era_view import QueryEncoder
 from streamlearn.records import Frames, Vectors
@@ -50,14 +50,16 @@ class EraBounds:
             The momentum pair's, or the encoders' where held-out clips say that it still lags behind them.
         """
         texts, films = self._clips.asked(era)
-        if films is None:
-            return snapshot.local
-        towers, merit = served.frozen_copy(), []
-        for state in (snapshot.local, snapshot.online):
-            towers.load_state_dict(state)
-            merit.append(knows(QueryEncoder(towers), texts, films))
-        log.info("era of %s: mean reciprocal rank %.3f by the momentum pair, %.3f by the encoders", era.task, *merit)
-        return snapshot.local if merit[0] >= merit[1] else snapshot.online
+        weights, merits = {"momentum": snapshot.local, "encoders": snapshot.online}, dict[str, float]()
+        if films is not None:
+            towers = served.frozen_copy()
+            for name, state in weights.items():
+                towers.load_state_dict(state)
+                merits[name] = knows(QueryEncoder(towers), texts, films)
+        pair = max(weights, key=lambda name: merits.get(name, 0.0))  # of equals the momentum pair
+        era.sealing = Sealing(pair, merits, len(texts) if merits else 0)
+        log.info("era %d of %s: %s", era.number, era.task, era.sealing)
+        return weights[pair]
 
     def join(self, era: Era, eras: Sequence[Era]) -> None:
         """Have an era that was just sealed and earlier ones become one: where its task returned, or never began.
@@ -111,7 +113,10 @@ class EraBounds:
         read = {number: MappedEncoder(reader, of_texts) for number, of_texts in maps.items()}
         most_loss = self._settings.merge_loss
         merge = self._merger.superfluous(sealed, self._judges(sealed), orders, most_loss, read=read)
-        if merge is not None and merge.absorb == before.number:
+        if isinstance(merge, Refusal):
+            era.refuse(before, merge)
+            return
+        if merge.absorb == before.number:
             for other in borrow:
                 assert other.mapped is not None
                 self._read_by(reader, other, maps[other.number], replace(other.mapped, reader=era.number), sealed)
@@ -124,7 +129,9 @@ class EraBounds:
         merit = {number: knows(encoder, texts, films) for number, encoder in encoders.items()}
         best = max((e for e in earlier if e.number in merit), key=lambda e: merit[e.number])
         loss = merit[era.number] - merit[best.number]
-        if loss <= 0:
+        if loss > 0:
+            era.refuse(best, Refusal("returns", loss, 0.0, len(texts)))
+        else:
             era.into, era.merge = best, Merge(best.number, era.number, "returns", loss, len(texts))
             log.info("era %d of %s goes back into era %d: %s", era.number, era.task, best.number, era.merge)
         return loss <= 0
@@ -135,7 +142,9 @@ class EraBounds:
         if films is None:
             return
         loss = now - knows(era.encoder, texts, films)
-        if loss <= 0:
+        if loss > 0:
+            old.refuse(era, Refusal("renewed", loss, 0.0, len(texts)))
+        else:
             old.into, old.merge = era, Merge(era.number, old.number, "renewed", loss, len(texts))
             old.pending, old.reencoded = deque(old.partition.view().rows.tolist()), {}
             log.info("era %d of %s is renewed in era %d: %s", old.number, old.task, era.number, old.merge)
@@ -151,7 +160,9 @@ class EraBounds:
         gone = len(rows) - int(np.isin(rows, list(era.reencoded)).sum())
         if gone <= _MOST_GONE * len(rows):
             return False
-        log.info("era %d of %s is not renewed: frames of %d in %d clips gone", era.number, era.task, gone, len(rows))
+        assert era.merge is not None
+        assert era.into is not None
+        era.refuse(era.into, Refusal("renewed", era.merge.loss, 0.0, era.merge.judges, gone=gone))
         era.into, era.merge, era.reencoded = None, None, {}
         return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,21 @@ class Judges:
     vectors: Vectors
     films: Frames | None
     learned: Vectors
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """Whose weights an era was sealed with.
+
+    Attributes:
+        pair: "momentum", or "encoders" where held-out clips said that it still lagged behind them.
+        merits: mean reciprocal rank by each of the two, by name; empty where there were no held-out clips.
+        judges: how many there were.
+    """
+
+    pair: str
+    merits: Mapping[str, float]
+    judges: int
 
 
 def blocks(

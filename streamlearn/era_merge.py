@@ -53,6 +53,32 @@ class Merge:
         return self.why in ("returns", "renewed")
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A merge that was thought of and not made.
+
+    Attributes:
+        why: for what it was thought of: as `Merge.why`.
+        loss: of mean reciprocal rank, by the judges; None where they were too few to tell.
+        error: its standard error, where that counted.
+        most: what is tolerated.
+        judges: how many there were.
+        gone: clips whose frames were gone before they could be encoded anew, where it was given up for that.
+    """
+
+    why: str
+    loss: float | None
+    most: float
+    judges: int
+    error: float | None = None
+    gone: int | None = None
+
+    @property
+    def excess(self) -> float:
+        """How much more may be lost, two standard errors included, than is tolerated; above 0 it is refused."""
+        return (self.loss or 0.0) + _SURE * (self.error or 0.0) - self.most
+
+
 class Merger:
     """Chooses merges.
 
@@ -96,7 +122,7 @@ class Merger:
         most_loss: float,
         *,
         read: Mapping[int, QueryEncoder] = MappingProxyType({}),
-    ) -> Merge | None:
+    ) -> Merge | Refusal:
         """Whether the boundary between two eras was superfluous, and whose pair then stays.
 
         A paired test of not being worse: what all held-out clips lose, and two standard errors more, must not exceed a
@@ -107,30 +133,39 @@ class Merger:
         Args:
             eras: all sealed ones, oldest first.
             judges: of each, by its number.
-            orders: the same two eras, as (keep, absorb) each, with a pair of its own to be kept.
+            orders: the same two eras, at least once, as (keep, absorb) each, with a pair of its own to be kept.
             most_loss: the share.
             read: how eras that are read by a pair that may go are read then, by number.
 
         Returns:
-            The one that loses least; None where too much is lost, or there are too few judges.
+            The one that loses least. Where too much is lost, or there are too few judges, why not: of the order that
+            is nearest to it.
         """
-        both = {era.number for order in orders for era in order}
-        if not both or any(len(judges[number].questions) < _FEWEST_JUDGES for number in both):
-            return None
+        both = {era.number for era in orders[0]}
+        count = sum(len(judges[number].questions) for number in both)
+        if any(len(judges[number].questions) < _FEWEST_JUDGES for number in both):
+            return Refusal("agree", None, most_loss, count)
         own = np.repeat([e.number in both for e in eras], [len(judges[e.number].questions) for e in eras])
-        best: Merge | None = None
         now = {beside: self._merits(eras, judges, beside=beside) for beside in (False, True)}
+        merges, refusals = list[Merge](), list[Refusal]()
         for keep, absorb in orders:
-            then, losses = read if absorb.number in _readers(eras) else {}, list[float]()
+            then = read if absorb.number in _readers(eras) else {}
+            losses, tests = list[float](), list[Refusal]()
             for beside, before in now.items():
                 lost = before - self._merits(eras, judges, (keep, absorb), then, beside=beside)
-                most, error = most_loss * (before[own] - _chance(eras, judges, beside)).sum(), np.linalg.norm(lost)
-                log.info("era %d into %d: %.2f +- %.2f lost", absorb.number, keep.number, lost.sum(), error)
-                if lost.sum() + _SURE * error <= most:
-                    losses.append(float(lost.mean()))
-            if len(losses) == 2 and (best is None or losses[0] < best.loss):
-                best = Merge(keep.number, absorb.number, "agree", losses[0], len(own))
-        return best
+                losses.append(float(lost.mean()))
+                error, own_now = float(np.linalg.norm(lost)) / len(own), before[own] - _chance(eras, judges, beside)
+                most = most_loss * float(own_now.sum()) / len(own)
+                tests.append(Refusal("agree", losses[-1], most, len(own), error))
+            worst = max(tests, key=lambda test: test.excess)
+            log.info("era %d into %d: %s", absorb.number, keep.number, worst)
+            if worst.excess > 0:
+                refusals.append(worst)
+            else:
+                merges.append(Merge(keep.number, absorb.number, "agree", losses[0], len(own)))
+        if not merges:
+            return min(refusals, key=lambda refusal: refusal.excess)
+        return min(merges, key=lambda merge: merge.loss)
 
     def forget(self, number: int) -> None:
         """An era is gone, or its judges are others."""

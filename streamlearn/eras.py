@@ -12,7 +12,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -213,9 +212,7 @@ class Eras:
             self.eras.remove(era)
             self._bounds.forget(era.number)
             self._bounds.forget(target.number)
-            assert era.merge is not None
-            target.words = target.words.plus(era.words)
-            target.absorbed += [*era.absorbed, asdict(era.merge) | {"task": era.task}]
+            target.take_in(era)
             log.info("era %d of %s is now part of era %d", era.number, era.task, target.number)
         self._note_own_captions(target)
 

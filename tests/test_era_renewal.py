@@ -44,6 +44,8 @@ def test_an_era_whose_frames_go_while_it_waits_stays_as_it_was(tmp_path: Path, l
     assert [era.number for era in parts.eras.eras] == [1, 2, 3, 4]
     after, first = indexed(parts, 1), parts.eras.eras[0]
     assert (first.into, first.merge, first.reencoded) == (None, None, {})
+    (refused,) = [one for one in first.refused if one["why"] == "renewed"]
+    assert (refused["other"], refused["gone"]) == (3, lost)
     np.testing.assert_array_equal([after[row] for row in before], list(before.values()))
     assert parts.eras.reencode() == 0
     again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)

@@ -12,7 +12,7 @@ import pytest
 
 from streamlearn.era_decisions import decisions
 from streamlearn.era_maps import Mapped
-from streamlearn.era_merge import Merger
+from streamlearn.era_merge import Merge, Merger, Refusal
 from streamlearn.eras import Eras
 from streamlearn.records import Vectors
 from streamlearn.settings import ModelSettings, load
@@ -30,7 +30,7 @@ def agreed(first: One, second: One, *, most_loss: float = 0.1, last: range = SEC
     merger = Merger(0.0, "keep")
     asked = judged((first, FIRST), (second, last))
     merge = merger.superfluous(eras, asked, [(first, second), (second, first)], most_loss)
-    return None if merge is None else (merge.keep, merge.absorb)
+    return (merge.keep, merge.absorb) if isinstance(merge, Merge) else None
 
 
 def test_eras_agree_where_the_pair_of_one_finds_the_clips_of_both() -> None:
@@ -58,7 +58,7 @@ def test_eras_agree_only_where_the_clips_are_also_told_from_learned_ones() -> No
     asked = judged((first, FIRST), (second, SECOND))
     asked[2] = replace(asked[2], learned=second.encoder.texts([str(n) for n in range(20, 30)]))
     merger = Merger(0.0, "keep")
-    assert merger.superfluous([first, second], asked, [(first, second)], 0.1) is not None
+    assert isinstance(merger.superfluous([first, second], asked, [(first, second)], 0.1), Merge)
     plain = first.encoder.texts
 
     def blurred(texts: Sequence[str]) -> Vectors:
@@ -67,9 +67,9 @@ def test_eras_agree_only_where_the_clips_are_also_told_from_learned_ones() -> No
         return 0.6 * plain(texts) + 0.8 * One(0, *range(30)).encoder.texts(near)
 
     first.encoder.texts = blurred  # type: ignore[method-assign]
-    assert merger.superfluous([first, second], asked, [(first, second)], 0.1) is None
+    assert isinstance(merger.superfluous([first, second], asked, [(first, second)], 0.1), Refusal)
     asked[2] = replace(asked[2], learned=asked[2].learned[:0])
-    assert merger.superfluous([first, second], asked, [(first, second)], 0.1) is not None
+    assert isinstance(merger.superfluous([first, second], asked, [(first, second)], 0.1), Merge)
 
 
 def halves(folder: Path, count: int = 2, **search: Any) -> Parts:
@@ -103,7 +103,8 @@ def test_eras_on_both_sides_of_a_superfluous_boundary_become_one_at_one_moment(t
     assert numbers(parts.eras) == [kept.number, 3]
     assert kept.tasks == {"t1", "t2"}
     assert sorted(indexed(parts, kept.number)) == parts.rows
-    (said, _) = decisions(parts.eras.state(), absorbed.number)
+    (sealed, said, *_) = decisions(parts.eras.state(), absorbed.number)
+    assert (sealed["decision"], sealed["pair"], sealed["judges"]) == ("sealed", "momentum", 12)
     assert (said["decision"], said["into"], said["why"], said["judges"]) == ("merged", kept.number, "agree", 24)
 
 
@@ -113,6 +114,33 @@ def test_they_stay_two_where_merging_is_off(tmp_path: Path) -> None:
     parts.boundary("t3")
     parts.finish_reencoding()
     assert numbers(parts.eras) == [1, 2, 3]
+
+
+def test_why_two_eras_stay_two_is_told_also_after_a_restart(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), merge_loss=0.05)
+    for number, clips in enumerate((12, 9), 2):
+        parts.learn(clips, split="heldout")
+        parts.boundary(f"t{number}")
+        parts.finish_reencoding()
+    assert numbers(parts.eras) == [1, 2, 3]
+    _, refused, _ = told = decisions(parts.eras.state(), 2)
+    assert (refused["decision"], refused["with"], refused["why"]) == ("refused", 1, "agree")
+    assert (refused["loss"], refused["judges"]) == (None, 21)
+    again = Eras(parts.learner, parts.catalog, parts.frames, parts.settings)
+    again.restore(parts.eras.state(), tensors_of(parts))
+    assert decisions(again.state(), 2) == told
+
+
+def test_a_refusal_says_what_would_be_lost_in_the_order_that_is_nearest() -> None:
+    first, second = One(1, *FIRST, *range(10, 18)), One(2, *SECOND)
+    merger, asked = Merger(0.0, "keep"), judged((first, FIRST), (second, SECOND))
+    refusal = merger.superfluous([first, second], asked, [(second, first), (first, second)], 0.05)
+    assert isinstance(refusal, Refusal)
+    lost = 2 * (1 - 1 / 20) / 20  # of 20 questions two are lost, whose clips come last then
+    assert refusal.loss == pytest.approx(lost, abs=0.02)
+    assert refusal.loss > refusal.most > 0
+    assert (refusal.judges, refusal.gone) == (20, None)
+    assert refusal.error is not None
 
 
 def test_a_domain_cut_twice_becomes_one_era(tmp_path: Path) -> None:
@@ -187,6 +215,8 @@ def test_eras_that_are_read_by_a_pair_that_goes_are_read_by_the_one_that_stays(
 
     def into_the_last(merger: Merger, eras: Any, judges: Any, orders: Any, most_loss: float, **read: Any) -> Any:
         orders = [(keep, absorb) for keep, absorb in orders if keep.number == 3]
+        if not orders:
+            return Refusal("agree", None, most_loss, 0)
         return superfluous(merger, eras, judges, orders, most_loss, **read)
 
     monkeypatch.setattr(Merger, "superfluous", into_the_last)
@@ -244,7 +274,7 @@ def test_clips_must_be_told_from_each_other_also_where_all_learned_ones_are_far(
     for number, era in ((1, first), (2, second)):  # so many that what is lost among them hides what is lost at all
         asked[number] = replace(asked[number], learned=np.repeat(era.encoder.texts(["99"]), 500, 0))
     merger = Merger(0.0, "keep")
-    assert merger.superfluous([first, second], asked, [(first, second), (second, first)], 0.05) is None
+    assert isinstance(merger.superfluous([first, second], asked, [(first, second), (second, first)], 0.05), Refusal)
 
 
 def test_the_share_is_of_what_the_two_eras_know_and_not_of_what_others_do() -> None:
@@ -254,7 +284,7 @@ def test_the_share_is_of_what_the_two_eras_know_and_not_of_what_others_do() -> N
         (first, FIRST), (second, SECOND), *((era, range(10 * era.number, 10 * era.number + 10)) for era in others)
     )
     merger = Merger(0.0, "keep")
-    assert merger.superfluous([first, second, *others], asked, [(first, second)], 0.1) is None
+    assert isinstance(merger.superfluous([first, second, *others], asked, [(first, second)], 0.1), Refusal)
 
 
 def test_eras_read_by_a_pair_that_may_go_are_judged_as_they_are_read_then() -> None:
@@ -263,8 +293,8 @@ def test_eras_read_by_a_pair_that_may_go_are_judged_as_they_are_read_then() -> N
     asked = judged((first, range(20, 30)), (second, FIRST), (third, SECOND))
     merger, orders = Merger(0.0, "keep"), [(third, second)]
     eras = [first, second, third]
-    assert merger.superfluous(eras, asked, orders, 0.05, read={1: first.encoder}) is not None
-    assert merger.superfluous(eras, asked, orders, 0.05, read={1: Knows()}) is None
+    assert isinstance(merger.superfluous(eras, asked, orders, 0.05, read={1: first.encoder}), Merge)
+    assert isinstance(merger.superfluous(eras, asked, orders, 0.05, read={1: Knows()}), Refusal)
 
 
 def test_an_era_without_a_pair_of_its_own_takes_none_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +303,9 @@ def test_an_era_without_a_pair_of_its_own_takes_none_in(tmp_path: Path, monkeypa
     parts.eras.eras[0].mapped = Mapped(9, 0.0, 10)
     seen: list[list[tuple[int, int]]] = []
 
-    def noted(merger: Merger, eras: Any, judges: Any, orders: Any, most_loss: float, **read: Any) -> None:
+    def noted(merger: Merger, eras: Any, judges: Any, orders: Any, most_loss: float, **read: Any) -> Refusal:
         seen.append([(keep.number, absorb.number) for keep, absorb in orders])
+        return Refusal("agree", None, most_loss, 0)
 
     monkeypatch.setattr(Merger, "superfluous", noted)
     parts.boundary("t3")

@@ -247,6 +247,9 @@ def test_held_out_clips_decide_for_the_encoders_where_the_momentum_pair_ranks_wo
     parts.boundary("t2")
     frozen = tensors_of(parts)["eras/0001"]
     assert all(torch.equal(frozen[name], online[name]) for name in online)
+    told = parts.eras.state()[0]["sealing"]
+    assert (told["pair"], told["judges"]) == ("encoders", 16)
+    assert told["merits"]["encoders"] > told["merits"]["momentum"]
 
 
 def test_restored_eras_are_what_they_were(parts: Parts, tmp_path: Path) -> None:
