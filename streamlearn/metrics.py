@@ -14,6 +14,7 @@ from streamlearn.errors import CODES
 STAGES = ("poll", "decode", "wait", "learn", "index", "evaluate", "checkpoint")
 SEARCH_STAGES = ("queue", "encode", "index", "total")
 OUTCOMES = ("learned", "held_out", "replaced", "deleted", "dead_lettered", "skipped")
+QUERY_VECTORS = ("named", "unnamed", "refused")
 DELIVERIES = ("sent", "dropped")
 KS = (1, 5, 10)
 
@@ -50,6 +51,7 @@ class Metrics:
     task_info: Gauge
     stage_seconds: Histogram
     search_seconds: Histogram
+    query_vectors_total: Counter
     era_bytes: Gauge
     era_search_seconds: Gauge
     index_clips: Gauge
@@ -138,6 +140,12 @@ class Metrics:
                 "stage_seconds", "Time of the pipeline's stages, per batch.", _STAGE_BUCKETS, "stage"
             ),
             search_seconds=histogram("search_seconds", "Time of a search, by stage.", _SEARCH_BUCKETS, "stage"),
+            query_vectors_total=counter(
+                "query_vectors_total",
+                "Vectors asked as queries: named: by the model that is served, as they say; unnamed: they do not say by"
+                " which, and are taken for its; refused: another model's.",
+                "outcome",
+            ),
             era_bytes=gauge("era_bytes", "Memory of an era: its vectors and its pair of encoders.", "era"),
             era_search_seconds=gauge(
                 "era_search_seconds", "What the last query took in an era's part of the index.", "era"
@@ -172,6 +180,8 @@ class Metrics:
             metrics.clips_total.labels(outcome)
         for code in (code for codes in CODES.values() for code in codes):
             metrics.dead_letters_total.labels(code)
+        for outcome in QUERY_VECTORS:
+            metrics.query_vectors_total.labels(outcome)
         for delivery in DELIVERIES:
             metrics.events_total.labels(delivery)
         for cause in ("start", "drift", "operator"):

@@ -24,6 +24,7 @@ from streamlearn.era_view import EraView, Looked
 from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.frames import FrameStore
 from streamlearn.index_view import PartitionView
+from streamlearn.metrics import Metrics
 from streamlearn.records import Clip, Event, Frames, Position, Record, Vectors
 from streamlearn.schemas import Query
 
@@ -42,12 +43,16 @@ class Queries:
 
     Args:
         catalog, frames: known clips.
+        metrics: gets how vectors that are asked fit.
         submit: to the decoders; None: a video must be known here.
         timeout_s: longest wait for a decoder.
     """
 
-    def __init__(self, catalog: Catalog, frames: FrameStore, submit: Submit | None = None, *, timeout_s: float) -> None:
+    def __init__(
+        self, catalog: Catalog, frames: FrameStore, metrics: Metrics, submit: Submit | None = None, *, timeout_s: float
+    ) -> None:
         self._catalog, self._frames, self._submit, self._timeout_s = catalog, frames, submit, timeout_s
+        self._vectors = metrics.query_vectors_total
         self._free = threading.BoundedSemaphore(_MOST_WAITING)
         self._slow: dict[str, float] = {}  # until when a place of videos is left alone
 
@@ -67,7 +72,7 @@ class Queries:
             return lambda era: era.encoder.texts([text])
         if query.vector is not None:
             given = np.asarray([query.vector], np.float32)
-            _check_space(given, query.model_version, dim, model_version)
+            self._check_space(given, query.model_version, dim, model_version)
             unit: Vectors = given / np.linalg.norm(given)
             return lambda era: unit
         row, frames = self._known(query.video_id) if query.video_id is not None else (-1, self._asked(str(query.uri)))
@@ -125,6 +130,21 @@ class Queries:
                 return None
             raise SearchError(str(error), status=503, retry_after_s=error.retry_after_s) from error
 
+    def _check_space(self, given: Vectors, its_model: str | None, dim: int, model_version: str) -> None:
+        """Vectors of another length, fingerprint or lineage are refused: their cosines with ours mean nothing."""
+        another = its_model is not None and its_model.split("-")[:2] != model_version.split("-")[:2]
+        fits = given.shape[1] == dim and not another
+        self._vectors.labels("refused" if not fits else "unnamed" if its_model is None else "named").inc()
+        if given.shape[1] != dim:
+            raise SearchError(
+                f"query: vector has {given.shape[1]} numbers, vectors here have {dim}: it is another model's"
+            )
+        if another:
+            raise SearchError(
+                f"query: vector was made by the model {its_model!r}, served is {model_version!r}: their vectors cannot"
+                " be compared; ask with text, video_id or uri"
+            )
+
     def _known(self, video_id: str) -> tuple[int, Frames]:
         clip = self._catalog.clip(video_id)
         if clip is None:
@@ -178,14 +198,3 @@ def _place(uri: str) -> str:
     """Scheme and host; of a file its folder."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc or parts.path.rpartition('/')[0]}"
-
-
-def _check_space(given: Vectors, its_model: str | None, dim: int, model_version: str) -> None:
-    """Vectors of another length, fingerprint or lineage are refused: their cosines with ours mean nothing."""
-    if given.shape[1] != dim:
-        raise SearchError(f"query: vector has {given.shape[1]} numbers, vectors here have {dim}: it is another model's")
-    if its_model is not None and its_model.split("-")[:2] != model_version.split("-")[:2]:
-        raise SearchError(
-            f"query: vector was made by the model {its_model!r}, served is {model_version!r}: their vectors cannot be"
-            " compared; ask with text, video_id or uri"
-        )

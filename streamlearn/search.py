@@ -59,7 +59,7 @@ class Searcher:
     Args:
         catalog, frames: what results are made of.
         settings: limits, and how eras are asked.
-        metrics: gets the time of the stages "encode" and "index".
+        metrics: gets the time of the stages "encode" and "index", and how vectors that are asked fit.
         submit: hands a query's video to the decoders; None: videos are not fetched.
         decode_timeout_s: longest wait for them.
         deleting: ids of clips that are being deleted, and are not found any more.
@@ -77,7 +77,7 @@ class Searcher:
         deleting: Container[object] = (),
     ) -> None:
         self._catalog, self._frames, self._settings, self._metrics = catalog, frames, settings, metrics
-        self.queries = Queries(catalog, frames, submit, timeout_s=decode_timeout_s)
+        self.queries = Queries(catalog, frames, metrics, submit, timeout_s=decode_timeout_s)
         self.deleting = deleting
         self.mode: Mode = settings.mode  # of users' searches
         self.snapshot: Snapshot | None = None

@@ -385,6 +385,8 @@ def test_a_vector_of_another_space_is_refused(parts: Parts) -> None:
         assert caught.value.status == 422
     with pytest.raises(SearchError, match="has 3 numbers, vectors here have 16"):
         parts.ask(Query(vector=[1.0, 0.0, 0.0]))
+    for outcome, count in (("named", 2), ("unnamed", 1), ("refused", 5)):
+        assert parts.registry.get_sample_value("streamlearn_query_vectors_total", {"outcome": outcome}) == count
 
 
 def answering(parts: Parts, event: Event | Exception | None) -> list[Record]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Metric, start_http_server
 
 from streamlearn.errors import CODES
-from streamlearn.metrics import DELIVERIES, KS, OUTCOMES, SEARCH_STAGES, STAGES, Metrics
+from streamlearn.metrics import DELIVERIES, KS, OUTCOMES, QUERY_VECTORS, SEARCH_STAGES, STAGES, Metrics
 
 
 def filled_registry() -> CollectorRegistry:
@@ -78,6 +78,8 @@ def _set(metrics: Metrics) -> None:
         metrics.stage_seconds.labels(stage).observe(0.02)
     for stage in SEARCH_STAGES:
         metrics.search_seconds.labels(stage).observe(0.004)
+    for outcome in QUERY_VECTORS:
+        metrics.query_vectors_total.labels(outcome).inc()
     metrics.era_bytes.labels("1").set(12e6)
     metrics.era_search_seconds.labels("1").set(0.002)
     metrics.index_clips.set(1000)
