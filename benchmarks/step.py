@@ -4,7 +4,8 @@
     .venv/bin/python -m benchmarks.step --towers base --device cuda --batch 32  # ViT-B/16 and BERT-base
 
 The towers have these architectures and random weights, so nothing is fetched. All cases take turns within one process,
-`--repeats` times; medians are reported. The update is what the method does with its copies after the optimizer's step.
+`--repeats` times; medians are reported. The update is what the method does with its copies after the optimizer's step,
+the refresh what `search.refresh_share` has of the index encoded anew after one, both as shares of the step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from streamlearn.encoders import Towers
 from streamlearn.learner import Learner
-from streamlearn.settings import LearnerSettings
+from streamlearn.settings import LearnerSettings, SearchSettings
 from tests.models import WORDS, save_tokenizer
 
 #: Width, heads, and layers of the video and of the text tower.
@@ -44,13 +45,14 @@ def save_towers(folder: Path, size: str) -> tuple[str, str]:
 class Case:
     """One learner, and the times of its steps and updates in seconds."""
 
-    def __init__(self, towers: Towers, method: str, trainable: str, device: torch.device) -> None:
+    def __init__(self, towers: Towers, method: str, trainable: str, device: torch.device, batch: int) -> None:
         towers.train_only(trainable)
-        settings = LearnerSettings(method=method, global_pair=method == "bmu")
+        settings = LearnerSettings(method=method, global_pair=method == "bmu", batch_size=batch)
         self.learner = Learner(towers, settings, device)
         self.device = device
         self.steps: list[float] = []
         self.updates: list[float] = []
+        self.refreshes: list[float] = []
         self._update = self.learner.method.update
         self.learner.method.update = self._timed_update  # type: ignore[method-assign]
 
@@ -69,6 +71,10 @@ class Case:
         start = self._now()
         self.learner.step(frames, captions, ids)
         self.steps.append(self._now() - start)
+        some = np.resize(frames, (self.learner.worth(SearchSettings().refresh_share), *frames.shape[1:]))
+        start = self._now()
+        self.learner.encode_video(some)
+        self.refreshes.append(self._now() - start)
 
 
 def main() -> None:
@@ -89,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         names = save_towers(Path(folder), given.towers)
         cases = {
-            case: Case(Towers(*names), *case.split(":"), device)  # type: ignore[misc]
+            case: Case(Towers(*names), *case.split(":"), device, given.batch)  # type: ignore[misc]
             for case in given.cases.split(",")
         }
     frames = rng.integers(0, 256, (given.batch, given.frames, 224, 224, 3), np.uint8)
@@ -105,6 +111,10 @@ def main() -> None:
         "clips_per_s": {name: round(given.batch / value, 2) for name, value in median.items()},
         "update_share": {
             name: round(statistics.median(case.updates[1:]) / median[name], 4) for name, case in cases.items()
+        },
+        "refresh_clips": {name: case.learner.worth(SearchSettings().refresh_share) for name, case in cases.items()},
+        "refresh_share": {
+            name: round(statistics.median(case.refreshes[1:]) / median[name], 3) for name, case in cases.items()
         },
     }  # fmt: skip
     print(json.dumps(facts, indent=1))

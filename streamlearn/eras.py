@@ -150,7 +150,7 @@ class Eras:
 
     def reencode(self) -> int:
         """Encode some clips anew: of eras that ended, else the current one's oldest; and of those that are renewed."""
-        most = self._settings.reencode_batch_clips
+        most = self._learner.worth(self._settings.reencode_share)
         done = self._close(most, renewing=False) or self._refresh()
         return done + self._close(most - done, renewing=True)
 
@@ -180,7 +180,7 @@ class Eras:
         era, step = self.current, self._learner.steps
         if step == self._restored_step:  # nothing was learned since: a generation answers as it did
             return 0
-        most, before = self._settings.refresh_batch_clips, step - _REFRESH_AGE_STEPS
+        most, before = self._learner.worth(self._settings.refresh_share), step - _REFRESH_AGE_STEPS
         rows = self._catalog.stale_rows(era.number, before, most, since_row=max(self._kept_from, self._frames.oldest))
         fresh = self._clips.encode(rows, QueryEncoder(self._learner.served))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.

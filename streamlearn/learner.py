@@ -84,6 +84,25 @@ class Learner:
         """The pair that writes the index and encodes queries (`learner.serve`)."""
         return self.copies[self.settings.serve]
 
+    def worth(self, share: float) -> int:
+        """Clips that the served pair encodes in a share of a step's work; at least one, if it is not 0.
+
+        Counted in passes of the video tower, which are nearly all of the work, so that it is the same on every machine.
+        Of each clip of a batch that is three by the encoders (there and, twice as dear, back) and one by each copy that
+        sees it; one in all where the trunk does not move.
+        """
+        clips, passes = float(self.settings.batch_size), 3 + len(self._watching)
+        if self.replay is not None:
+            clips /= 1 - self.settings.replay_ratio
+        if self.online.shares_trunk(self.served, "video"):
+            passes = 1
+        return max(round(share * clips * passes), int(share > 0))
+
+    @property
+    def _watching(self) -> list[str]:
+        """Copies whose view of a batch a step needs."""
+        return list(dict.fromkeys((*self.method.needed, self.settings.serve)))
+
     def step(self, frames: Frames, captions: Sequence[Sequence[str]], video_ids: Sequence[str]) -> StepStats:
         """Learn from one batch, and from replayed clips beside it.
 
@@ -105,8 +124,7 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             batch = self.online.read(x, texts)
             with torch.no_grad():
-                names = dict.fromkeys((*self.method.needed, self.settings.serve))
-                views = {name: View(*self.copies[name].encode(batch)) for name in names}
+                views = {name: View(*self.copies[name].encode(batch)) for name in self._watching}
             with self._dropout():
                 own = View(*self.online.encode(batch))
         loss = self.method.loss(own, views, ids)

@@ -111,17 +111,19 @@ class SearchSettings(Section):
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."
     )
     snapshots: int = Field(4, ge=1, description="Momentum snapshots kept for that.")
-    reencode_batch_clips: int = Field(
-        64,
-        ge=1,
-        description="Clips of a sealed era re-encoded after each step; where one is only renewed, what the refresh"
-        " leaves of it.",
+    reencode_share: float = Field(
+        0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="Work on encoding clips of a sealed era anew after each step, as a share of the step's, counted in"
+        " passes of the video tower; one clip at least. Where an era is only renewed, what the refresh leaves of it.",
     )
-    refresh_batch_clips: int = Field(
-        16,
+    refresh_share: float = Field(
+        0.125,
         ge=0,
-        description="Oldest vectors of the current era refreshed after each step: half a batch is about a tenth of the"
-        " learner's time. 0: as written on arrival.",
+        allow_inf_nan=False,
+        description="Likewise, on bringing the oldest vectors of the current era up to date. 0: they stay as written on"
+        " arrival.",
     )
 
     @model_validator(mode="after")

@@ -34,6 +34,10 @@ def same_words(one: Words, other: Words) -> bool:
     return pairs[0] == pairs[1] and one.clips == other.clips
 
 
+#: Clips that the learner of `Parts` encodes in a step's work: batches of 8, four passes each.
+STEP = 32
+
+
 class Parts:
     """The first task is "t1" in era 1.
 
@@ -42,7 +46,7 @@ class Parts:
     """
 
     def __init__(self, folder: Path, *, towers: Towers | None = None, **search: Any) -> None:
-        few = {"refresh_batch_clips": 0, "snapshot_interval_clips": 1, "merge_loss": 0.0}  # pairs here are much alike
+        few = {"refresh_share": 0, "snapshot_interval_clips": 1, "merge_loss": 0.0}  # pairs here are much alike
         self.settings = SearchSettings(**{**few, **search})
         self.registry = CollectorRegistry()
         self.metrics = Metrics.create(self.registry)

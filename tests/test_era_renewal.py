@@ -15,7 +15,7 @@ from streamlearn.era_maps import Sealed
 from streamlearn.era_merge import Merge, Merger
 from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
-from tests.parts import Parts, indexed
+from tests.parts import STEP, Parts, indexed
 from tests.test_era_merge import visited_again
 from tests.test_eras import HALF, tensors_of
 
@@ -81,7 +81,7 @@ def test_an_era_that_has_just_ended_is_encoded_before_another_is_renewed(tmp_pat
 
 
 def test_the_current_era_is_refreshed_while_another_is_renewed_within_one_budget(tmp_path: Path) -> None:
-    parts = renewing(tmp_path, refresh_batch_clips=3)
+    parts = renewing(tmp_path, refresh_share=3 / STEP)
     old = parts.learn(3)
     for _ in range(9):
         parts.learn(1)

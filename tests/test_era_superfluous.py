@@ -17,7 +17,7 @@ from streamlearn.eras import Eras
 from streamlearn.records import Vectors
 from streamlearn.settings import ModelSettings, load
 from streamlearn.warmup import build_towers
-from tests.parts import Parts, indexed
+from tests.parts import STEP, Parts, indexed
 from tests.test_era_merge import Knows, One, judged
 from tests.test_eras import tensors_of
 
@@ -74,7 +74,7 @@ def test_eras_agree_only_where_the_clips_are_also_told_from_learned_ones() -> No
 
 def halves(folder: Path, count: int = 2, **search: Any) -> Parts:
     """One domain with a boundary in its middle; nothing is learned, so that the pairs are alike."""
-    given = {"merge_loss": 0.1, "reencode_batch_clips": 4, **search}
+    given = {"merge_loss": 0.1, "reencode_share": 4 / STEP, **search}
     parts = Parts(folder, towers=build_towers(ModelSettings(), 0), **given)
     for number in range(2, count + 2):
         parts.learn(12, split="heldout")
@@ -252,7 +252,7 @@ def test_it_can_be_switched_off_in_a_file_and_in_the_environment(
 
 
 def test_boundaries_in_quick_succession_are_asked_about_too(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), merge_loss=0.05, reencode_batch_clips=4)
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), merge_loss=0.05, reencode_share=4 / STEP)
     for number in range(2, 6):
         parts.learn(12, split="heldout")
         parts.boundary(f"t{number}")  # before anything is encoded anew

@@ -16,14 +16,14 @@ from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
 from streamlearn.settings import ModelSettings
 from streamlearn.warmup import build_towers
-from tests.parts import Parts, indexed, same_words
+from tests.parts import STEP, Parts, indexed, same_words
 
 HALF = 5e-4  # vectors are kept in half precision
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
-    return Parts(tmp_path, reencode_batch_clips=3)
+    return Parts(tmp_path, reencode_share=3 / STEP)
 
 
 def by(towers: Towers, films: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_a_sealed_era_is_swapped_in_whole_and_its_clips_count_as_stale_until_the
 
 
 def test_eras_are_reencoded_one_after_the_other_before_the_current_one_is_refreshed(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, reencode_batch_clips=5, refresh_batch_clips=2)
+    parts = Parts(tmp_path, reencode_share=5 / STEP, refresh_share=2 / STEP)
     first = parts.learn(4)
     parts.boundary("t2")
     second = parts.learn(5)
@@ -157,7 +157,7 @@ def test_eras_are_reencoded_one_after_the_other_before_the_current_one_is_refres
 
 
 def test_the_cap_on_eras_holds_where_eras_are_shorter_than_a_step(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, reencode_batch_clips=8, max_eras=4, max_encoders=2)
+    parts = Parts(tmp_path, reencode_share=8 / STEP, max_eras=4, max_encoders=2)
     for n in range(2, 14):
         parts.learn(2)
         parts.boundary(f"t{n}")
@@ -197,7 +197,7 @@ def test_a_sealed_era_without_clips_is_not_asked(parts: Parts) -> None:
 
 
 def test_the_oldest_vectors_of_the_current_era_are_refreshed_and_young_ones_are_not(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, refresh_batch_clips=5)
+    parts = Parts(tmp_path, refresh_share=5 / STEP)
     old = parts.learn(8)
     for _ in range(9):
         parts.learn(2)
@@ -215,7 +215,7 @@ def test_the_oldest_vectors_of_the_current_era_are_refreshed_and_young_ones_are_
 
 
 def test_what_was_restored_is_refreshed_only_once_more_was_learned(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, refresh_batch_clips=50)
+    parts = Parts(tmp_path, refresh_share=50 / STEP)
     old = parts.learn(8)
     for _ in range(9):
         parts.learn(2)
@@ -366,7 +366,7 @@ def test_threads_may_ask_one_encoder_for_more_texts_than_it_remembers() -> None:
 
 
 def test_the_refresh_passes_over_clips_whose_frames_were_evicted(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, refresh_batch_clips=4)
+    parts = Parts(tmp_path, refresh_share=4 / STEP)
     for _ in range(12):
         parts.learn()
     parts.frames.delete(parts.rows[:16])

@@ -52,6 +52,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint.interval_clips": 16,
     "checkpoint.keep": 99,
     "search.snapshot_interval_clips": 8,
+    "search.reencode_share": 2,  # at once: what waits at a generation is encoded anew soon after going back to it
     "source": "tests.test_rollback:Replay",
 }
 
@@ -279,7 +280,7 @@ def test_a_source_that_cannot_be_read_again_is_rolled_back_to_the_latest_only(tm
 
 @pytest.mark.slow
 def test_it_answers_so_until_a_clip_is_learned_and_makes_no_generation_meanwhile(tmp_path: Path) -> None:
-    small = {"learner.batch_size": 2, "checkpoint.interval_clips": CLIPS // 3, "search.refresh_batch_clips": 1}
+    small = {"learner.batch_size": 2, "checkpoint.interval_clips": CLIPS // 3, "search.refresh_share": 0.125}
     settings = load(None, {**SETTINGS, **small, "state_dir": tmp_path / "state"})
     one = Daemon(settings, ListSource(list(records()[: CLIPS // 3])))
     recorder = Recorder(one)
