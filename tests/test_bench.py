@@ -23,12 +23,13 @@ from streamlearn import cli
 from streamlearn.bench import quick
 from streamlearn.bench.corpus import JUDGE, LEARN, TEST, Corpus, decode_corpus, open_corpus, render_corpus
 from streamlearn.bench.curve import Curve
-from streamlearn.bench.gallery import both_ways, caption_search, encode_texts, questions, thinned
+from streamlearn.bench.gallery import both_ways, caption_search, encode_clips, encode_texts, questions, thinned
 from streamlearn.bench.methods import METHODS, learner_settings, method_of
 from streamlearn.bench.options import read_orders
 from streamlearn.bench.plots import plot_all
 from streamlearn.bench.remembered import remember_captions
 from streamlearn.bench.report import differences, mean_and_error, report, shown, value
+from streamlearn.bench.revisits import revisits
 from streamlearn.bench.runs import RESULTS, Results, best_rates, grid, run_all
 from streamlearn.bench.schedule import announced, make_schedule, order_of
 from streamlearn.bench.trial import Spec, Trial, run_trial
@@ -358,6 +359,17 @@ def test_clips_that_come_back_are_asked_for_as_each_era_would_encode_them(render
         moved = curve.ranks_with(last.tests, era)
         assert visit[way]["came"]["1"] == 100 * np.mean([moved[row] <= 1 for row in last.tests])
     assert moved != plain  # an era that knows neither these clips nor their words
+    third, place = sealed[-1], trial.schedule.place  # a boundary that was dated early takes a clip of the visit before
+    stray = third.tests[[np.argmax(place[third.tests])]]
+    rows = np.union1d(last.rows, stray)
+    vectors = {name: encode_clips(pair, trial.corpus, rows) for name, pair in last.pairs.items()}
+    early = [*trial.eras.eras[:2], replace(third, tests=np.setdiff1d(third.tests, stray))]
+    early += [replace(last, rows=rows, tests=np.union1d(last.tests, stray), vectors=vectors)]
+    curve = Curve(trial.corpus, early, SearchSettings())
+    (again,) = revisits(curve, trial.corpus, trial.schedule)
+    expected = curve.ranks_with(last.tests, 2)
+    assert again["before"]["came"]["1"] == 100 * np.mean([expected[row] <= 1 for row in last.tests])
+    assert again["before"]["all"]["5"] == 100 * np.mean([rank <= 5 for rank in expected.values()])
     assert set(first.tests) | set(last.tests) == set(trial.corpus.rows(TEST, 0))
     local = result["copies"]["local"]  # the first domain is the current one again; two are past
     assert local["learned"]["5"] - local["final"]["5"] == pytest.approx(-local["bwt"]["5"] * 2 / 3)

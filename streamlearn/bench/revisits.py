@@ -36,11 +36,11 @@ def revisits(curve: Curve, corpus: Corpus, schedule: Schedule) -> list[dict[str,
         if domain not in schedule.tasks[:number] or not len(earlier) or not len(came):
             continue
         known = corpus.rows(TEST)
-        last = known[np.argmax(np.where(schedule.place[known] < start, schedule.place[known], -1))]
+        before = known[_within(schedule.place[known], schedule.starts[number - 1], start)]  # a boundary may lie early
         ways = {
             "anew": curve.ranks_with(came[:0], 0),
             "old": curve.ranks_with(came, _holder(curve.eras, earlier)),
-            "before": curve.ranks_with(came, _holder(curve.eras, np.asarray([last]))),
+            "before": curve.ranks_with(came, _holder(curve.eras, before)),
         }
         found = {
             way: {
