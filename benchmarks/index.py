@@ -50,9 +50,10 @@ def draw(seed: int, count: int) -> np.ndarray:
     return out
 
 
-def anonymous_mb() -> float:
-    """Memory of this process that is no file's."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+def anonymous_mb(process: int | str = "self") -> float:
+    """Memory of a process, by its number, that is no file's."""
+    status = Path(f"/proc/{process}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) / 1024
 
 

@@ -34,8 +34,8 @@ BATCH, UPSERTS_PER_S = 32, 200
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[tuple[str, float]]:
-    """`streamlearn run` in a process of its own; its URL, and when it was started."""
+def running(settings: Settings) -> Iterator[tuple[str, int, float]]:
+    """`streamlearn run` in a process of its own; its URL, its number, and when it was started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,15 +47,15 @@ def running(settings: Settings) -> Iterator[tuple[str, float]]:
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "streamlearn", "run", *options], stderr=subprocess.DEVNULL)
     try:
-        yield f"http://127.0.0.1:{port}", begin
+        yield f"http://127.0.0.1:{port}", process.pid, begin
     finally:
         process.terminate()
         process.wait()
 
 
 def started(settings: Settings) -> dict[str, float]:
-    """Seconds from the start of the process."""
-    with running(settings) as (url, begin), httpx.Client(base_url=url, timeout=60) as client:
+    """Seconds from the start of the process, and its memory then."""
+    with running(settings) as (url, process, begin), httpx.Client(base_url=url, timeout=60) as client:
         while True:
             try:
                 if client.get("/readyz").status_code == 200:
@@ -65,7 +65,8 @@ def started(settings: Settings) -> dict[str, float]:
             time.sleep(0.01)
         ready = time.perf_counter() - begin
         client.post("/v1/search", json={"query": {"text": "a red circle moves to the left"}}).raise_for_status()
-        return {"ready_s": ready, "first_answer_s": time.perf_counter() - begin}
+        answered = time.perf_counter() - begin
+        return {"ready_s": ready, "first_answer_s": answered, "resident_mb": anonymous_mb(process)}
 
 
 def drop_cache(folder: Path) -> None:
