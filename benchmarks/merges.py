@@ -25,7 +25,7 @@ from streamlearn.bench.trial import Spec, Trial
 from streamlearn.era_merge import mapped
 from streamlearn.era_scores import weighed
 from streamlearn.era_view import QueryEncoder
-from streamlearn.era_words import Words, spoken
+from streamlearn.era_words import Words, familiarity
 from streamlearn.evaluate import ranks
 from streamlearn.records import Vectors
 
@@ -35,7 +35,7 @@ FITTED = (50, 200, 800)  # clips that have frames
 def recalls(asked: list[tuple[QueryEncoder, Words, Vectors]], texts: list[str]) -> dict[str, float]:
     """R@1, R@5 and mean reciprocal rank over the pool; of each group its reader, its words and its vectors."""
     cosines = [reader.texts(texts) @ vectors.T for reader, _, vectors in asked]
-    scores = weighed(cosines, spoken(texts, [words for _, words, _ in asked]), 0.5)
+    scores = weighed(cosines, familiarity(texts, [words for _, words, _ in asked]), 0.5)
     rank = ranks(np.concatenate(scores, axis=1), np.arange(len(texts)))
     return {
         "r1": 100 * float((rank <= 1).mean()),

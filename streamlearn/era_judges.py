@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from streamlearn.era_scores import weighed
 from streamlearn.era_view import QueryEncoder
-from streamlearn.era_words import Words, spoken
+from streamlearn.era_words import Words, familiarity
 from streamlearn.evaluate import ranks
 from streamlearn.records import Frames, Vectors
 
@@ -67,7 +67,7 @@ def blocks(
         (q, n) of each era.
     """
     cosines = [queries @ clips.T for queries, clips in zip(asked, vectors, strict=True)]
-    return weighed(cosines, spoken(questions, words), familiarity_weight)
+    return weighed(cosines, familiarity(questions, words), familiarity_weight)
 
 
 def knows(encoder: QueryEncoder, texts: Sequence[str], films: Frames) -> float:

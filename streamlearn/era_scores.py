@@ -1,8 +1,8 @@
 """How what eras answer is weighed: the one formula of searches, of what is decided about eras, and of the benchmark.
 
 A score is the weighted mean of a clip's cosine and of how much the query is in the words of the clip's era
-(`era_words`), less a share of how near the clip is to whatever is said: some clips, hubs, are near to all captions, and
-would else answer everything. Arrays in and out.
+(`era_words`), less a share of how near the clip is to whatever is said: some clips are near to all captions, hubs
+(Radovanović et al., 2010), and would else answer everything. Arrays in and out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def weighed(cosines: Sequence[Vectors], familiar: Vectors, familiarity_weight: f
     return [share * cosine + (1 - share) * near[:, None] for cosine, near in zip(cosines, familiar, strict=True)]
 
 
-def hubs(clips: Vectors, captions: Vectors) -> Vectors:
+def hubness(clips: Vectors, captions: Vectors) -> Vectors:
     """How near each clip is to what its era was told: log mean exp of its cosines, sharpened.
 
     Taken from a cosine in full it would be what inverted softmax does (Smith et al., 2017; querybank normalisation,
@@ -50,12 +50,12 @@ def hubs(clips: Vectors, captions: Vectors) -> Vectors:
     return (np.log(mean) / _SHARPNESS).astype(np.float32)
 
 
-def less_hubs(scores: Vectors, near: Vectors, *, hub_weight: float, familiarity_weight: float) -> Vectors:
+def less_hubness(scores: Vectors, near: Vectors, *, hub_weight: float, familiarity_weight: float) -> Vectors:
     """Scores, less what makes hubs of the clips; where the first alone are known, what follows stays below them.
 
     Args:
         scores: (q, n) as `weighed` gives them; descending where not all are known.
-        near: (q, h) or (1, n): `hubs` of the first h clips of each query, or of all.
+        near: (q, h) or (1, n): `hubness` of the first h clips of each query, or of all.
         hub_weight: of the cosine's.
         familiarity_weight: as above.
 

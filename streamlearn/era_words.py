@@ -79,7 +79,7 @@ class Words:
         return np.where(self.words[at] == wanted, self.counts[at], 0)
 
 
-def spoken(texts: Sequence[str], eras: Sequence[Words]) -> Vectors:
+def familiarity(texts: Sequence[str], eras: Sequence[Words]) -> Vectors:
     """How much each text is in the words of each era, 0 to 1: 0 for all where no era has any of its words.
 
     An era of few clips is as others are on average, the more so the fewer they are.

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlearn.catalog import Catalog, ClipRow
-from streamlearn.era_scores import HEAD, hubs, less_hubs, weighed
+from streamlearn.era_scores import HEAD, hubness, less_hubness, weighed
 from streamlearn.era_view import EraView
-from streamlearn.era_words import spoken
+from streamlearn.era_words import familiarity
 from streamlearn.errors import SearchError
 from streamlearn.frames import FrameStore
 from streamlearn.index_lists import DEEP_K
@@ -135,11 +135,11 @@ class Searcher:
         began, weight = time.perf_counter(), self._settings.familiarity_weight
         scores, rows, numbers, encoding = self._answers(snapshot, encode, max(limit, HEAD), allowed, timed)
         if texts:
-            scores = weighed(scores, spoken(texts, [era.words for era in snapshot.eras]), weight)
+            scores = weighed(scores, familiarity(texts, [era.words for era in snapshot.eras]), weight)
         best = _descending(np.concatenate(scores, 1), np.concatenate(rows, 1), np.concatenate(numbers, 1))
         if texts and self._settings.hub_weight:
-            near = _hubs(snapshot.eras, *(part[:, :HEAD] for part in best[1:]))
-            less = less_hubs(best[0], near, hub_weight=self._settings.hub_weight, familiarity_weight=weight)
+            near = _hubness(snapshot.eras, *(part[:, :HEAD] for part in best[1:]))
+            less = less_hubness(best[0], near, hub_weight=self._settings.hub_weight, familiarity_weight=weight)
             best = _descending(less, *best[1:])
         if timed:
             self._metrics.search_seconds.labels("encode").observe(encoding)
@@ -286,7 +286,7 @@ def _descending(scores: Vectors, rows: Rows, numbers: Rows) -> tuple[Vectors, Ro
     return scores[line, order], rows[line, order], numbers[line, order]
 
 
-def _hubs(eras: Sequence[EraView], rows: Rows, numbers: Rows) -> Vectors:
+def _hubness(eras: Sequence[EraView], rows: Rows, numbers: Rows) -> Vectors:
     """How near each clip is to whatever its era was told, NaN where that is not known. Shape: (q, n) -> (q, n)."""
     near = np.full(rows.shape, np.nan, np.float32)  # so where there is no row, lest it counts in a mean
     for era in eras:
@@ -294,10 +294,10 @@ def _hubs(eras: Sequence[EraView], rows: Rows, numbers: Rows) -> Vectors:
         if not here.any():
             continue
         if len(rows) == 1:  # a user's query, which meets no clip twice
-            near[here] = hubs(era.partition.vectors(rows[here]), era.captions)
+            near[here] = hubness(era.partition.vectors(rows[here]), era.captions)
         else:
             once, back = np.unique(rows[here], return_inverse=True)
-            near[here] = hubs(era.partition.vectors(once), era.captions)[back]
+            near[here] = hubness(era.partition.vectors(once), era.captions)[back]
     return near
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlearn.era_words import Words, spoken
+from streamlearn.era_words import Words, familiarity
 from tests.parts import same_words as same
 
 NIGHT = Words.of([[f"at night star {i} goes leftward"] for i in range(100)])
@@ -17,24 +17,24 @@ SEA = Words.of([[f"under the sea fish {i} swims left"] for i in range(100)])
 
 
 def test_an_era_is_as_familiar_as_the_share_of_the_querys_words_that_it_says_most() -> None:
-    (night, sea) = spoken(["night", "at night left"], [NIGHT, SEA])
+    (night, sea) = familiarity(["night", "at night left"], [NIGHT, SEA])
     # Few clips are believed a little less than all, and the mean of both fills the rest.
     assert night.tolist() == pytest.approx([(100 + 16) / 132, (100 * 2 / 3 + 32 / 2) / 132])
     assert sea.tolist() == pytest.approx([16 / 132, (100 / 3 + 32 / 2) / 132])
 
 
 def test_words_that_no_era_was_told_say_nothing_and_nor_does_a_query_without_any() -> None:
-    np.testing.assert_array_equal(spoken(["zebra", "", "?!"], [NIGHT, SEA]), 0)
-    known, mixed = spoken(["night", "night zebra"], [NIGHT, SEA]).T
+    np.testing.assert_array_equal(familiarity(["zebra", "", "?!"], [NIGHT, SEA]), 0)
+    known, mixed = familiarity(["night", "night zebra"], [NIGHT, SEA]).T
     np.testing.assert_allclose(known, mixed)
-    np.testing.assert_array_equal(spoken(["night"], [Words(), Words()]), 0)
-    assert spoken([], [NIGHT, SEA]).shape == (2, 0)
+    np.testing.assert_array_equal(familiarity(["night"], [Words(), Words()]), 0)
+    assert familiarity([], [NIGHT, SEA]).shape == (2, 0)
 
 
 def test_a_rare_word_says_more_than_one_that_is_in_all_captions() -> None:
     some = Words.of([["the dog runs"]] * 99 + [["the cat runs"]])
     others = Words.of([["the bird runs"]] * 100)
-    told = spoken(["the cat", "the bird", "the"], [some, others])
+    told = familiarity(["the cat", "the bird", "the"], [some, others])
     assert told[0, 0] - told[1, 0] > 0.6 * (told[1, 1] - told[0, 1])
     assert told[0, 2] == told[1, 2]
     rare, usual = 1 + math.log(200), 1 + math.log(200 / 200)
@@ -43,14 +43,14 @@ def test_a_rare_word_says_more_than_one_that_is_in_all_captions() -> None:
 
 def test_how_often_a_word_is_said_counts_beside_the_era_that_says_it_most() -> None:
     often, seldom = Words.of([["robot"]] * 100), Words.of([["robot"]] * 25 + [["arm"]] * 75)
-    told = spoken(["robot"], [often, seldom])[:, 0]
+    told = familiarity(["robot"], [often, seldom])[:, 0]
     assert told[0] - told[1] == pytest.approx((1 - math.sqrt(25 / 100)) * 100 / 132)
 
 
 @pytest.mark.parametrize("clips", [0, 1, 8, 32, 1000])
 def test_an_era_of_few_clips_is_as_familiar_as_the_others_on_average(clips: int) -> None:
     young = Words.of([["night"]] * clips)
-    night, sea, new = spoken(["night", "sea"], [NIGHT, SEA, young])
+    night, sea, new = familiarity(["night", "sea"], [NIGHT, SEA, young])
     if clips == 0:
         np.testing.assert_allclose(new, (night + sea) / 2, rtol=1e-6)
     if clips == 1:

@@ -17,7 +17,7 @@ from streamlearn.encoders import Towers
 from streamlearn.envelope import parse
 from streamlearn.era_scores import HEAD
 from streamlearn.era_view import EraView, QueryEncoder
-from streamlearn.era_words import spoken
+from streamlearn.era_words import familiarity
 from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.index import Partition, Sizes
 from streamlearn.message import ClipMessage
@@ -52,7 +52,7 @@ def scored(
 ) -> Vectors:
     """Of an era's clips, by the formula of docs/decisions.md. Shape: (n, d) -> (n,)."""
     (query,) = era.encoder.texts([text])
-    familiar = spoken([text], [one.words for one in eras])[[one.number for one in eras].index(era.number), 0]
+    familiar = familiarity([text], [one.words for one in eras])[[one.number for one in eras].index(era.number), 0]
     near = how_near(era, vectors) if hubs and len(era.captions) >= 64 else 0
     return (vectors @ query - settings.hub_weight * near + settings.familiarity_weight * familiar) / (
         1 + settings.familiarity_weight

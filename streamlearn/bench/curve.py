@@ -18,9 +18,9 @@ from streamlearn.bench.gallery import KS, Recalls, both_ways, encode_clips, enco
 from streamlearn.bench.sealed import SealedEra
 from streamlearn.era_maps import Captions, Mapped, MappedEncoder, choose
 from streamlearn.era_readout import judged, through_readout
-from streamlearn.era_scores import hubs, less_hubs, weighed
+from streamlearn.era_scores import hubness, less_hubness, weighed
 from streamlearn.era_view import EraView, QueryEncoder
-from streamlearn.era_words import Words, spoken
+from streamlearn.era_words import Words, familiarity
 from streamlearn.evaluate import Ranks, hits_in_pool, ranks
 from streamlearn.index import Partition
 from streamlearn.records import Vectors
@@ -226,9 +226,9 @@ class Curve:
         clips = [view.partition.vectors(view.partition.rows) for view in views]
         cosine = [view.encoder.texts(texts) @ vectors.T for view, vectors in zip(views, clips, strict=True)]
         weight, hub_weight = self._settings.familiarity_weight, self._settings.hub_weight
-        near = np.concatenate([hubs(vectors, view.captions) for view, vectors in zip(views, clips, strict=True)])
-        merged = np.concatenate(weighed(cosine, spoken(texts, [view.words for view in views]), weight), axis=1)
-        scores = less_hubs(merged, near[None], hub_weight=hub_weight, familiarity_weight=weight)
+        near = np.concatenate([hubness(vectors, view.captions) for view, vectors in zip(views, clips, strict=True)])
+        merged = np.concatenate(weighed(cosine, familiarity(texts, [view.words for view in views]), weight), axis=1)
+        scores = less_hubness(merged, near[None], hub_weight=hub_weight, familiarity_weight=weight)
         return np.concatenate(cosine, axis=1), scores
 
 
