@@ -236,8 +236,9 @@ class Generations:
             The cuts of the catalog that go with those kept.
         """
         kept = self._retention.choose(found := [self.describe(number) for number in self.numbers()])
-        self.drop(generation.number for generation in found if generation.number not in kept)
-        return [generation.cut for generation in found if generation.number in kept]
+        self.drop((one.number for one in found if one.number not in kept), but_pinned=True)
+        left = self.numbers()
+        return [generation.cut for generation in found if generation.number in left]
 
     def describe(self, number: int) -> Kept:
         """What retention must know of a generation; one that is damaged is very old."""
@@ -250,34 +251,35 @@ class Generations:
         files = {about.st_ino: about.st_size for about in found}
         return Kept(number, cut, datetime.fromisoformat(created), (self._path(number) / PINNED).exists(), files)
 
-    def pin(self, number: int) -> None:
-        """Keep a generation until `unpin`.
+    def pin(self, number: int, *, pinned: bool = True) -> None:
+        """Keep a generation, or let the next `prune` drop it again.
 
         Raises:
             StateError: there is none of this number.
         """
-        self._check(number)
-        (self._path(number) / PINNED).touch()
-        durable.sync_folder(self._path(number))
+        mark = self._path(number) / PINNED
+        try:
+            if number not in self.numbers():
+                raise FileNotFoundError
+            if pinned:
+                mark.touch()
+            else:
+                mark.unlink(missing_ok=True)
+            durable.sync_folder(mark.parent)
+        except FileNotFoundError as error:  # or it was dropped meanwhile
+            raise StateError(f"there is no generation {number} in {self.folder}") from error
 
-    def unpin(self, number: int) -> None:
-        """Let the next `prune` drop it; one that is not pinned stays as it is.
-
-        Raises:
-            StateError: there is none of this number.
-        """
-        self._check(number)
-        (self._path(number) / PINNED).unlink(missing_ok=True)
-        durable.sync_folder(self._path(number))
-
-    def drop(self, numbers: Iterable[int]) -> None:
+    def drop(self, numbers: Iterable[int], *, but_pinned: bool = False) -> None:
         """Remove generations, whatever the retention says; each is whole, or not there, for whoever looks."""
         for number in numbers:
             aside = self.folder / f".writing-{number:06d}"
             shutil.rmtree(aside, ignore_errors=True)
             with suppress(FileNotFoundError):
                 self._path(number).rename(aside)
-                shutil.rmtree(aside)
+                if but_pinned and (aside / PINNED).exists():  # since it was looked at
+                    aside.rename(self._path(number))
+                else:
+                    shutil.rmtree(aside)
         durable.sync_folder(self.folder)
 
     def drop_unpublished(self) -> None:
@@ -304,10 +306,6 @@ class Generations:
     def _folders(self) -> dict[int, Path]:
         """By number, published or not; whatever else lies there, as a copy that somebody made, is not ours."""
         return {int(path.name): path for path in self.folder.glob("[0-9]*") if path.name.isdecimal()}
-
-    def _check(self, number: int) -> None:
-        if number not in self.numbers():
-            raise StateError(f"there is no generation {number} in {self.folder}")
 
     def _sums(self, number: int) -> Mapping[str, str]:
         """By file, what a generation wrote; nothing where there is none."""

@@ -101,7 +101,7 @@ def unpin(number: Number, url: Url = None, config: ConfigFile = None, override: 
     if url is not None:
         ask(url, f"/v1/generations/{number}/pin", method="DELETE")
     else:
-        _generations(config, override).unpin(number)
+        _generations(config, override).pin(number, pinned=False)
     typer.echo(f"generation {number} is not pinned: the next checkpoint may drop it")
 
 

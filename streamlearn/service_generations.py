@@ -47,7 +47,7 @@ class GenerationsService:
         Raises:
             StateError: there is none of this number.
         """
-        (self._generations.pin if pinned else self._generations.unpin)(number)
+        self._generations.pin(number, pinned=pinned)
 
     def roll_back(self, number: int, resume_from: ResumeFrom) -> dict[str, Any]:
         """Go back, between two batches; returns once searches are answered from there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from streamlearn import durable
 from streamlearn.checkpoint import FORMAT, Generation, Generations
 from streamlearn.errors import NewerStateError, StateError
 from streamlearn.records import Partition
-from streamlearn.retention import Retention
+from streamlearn.retention import Kept, Retention
 
 OFFSETS = {Partition("clips", "0"): 7, Partition("clips", "1"): 0}
 
@@ -268,12 +269,37 @@ def test_a_pinned_generation_stays_until_it_is_unpinned_and_the_pin_survives_a_r
     again = Generations(generations.state_dir, Retention(2))
     assert again.prune() == [1, 4, 5]
     assert again.read(1).number == 1
-    again.unpin(1)
-    again.unpin(4)  # was never pinned
+    again.pin(1, pinned=False)
+    again.pin(4, pinned=False)  # was never pinned
     assert again.prune() == [4, 5]
-    for change in (again.pin, again.unpin):
+    for pinned in (True, False):
         with pytest.raises(StateError, match="there is no generation 3"):
-            change(3)
+            again.pin(3, pinned=pinned)
+
+
+def test_a_generation_that_is_pinned_while_others_are_pruned_stays(generations: Generations) -> None:
+    class Late(Retention):
+        """An operator pins one after it was looked at."""
+
+        def choose(self, found: Sequence[Kept]) -> set[int]:
+            Generations(generations.state_dir, Retention(1)).pin(2)
+            return super().choose(found)
+
+    checkpoint(generations, 1, 2, 3, 4)
+    late = Generations(generations.state_dir, Late(1))
+    assert late.prune() == [2, 4]
+    assert late.numbers() == [2, 4]
+    assert late.read(2).number == 2
+
+
+def test_a_pin_that_comes_too_late_is_told_that_there_is_no_such_generation(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(generations, 1, 2)
+    monkeypatch.setattr(Generations, "numbers", lambda _: [1, 2, 3])  # as it was looked at
+    for pinned in (True, False):
+        with pytest.raises(StateError, match="there is no generation 3"):
+            generations.pin(3, pinned=pinned)
 
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
