@@ -34,8 +34,8 @@ BATCH, UPSERTS_PER_S = 32, 200
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[tuple[str, int, float]]:
-    """`streamlearn run` in a process of its own; its URL, its number, and when it was started."""
+def running(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
+    """`streamlearn run` in a process of its own, its URL, and when it was started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,7 +47,7 @@ def running(settings: Settings) -> Iterator[tuple[str, int, float]]:
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "streamlearn", "run", *options], stderr=subprocess.DEVNULL)
     try:
-        yield f"http://127.0.0.1:{port}", process.pid, begin
+        yield f"http://127.0.0.1:{port}", process, begin
     finally:
         process.terminate()
         process.wait()
@@ -56,7 +56,7 @@ def running(settings: Settings) -> Iterator[tuple[str, int, float]]:
 def started(settings: Settings) -> dict[str, float]:
     """Seconds from the start of the process, and its memory then."""
     with running(settings) as (url, process, begin), httpx.Client(base_url=url, timeout=60) as client:
-        while True:
+        while process.poll() is None:
             try:
                 if client.get("/readyz").status_code == 200:
                     break
@@ -66,7 +66,7 @@ def started(settings: Settings) -> dict[str, float]:
         ready = time.perf_counter() - begin
         client.post("/v1/search", json={"query": {"text": "a red circle moves to the left"}}).raise_for_status()
         answered = time.perf_counter() - begin
-        return {"ready_s": ready, "first_answer_s": answered, "resident_mb": anonymous_mb(process)}
+        return {"ready_s": ready, "first_answer_s": answered, "resident_mb": anonymous_mb(process.pid)}
 
 
 def drop_cache(folder: Path) -> None:

@@ -25,6 +25,7 @@ from streamlearn.learner import Learner
 from streamlearn.settings import LearnerSettings, SearchSettings
 from tests.models import WORDS, save_tokenizer
 
+REFRESH_SHARE = SearchSettings().refresh_share
 #: Width, heads, and layers of the video and of the text tower.
 TOWERS = {"small": (384, 6, 12, 6), "base": (768, 12, 12, 12)}
 
@@ -71,7 +72,7 @@ class Case:
         start = self._now()
         self.learner.step(frames, captions, ids)
         self.steps.append(self._now() - start)
-        some = np.resize(frames, (self.learner.worth(SearchSettings().refresh_share), *frames.shape[1:]))
+        some = np.resize(frames, (self.learner.clips_within(REFRESH_SHARE), *frames.shape[1:]))
         start = self._now()
         self.learner.encode_video(some)
         self.refreshes.append(self._now() - start)
@@ -112,7 +113,7 @@ def main() -> None:
         "update_share": {
             name: round(statistics.median(case.updates[1:]) / median[name], 4) for name, case in cases.items()
         },
-        "refresh_clips": {name: case.learner.worth(SearchSettings().refresh_share) for name, case in cases.items()},
+        "refresh_clips": {name: case.learner.clips_within(REFRESH_SHARE) for name, case in cases.items()},
         "refresh_share": {
             name: round(statistics.median(case.refreshes[1:]) / median[name], 3) for name, case in cases.items()
         },

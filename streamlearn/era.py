@@ -105,7 +105,8 @@ class Era:
         """Note that another is part of this one."""
         assert era.merge is not None
         self.words = self.words.plus(era.words)
-        told = {name: era.facts()[name] for name in ("task", "sealing", "refused")}
+        facts = era.facts()
+        told = {name: facts[name] for name in ("task", "sealing", "refused")}
         self.absorbed = [*self.absorbed, *era.absorbed, asdict(era.merge) | told]
 
     def holds(self, number: int) -> bool:

@@ -50,16 +50,17 @@ class EraBounds:
             The momentum pair's, or the encoders' where held-out clips say that it still lags behind them.
         """
         texts, films = self._clips.asked(era)
-        weights, merits = {"momentum": snapshot.local, "encoders": snapshot.online}, dict[str, float]()
-        if films is not None:
-            towers = served.frozen_copy()
-            for name, state in weights.items():
-                towers.load_state_dict(state)
-                merits[name] = knows(QueryEncoder(towers), texts, films)
-        pair = max(weights, key=lambda name: merits.get(name, 0.0))  # of equals the momentum pair
-        era.sealing = Sealing(pair, merits, len(texts) if merits else 0)
+        if films is None:
+            era.sealing = Sealing("served", {}, 0)
+            return snapshot.local
+        towers, merits = served.frozen_copy(), dict[str, float]()
+        for name, state in (("served", snapshot.local), ("encoders", snapshot.online)):
+            towers.load_state_dict(state)
+            merits[name] = knows(QueryEncoder(towers), texts, films)
+        behind = merits["served"] < merits["encoders"]
+        era.sealing = Sealing("encoders" if behind else "served", merits, len(texts))
         log.info("era %d of %s: %s", era.number, era.task, era.sealing)
-        return weights[pair]
+        return snapshot.online if behind else snapshot.local
 
     def join(self, era: Era, eras: Sequence[Era]) -> None:
         """Have an era that was just sealed and earlier ones become one: where its task returned, or never began.
@@ -130,7 +131,7 @@ class EraBounds:
         best = max((e for e in earlier if e.number in merit), key=lambda e: merit[e.number])
         loss = merit[era.number] - merit[best.number]
         if loss > 0:
-            era.refuse(best, Refusal("returns", loss, 0.0, len(texts)))
+            era.refuse(best, Refusal("returns", len(texts), loss, tolerated=0.0))
         else:
             era.into, era.merge = best, Merge(best.number, era.number, "returns", loss, len(texts))
             log.info("era %d of %s goes back into era %d: %s", era.number, era.task, best.number, era.merge)
@@ -143,7 +144,7 @@ class EraBounds:
             return
         loss = now - knows(era.encoder, texts, films)
         if loss > 0:
-            old.refuse(era, Refusal("renewed", loss, 0.0, len(texts)))
+            old.refuse(era, Refusal("renewed", len(texts), loss, tolerated=0.0))
         else:
             old.into, old.merge = era, Merge(era.number, old.number, "renewed", loss, len(texts))
             old.pending, old.reencoded = deque(old.partition.view().rows.tolist()), {}
@@ -162,7 +163,7 @@ class EraBounds:
             return False
         assert era.merge is not None
         assert era.into is not None
-        era.refuse(era.into, Refusal("renewed", era.merge.loss, 0.0, era.merge.judges, gone=gone))
+        era.refuse(era.into, Refusal("renewed", era.merge.judges, era.merge.loss, tolerated=0.0, gone=gone))
         era.into, era.merge, era.reencoded = None, None, {}
         return True
 

@@ -10,7 +10,7 @@ from typing import Any
 
 Facts = Mapping[str, Any]
 
-_PAIRS = {"momentum": "momentum pair", "encoders": "encoders"}
+_PAIRS = {"served": "served pair", "encoders": "encoders"}
 
 
 def decisions(eras: Sequence[Facts], number: int) -> list[dict[str, Any]]:
@@ -59,8 +59,10 @@ def sentence(decision: Facts) -> str:
     if decision.get("loss") is not None:
         known.insert(0, f"loss {decision['loss']:+.3f}")
     if what == "refused":
-        if decision["error"] is not None:
-            known[0] += f" ± {decision['error']:.3f} where {decision['most']:.3f} may be"
+        if decision["loss"] is None:
+            known[0] += " are too few"
+        if decision["at_most"] is not None:
+            known[0] += f", at most {decision['at_most']:.3f} where {decision['tolerated']:.3f} may be"
         if decision["gone"]:
             known.insert(0, f"frames of {decision['gone']} clips gone")
         return f"era {era} not made one with {decision['with']} ({decision['why']}: {', '.join(known)})"

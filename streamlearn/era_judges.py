@@ -37,8 +37,9 @@ class Sealing:
     """Whose weights an era was sealed with.
 
     Attributes:
-        pair: "momentum", or "encoders" where held-out clips said that it still lagged behind them.
-        merits: mean reciprocal rank by each of the two, by name; empty where there were no held-out clips.
+        pair: "served", the momentum pair unless `learner.serve` is `online`; "encoders", where held-out clips said that
+            it still lagged behind them.
+        merits: mean reciprocal rank by each of the two, by name; empty where too few clips were held out.
         judges: how many there were.
     """
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import permutations, starmap
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,24 +60,36 @@ class Refusal:
 
     Attributes:
         why: for what it was thought of: as `Merge.why`.
-        loss: of mean reciprocal rank, by the judges; None where they were too few to tell.
-        error: its standard error, where that counted.
-        most: what is tolerated.
-        judges: how many there were.
+        judges: how many there were; where they were too few, of the era that had fewer.
+        loss: of mean reciprocal rank, by the judges, alone or with learned clips beside them, whichever said no more
+            clearly; None where they were too few.
+        at_most: the loss and two standard errors, where chance counted.
+        tolerated: what may be lost; None where there is no loss.
         gone: clips whose frames were gone before they could be encoded anew, where it was given up for that.
     """
 
     why: str
-    loss: float | None
-    most: float
     judges: int
-    error: float | None = None
+    loss: float | None = None
+    at_most: float | None = None
+    tolerated: float | None = None
     gone: int | None = None
+
+
+class _Test(NamedTuple):
+    """What would be lost, of mean reciprocal rank, its standard error, and what is tolerated."""
+
+    loss: float
+    error: float
+    tolerated: float
+
+    @property
+    def at_most(self) -> float:
+        return self.loss + _SURE * self.error
 
     @property
     def excess(self) -> float:
-        """How much more may be lost, two standard errors included, than is tolerated; above 0 it is refused."""
-        return (self.loss or 0.0) + _SURE * (self.error or 0.0) - self.most
+        return self.at_most - self.tolerated
 
 
 class Merger:
@@ -142,29 +155,27 @@ class Merger:
             is nearest to it.
         """
         both = {era.number for era in orders[0]}
-        count = sum(len(judges[number].questions) for number in both)
-        if any(len(judges[number].questions) < _FEWEST_JUDGES for number in both):
-            return Refusal("agree", None, most_loss, count)
+        fewest = min(len(judges[number].questions) for number in both)
+        if fewest < _FEWEST_JUDGES:
+            return Refusal("agree", fewest)
         own = np.repeat([e.number in both for e in eras], [len(judges[e.number].questions) for e in eras])
         now = {beside: self._merits(eras, judges, beside=beside) for beside in (False, True)}
-        merges, refusals = list[Merge](), list[Refusal]()
+        merges, refused = list[Merge](), list[_Test]()
         for keep, absorb in orders:
-            then = read if absorb.number in _readers(eras) else {}
-            losses, tests = list[float](), list[Refusal]()
+            then, tests = read if absorb.number in _readers(eras) else {}, list[_Test]()
             for beside, before in now.items():
                 lost = before - self._merits(eras, judges, (keep, absorb), then, beside=beside)
-                losses.append(float(lost.mean()))
-                error, own_now = float(np.linalg.norm(lost)) / len(own), before[own] - _chance(eras, judges, beside)
-                most = most_loss * float(own_now.sum()) / len(own)
-                tests.append(Refusal("agree", losses[-1], most, len(own), error))
+                most = most_loss * (before[own] - _chance(eras, judges, beside)).sum() / len(own)
+                tests.append(_Test(float(lost.mean()), float(np.linalg.norm(lost)) / len(own), float(most)))
+            log.info("era %d into %d: %s and %s", absorb.number, keep.number, *tests)
             worst = max(tests, key=lambda test: test.excess)
-            log.info("era %d into %d: %s", absorb.number, keep.number, worst)
             if worst.excess > 0:
-                refusals.append(worst)
+                refused.append(worst)
             else:
-                merges.append(Merge(keep.number, absorb.number, "agree", losses[0], len(own)))
+                merges.append(Merge(keep.number, absorb.number, "agree", tests[0].loss, len(own)))
         if not merges:
-            return min(refusals, key=lambda refusal: refusal.excess)
+            nearest = min(refused, key=lambda test: test.excess)
+            return Refusal("agree", len(own), nearest.loss, nearest.at_most, nearest.tolerated)
         return min(merges, key=lambda merge: merge.loss)
 
     def forget(self, number: int) -> None:

@@ -64,18 +64,17 @@ class QueryEncoder:
             self._texts = {}  # a new dict: other threads may be reading the old one
         self._texts.update(zip(texts, vectors, strict=True))
 
-    @torch.inference_mode()
     def clips(self, frames: Frames) -> Vectors:
         """Shape: uint8 (n, T, H, W, 3) -> (n, d) unit rows."""
-        return Looked(frames).by(self)
+        return EncodedClips(frames).by(self)
 
     def from_reader(self, vectors: Vectors) -> Vectors:
         """What the reader says of clips, as the era would: the same. Shape: (n, d) -> (n, d)."""
         return vectors
 
 
-class Looked:
-    """Clips as pairs see them; each pair looks once, and a trunk that does not move once for all pairs that share it.
+class EncodedClips:
+    """Clips by whichever pair is asked for; each encodes them once, and a trunk that pairs share reads them once.
 
     Args:
         frames: uint8 (n, T, H, W, 3).
@@ -84,19 +83,19 @@ class Looked:
     def __init__(self, frames: Frames) -> None:
         self._frames = torch.from_numpy(frames)
         self._read: list[tuple[Towers, Tensor]] = []
-        self._seen: dict[QueryEncoder, Vectors] = {}
+        self._encoded: dict[QueryEncoder, Vectors] = {}
 
     @torch.inference_mode()
     def by(self, reader: QueryEncoder) -> Vectors:
-        """As this pair sees them. Shape: (n, d) unit rows."""
-        if reader not in self._seen:
+        """By this pair. Shape: (n, d) unit rows."""
+        if reader not in self._encoded:
             pair = reader.towers
             read = next((read for other, read in self._read if pair.shares_trunk(other, "video")), None)
             if read is None:
                 read = pair.read_video(self._frames.to(pair.device))
                 self._read.append((pair, read))
-            self._seen[reader] = pair.video_of(read).cpu().numpy()
-        return self._seen[reader]
+            self._encoded[reader] = pair.video_of(read).cpu().numpy()
+        return self._encoded[reader]
 
 
 @dataclass(frozen=True)

@@ -150,9 +150,11 @@ class Eras:
 
     def reencode(self) -> int:
         """Encode some clips anew: of eras that ended, else the current one's oldest; and of those that are renewed."""
-        most = self._learner.worth(self._settings.reencode_share)
-        done = self._close(most, renewing=False) or self._refresh()
-        return done + self._close(most - done, renewing=True)
+        most = max(1, round(self._settings.reencode_per_clip * self._learner.settings.batch_size))
+        if closed := self._close(most, renewing=False):
+            return closed + self._close(most - closed, renewing=True)
+        refreshed = self._refresh()
+        return refreshed + self._close(max(1, most - refreshed), renewing=True)
 
     def catch_up(self, seconds: float) -> tuple[int, bool]:
         """Encode anew what waits, and wait for compactions, for so long; returns what was done, and whether all is."""
@@ -180,7 +182,7 @@ class Eras:
         era, step = self.current, self._learner.steps
         if step == self._restored_step:  # nothing was learned since: a generation answers as it did
             return 0
-        most, before = self._learner.worth(self._settings.refresh_share), step - _REFRESH_AGE_STEPS
+        most, before = self._learner.clips_within(self._settings.refresh_share), step - _REFRESH_AGE_STEPS
         rows = self._catalog.stale_rows(era.number, before, most, since_row=max(self._kept_from, self._frames.oldest))
         fresh = self._clips.encode(rows, QueryEncoder(self._learner.served))
         # The store evicts the lowest rows: below one that is gone there is nothing to refresh from.

@@ -84,14 +84,14 @@ class Learner:
         """The pair that writes the index and encodes queries (`learner.serve`)."""
         return self.copies[self.settings.serve]
 
-    def worth(self, share: float) -> int:
+    def clips_within(self, share: float) -> int:
         """Clips that the served pair encodes in a share of a step's work; at least one, if it is not 0.
 
         Counted in passes of the video tower, which are nearly all of the work, so that it is the same on every machine.
         Of each clip of a batch that is three by the encoders (there and, twice as dear, back) and one by each copy that
         sees it; one in all where the trunk does not move.
         """
-        clips, passes = float(self.settings.batch_size), 3 + len(self._watching)
+        clips, passes = float(self.settings.batch_size), 3 + len(self._needed_views)
         if self.replay is not None:
             clips /= 1 - self.settings.replay_ratio
         if self.online.shares_trunk(self.served, "video"):
@@ -99,7 +99,7 @@ class Learner:
         return max(round(share * clips * passes), int(share > 0))
 
     @property
-    def _watching(self) -> list[str]:
+    def _needed_views(self) -> list[str]:
         """Copies whose view of a batch a step needs."""
         return list(dict.fromkeys((*self.method.needed, self.settings.serve)))
 
@@ -124,7 +124,7 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             batch = self.online.read(x, texts)
             with torch.no_grad():
-                views = {name: View(*self.copies[name].encode(batch)) for name in self._watching}
+                views = {name: View(*self.copies[name].encode(batch)) for name in self._needed_views}
             with self._dropout():
                 own = View(*self.online.encode(batch))
         loss = self.method.loss(own, views, ids)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from streamlearn.catalog import Catalog, ClipRow
-from streamlearn.era_view import EraView, Looked
+from streamlearn.era_view import EncodedClips, EraView
 from streamlearn.errors import SearchError, StreamlearnError
 from streamlearn.frames import FrameStore
 from streamlearn.index_view import PartitionView
@@ -76,7 +76,7 @@ class Queries:
             unit: Vectors = given / np.linalg.norm(given)
             return lambda era: unit
         row, frames = self._known(query.video_id) if query.video_id is not None else (-1, self._asked(str(query.uri)))
-        looked = Looked(np.stack([frames]))
+        clips = EncodedClips(np.stack([frames]))
 
         def video(era: EraView) -> Vectors:
             here = np.asarray([row], np.int64)
@@ -84,7 +84,7 @@ class Queries:
                 # Another pair than the one that reads the era may have written it: where eras were merged, or today's
                 # has learned on.
                 return era.partition.vectors(here)
-            return era.encoder.from_reader(looked.by(era.encoder.reader))  # one reads for many eras
+            return era.encoder.from_reader(clips.by(era.encoder.reader))  # one reads for many eras
 
         return video
 

@@ -245,11 +245,18 @@ class Searcher:
     def _encoder(self, request: SearchRequest, snapshot: Snapshot) -> Encode:
         if request.query.video_id in self.deleting:
             raise SearchError(f"video {request.query.video_id!r} is being deleted", status=404)
-        stack = self._stack  # once: a publication may take it away
-        if request.query.text is not None and stack is not None:
-            stack.prime([request.query.text])
         dim = snapshot.eras[-1].partition.dim if snapshot.eras else 0
-        return self.queries.encoder(request.query, dim=dim, model_version=snapshot.model_version)
+        encode = self.queries.encoder(request.query, dim=dim, model_version=snapshot.model_version)
+        text, stack = request.query.text, self._stack
+        if text is None or stack is None:
+            return encode
+
+        def primed(era: EraView) -> Vectors:
+            if era is snapshot.eras[0]:  # which is asked first
+                stack.prime([text])
+            return encode(era)
+
+        return primed
 
     def _result(
         self, rank: int, score: float, clip: ClipRow, step: int, request: SearchRequest, snapshot: Snapshot

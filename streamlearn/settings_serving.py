@@ -111,19 +111,20 @@ class SearchSettings(Section):
         256, ge=1, description="Clips between the momentum snapshots from which an era is closed."
     )
     snapshots: int = Field(4, ge=1, description="Momentum snapshots kept for that.")
-    reencode_share: float = Field(
-        0.5,
+    reencode_per_clip: float = Field(
+        2.0,
         gt=0,
-        allow_inf_nan=False,
-        description="Work on encoding clips of a sealed era anew after each step, as a share of the step's, counted in"
-        " passes of the video tower; one clip at least. Where an era is only renewed, what the refresh leaves of it.",
+        le=100,
+        description="Clips of eras that ended encoded anew after each step, for each clip of a batch. Every clip is,"
+        " once: below 1, or a little above where clips are held out, they fall behind a stream that does not pause."
+        " Where an era is only renewed, what the refresh leaves of it, and one clip at least.",
     )
     refresh_share: float = Field(
         0.125,
         ge=0,
-        allow_inf_nan=False,
-        description="Likewise, on bringing the oldest vectors of the current era up to date. 0: they stay as written on"
-        " arrival.",
+        le=10,
+        description="Work on bringing the oldest vectors of the current era up to date after each step, as a share of"
+        " the step's, counted in passes of the video tower; one clip at least. 0: they stay as written on arrival.",
     )
 
     @model_validator(mode="after")

@@ -19,7 +19,6 @@ from streamlearn.encoders_tiny import TinyText
 from streamlearn.era_view import QueryEncoder
 
 _TABLE = "words.weight"
-_BATCH = 256  # texts encoded at once
 
 
 class TextStack(ABC):
@@ -33,12 +32,11 @@ class TextStack(ABC):
         self.encoders = tuple(encoders)
 
     def prime(self, texts: Sequence[str]) -> None:
-        """Have every encoder know these texts, from one pass; where all know them already it costs nothing."""
+        """Have every encoder know a few texts, from one pass; where all know them already it costs nothing."""
         new = list(dict.fromkeys(text for encoder in self.encoders for text in encoder.unknown(texts)))
-        for start in range(0, len(new), _BATCH):
-            batch = new[start : start + _BATCH]
-            for encoder, vectors in zip(self.encoders, self.encode(batch).cpu().numpy(), strict=True):
-                encoder.remember(batch, vectors)
+        if new:
+            for encoder, vectors in zip(self.encoders, self.encode(new).cpu().numpy(), strict=True):
+                encoder.remember(new, vectors)
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -34,8 +34,8 @@ def same_words(one: Words, other: Words) -> bool:
     return pairs[0] == pairs[1] and one.clips == other.clips
 
 
-#: Clips that the learner of `Parts` encodes in a step's work: batches of 8, four passes each.
-STEP = 32
+#: The batch of the learner of `Parts`, and how many clips it encodes in a step's work: four passes for each of a batch.
+BATCH, STEP = 8, 32
 
 
 class Parts:
@@ -53,7 +53,7 @@ class Parts:
         self.catalog = Catalog(folder / "catalog.db")
         self.frames = FrameStore(folder / "frames", 2**30)
         self.learner = Learner(
-            towers or Towers(dim=16), LearnerSettings(batch_size=8, queue_size=16, learning_rate=1e-3)
+            towers or Towers(dim=16), LearnerSettings(batch_size=BATCH, queue_size=16, learning_rate=1e-3)
         )
         self.eras = Eras(self.learner, self.catalog, self.frames, self.settings)
         self.eras.current.task = "t1"

@@ -162,7 +162,7 @@ def test_what_was_put_off_neither_waits_for_the_source_nor_keeps_what_it_sends_w
 ) -> None:
     source = ListSource(stream.clips("studio", 24), ends=False)
     never = {"learner__max_wait_s": 1000, "learner__max_batch_age_s": 1000, "evaluate__heldout_ratio": 0.0}
-    with daemon(tmp_path, source, search__reencode_share=1e-9, search__show_after_s=0.01, **never) as running:
+    with daemon(tmp_path, source, search__reencode_per_clip=1e-9, search__show_after_s=0.01, **never) as running:
         until(lambda: len(everything(running)) == 24, "all is learned")
         eras, found = running.state.eras, threading.Event()
         reencode = eras.reencode

@@ -43,27 +43,28 @@ def test_an_era_that_is_part_of_another_is_followed_to_where_its_clips_are() -> 
 
 
 def test_what_was_thought_of_is_told_before_what_was_done() -> None:
-    sealing = {"pair": "encoders", "merits": {"momentum": 0.75, "encoders": 0.8125}, "judges": 24}
+    sealing = {"pair": "encoders", "merits": {"served": 0.75, "encoders": 0.8125}, "judges": 24}
+    none = {"other": 1, "loss": None, "at_most": None, "tolerated": None, "gone": None}
     refused = [
-        {"other": 1, "why": "agree", "loss": 0.01, "error": 0.004, "most": 0.012, "judges": 24, "gone": None},
-        {"other": 1, "why": "returns", "loss": 0.25, "error": None, "most": 0.0, "judges": 24, "gone": None},
-        {"other": 5, "why": "renewed", "loss": -0.1, "error": None, "most": 0.0, "judges": 24, "gone": 7},
+        none | {"why": "agree", "loss": 0.01, "at_most": 0.018, "tolerated": 0.012, "judges": 24},
+        none | {"why": "returns", "loss": 0.25, "tolerated": 0.0, "judges": 24},
+        none | {"other": 5, "why": "renewed", "loss": -0.1, "tolerated": 0.0, "judges": 24, "gone": 7},
     ]
     eras = [
         era(1, absorbed=[MERGE | {"sealing": sealing, "refused": refused[:1]}], sealing=None, refused=[]),
-        era(2, sealing=sealing | {"pair": "momentum", "merits": {}, "judges": 0}, refused=refused[1:]),
-        era(4, refused=[refused[0] | {"loss": None, "error": None, "judges": 9}]),
+        era(2, sealing={"pair": "served", "merits": {}, "judges": 0}, refused=refused[1:]),
+        era(4, refused=[none | {"why": "agree", "judges": 9}]),
     ]
     assert told(eras, 3) == [
-        "era 3 sealed with the encoders (momentum 0.750, encoders 0.812, 24 judges)",
-        "era 3 not made one with 1 (agree: loss +0.010 ± 0.004 where 0.012 may be, 24 judges)",
+        "era 3 sealed with the encoders (served 0.750, encoders 0.812, 24 judges)",
+        "era 3 not made one with 1 (agree: loss +0.010, at most 0.018 where 0.012 may be, 24 judges)",
         "era 3 merged into 1 (returns: loss -0.010, 24 judges)",
         "era 1 encoded",
     ]
     assert told(eras, 2) == [
-        "era 2 sealed with the momentum pair (0 judges)",
+        "era 2 sealed with the served pair (0 judges)",
         "era 2 not made one with 1 (returns: loss +0.250, 24 judges)",
         "era 2 not made one with 5 (renewed: frames of 7 clips gone, loss -0.100, 24 judges)",
         "era 2 encoded",
     ]
-    assert told(eras, 4)[0] == "era 4 not made one with 1 (agree: 9 judges)"
+    assert told(eras, 4)[0] == "era 4 not made one with 1 (agree: 9 judges are too few)"

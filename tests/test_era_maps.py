@@ -20,7 +20,7 @@ from streamlearn.records import Frames, Vectors
 from streamlearn.schemas import Query
 from streamlearn.settings import ModelSettings, SearchSettings
 from streamlearn.warmup import build_towers
-from tests.parts import STEP, Parts, indexed
+from tests.parts import BATCH, Parts, indexed
 from tests.test_era_merge import three_eras
 from tests.test_eras import HALF, tensors_of
 
@@ -150,7 +150,7 @@ def test_a_pair_goes_when_its_era_is_encoded_and_search_goes_on_through_the_map(
 
 
 def test_an_era_that_is_yet_to_be_encoded_keeps_its_pair_until_it_is(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), reencode_share=4 / STEP, max_encoders=1)
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), reencode_per_clip=4 / BATCH, max_encoders=1)
     for task in ("t2", "t3"):
         parts.learn(8)
         parts.boundary(task)
@@ -183,7 +183,7 @@ def test_a_pair_that_reads_for_an_era_on_its_way_into_another_stays_until_that_i
         return Merge(eras[-1].number, readers[min(readers)].number, "cap", 0.0, 0)  # the oldest reader's
 
     monkeypatch.setattr(Merger, "cheapest", into_the_newest)
-    parts = Parts(tmp_path, reencode_share=4 / STEP, max_encoders=2, max_eras=5)
+    parts = Parts(tmp_path, reencode_per_clip=4 / BATCH, max_encoders=2, max_eras=5)
     for number in range(2, 8):
         parts.learn(8)
         parts.learn(6, split="heldout")

@@ -19,7 +19,7 @@ from streamlearn.eras import Eras
 from streamlearn.records import Frames, Vectors
 from streamlearn.settings import ModelSettings
 from streamlearn.warmup import build_towers
-from tests.parts import STEP, Parts, indexed, same_words
+from tests.parts import BATCH, Parts, indexed, same_words
 from tests.test_eras import HALF, tensors_of
 
 
@@ -109,7 +109,7 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def three_eras(folder: Path, **search: Any) -> Parts:
-    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_share=4 / STEP, **search)
+    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_per_clip=4 / BATCH, **search)
     for task, domain in (("t1", "studio"), ("t2", "night"), ("t3", "studio")):
         if task != "t1":
             parts.boundary(task)
@@ -188,7 +188,7 @@ def test_the_next_merge_is_judged_by_clips_that_an_era_took_in_and_by_their_vect
 
 def visited_again(folder: Path, worse: bool = False, last: int = 12, **search: Any) -> Parts:
     """t1, t2, t1 again: nothing is learned, so that all pairs are alike, but for the first one where it is `worse`."""
-    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_share=4 / STEP, **search)
+    parts = Parts(folder, towers=build_towers(ModelSettings(), 0), reencode_per_clip=4 / BATCH, **search)
     for task, domain in (("t1", "studio"), ("t2", "night"), ("t1", "studio")):
         if parts.rows:
             parts.boundary(task)
@@ -296,7 +296,7 @@ def test_a_first_pair_is_not_dropped_before_the_clips_that_returned_are_encoded_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamlearn.era_bounds.knows", lambda *_: 1.0)
-    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), reencode_share=4 / STEP, max_encoders=2)
+    parts = Parts(tmp_path, towers=build_towers(ModelSettings(), 0), reencode_per_clip=4 / BATCH, max_encoders=2)
     for task, domain in (("t1", "studio"), ("t2", "night"), ("t1", "studio"), ("t3", "night")):
         if parts.rows:
             parts.boundary(task)

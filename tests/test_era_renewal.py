@@ -93,6 +93,17 @@ def test_the_current_era_is_refreshed_while_another_is_renewed_within_one_budget
     assert len(parts.eras.eras[0].pending) == waiting - 1
 
 
+def test_a_renewal_goes_on_where_the_refresh_leaves_nothing(tmp_path: Path) -> None:
+    parts = renewing(tmp_path, refresh_share=1)
+    for _ in range(10):
+        parts.learn(4)
+    first, waiting = parts.eras.eras[0], len(parts.eras.eras[0].pending)
+    for done in (1, 2, 3):
+        parts.learn(4)
+        assert parts.eras.reencode() > 4  # some are brought up to date each time
+        assert len(first.pending) == waiting - done
+
+
 @pytest.mark.parametrize("vectors", ["keep", "encode"])
 def test_there_are_no_more_eras_than_may_be_while_one_waits_to_be_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vectors: str

@@ -16,14 +16,15 @@ from streamlearn.era_view import QueryEncoder
 from streamlearn.eras import Eras
 from streamlearn.settings import ModelSettings
 from streamlearn.warmup import build_towers
-from tests.parts import STEP, Parts, indexed, same_words
+from tests.models import save_model
+from tests.parts import BATCH, STEP, Parts, indexed, same_words
 
 HALF = 5e-4  # vectors are kept in half precision
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
-    return Parts(tmp_path, reencode_share=3 / STEP)
+    return Parts(tmp_path, reencode_per_clip=3 / BATCH)
 
 
 def by(towers: Towers, films: np.ndarray) -> np.ndarray:
@@ -143,7 +144,7 @@ def test_a_sealed_era_is_swapped_in_whole_and_its_clips_count_as_stale_until_the
 
 
 def test_eras_are_reencoded_one_after_the_other_before_the_current_one_is_refreshed(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, reencode_share=5 / STEP, refresh_share=2 / STEP)
+    parts = Parts(tmp_path, reencode_per_clip=5 / BATCH, refresh_share=2 / STEP)
     first = parts.learn(4)
     parts.boundary("t2")
     second = parts.learn(5)
@@ -157,12 +158,28 @@ def test_eras_are_reencoded_one_after_the_other_before_the_current_one_is_refres
 
 
 def test_the_cap_on_eras_holds_where_eras_are_shorter_than_a_step(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, reencode_share=8 / STEP, max_eras=4, max_encoders=2)
+    parts = Parts(tmp_path, reencode_per_clip=8 / BATCH, max_eras=4, max_encoders=2)
     for n in range(2, 14):
         parts.learn(2)
         parts.boundary(f"t{n}")
         parts.eras.reencode()
         assert len(parts.eras.eras) <= 4 + 1  # the one that is being merged away
+
+
+@pytest.mark.parametrize("what", ["all", "heads"])
+def test_a_stream_that_does_not_pause_leaves_no_more_than_an_era_behind(tmp_path: Path, what: str) -> None:
+    models = (str(save_model(tmp_path / kind, kind)) for kind in ("vit", "bert"))
+    towers = Towers(*models, dim=16)
+    towers.train_only(what)
+    parts = Parts(tmp_path, towers=towers, max_eras=4, max_encoders=2, refresh_share=0.125)
+    for n in range(2, 12):
+        for _ in range(3):
+            parts.learn(8)
+            parts.eras.reencode()
+        assert parts.eras.stale == 0
+        parts.boundary(f"t{n}")
+        assert len(parts.eras.eras) <= 4 + 1
+        assert sum(era.encoder is not None and era.mapped is None for era in parts.eras.eras) <= 2 + 1
 
 
 def test_a_clip_whose_frames_are_gone_keeps_its_vector(parts: Parts) -> None:
@@ -249,7 +266,7 @@ def test_held_out_clips_decide_for_the_encoders_where_the_momentum_pair_ranks_wo
     assert all(torch.equal(frozen[name], online[name]) for name in online)
     told = parts.eras.state()[0]["sealing"]
     assert (told["pair"], told["judges"]) == ("encoders", 16)
-    assert told["merits"]["encoders"] > told["merits"]["momentum"]
+    assert told["merits"]["encoders"] > told["merits"]["served"]
 
 
 def test_restored_eras_are_what_they_were(parts: Parts, tmp_path: Path) -> None:

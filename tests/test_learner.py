@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -403,3 +405,18 @@ def test_recall_in_the_batch_is_that_of_before_the_step_and_none_for_encoders_th
     assert learner.step(frames, captions, ids).recall == pytest.approx(np.mean(same))
     alike = np.repeat(frames[:1], 8, axis=0)
     assert learner.step(alike, [captions[0]] * 8, ids).recall == 0  # all score the same: chance, not 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({}, 4),  # there, back, and the local copy
+        ({"serve": "global", "global_pair": True}, 5),
+        ({"global_pair": True, "global_loss_weight": 0.5}, 5),
+        ({"method": "inbatch", "serve": "online"}, 4),  # whose keys are told before the step
+        ({"replay_clips": 8, "replay_ratio": 0.75}, 16),
+    ],
+)
+def test_a_share_of_a_steps_work_is_so_many_clips(settings: dict[str, Any], passes: int) -> None:
+    learner = Learner(Towers(dim=16), LearnerSettings(batch_size=8, **settings))
+    assert [learner.clips_within(share) for share in (0, 1e-9, 0.125, 1)] == [0, 1, passes, 8 * passes]

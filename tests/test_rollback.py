@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint.interval_clips": 16,
     "checkpoint.keep": 99,
     "search.snapshot_interval_clips": 8,
-    "search.reencode_share": 2,  # at once: what waits at a generation is encoded anew soon after going back to it
+    "search.reencode_per_clip": 8,  # at once: what waits at a generation is encoded anew soon after going back to it
     "source": "tests.test_rollback:Replay",
 }
 

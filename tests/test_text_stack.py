@@ -95,7 +95,7 @@ def test_heads_over_one_trunk_encode_as_each_tower_does(pretrained: tuple[str, s
     for _ in range(3):
         torch.nn.init.normal_(first.text.get_parameter("head.weight"))
         pairs.append(QueryEncoder(first.frozen_copy()))
-    many = [*TEXTS, *(f"a red screen {n}" for n in range(300))]
+    many = [*TEXTS, *(f"a red screen {n}" for n in range(20))]
     alone = [pair.towers.encode_text(many).numpy() for pair in pairs]
     assert not np.allclose(alone[0], alone[1], atol=0.1)
     stack = stacked(pairs)
@@ -169,3 +169,25 @@ def test_a_search_asks_all_eras_in_one_pass(tmp_path: Path, monkeypatch: pytest.
     assert asked == []
     for era in snapshot.eras:
         np.testing.assert_allclose(era.encoder.texts(["a star"]), expected[era.number], atol=1e-5)
+
+
+def test_what_the_one_pass_takes_is_the_time_of_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts(tmp_path)
+    parts.learn(4)
+    parts.boundary("t2")
+    parts.learn(4)
+    parts.publish()
+    now, encode = [0.0], TinyStack.encode
+
+    def slow(stack: TinyStack, texts: list[str]) -> torch.Tensor:
+        now[0] += 5
+        return encode(stack, texts)
+
+    monkeypatch.setattr(TinyStack, "encode", slow)
+    monkeypatch.setattr("streamlearn.search.time.perf_counter", lambda: now[0])
+    parts.ask("a star")
+    took = {
+        stage: parts.registry.get_sample_value("streamlearn_search_seconds_sum", {"stage": stage})
+        for stage in ("encode", "index")
+    }
+    assert took == {"encode": 5, "index": 0}

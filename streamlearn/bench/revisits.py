@@ -33,10 +33,10 @@ def revisits(curve: Curve, corpus: Corpus, schedule: Schedule) -> list[dict[str,
     for number, ((start, end), domain) in enumerate(zip(spans, schedule.tasks, strict=True)):
         rows = corpus.rows(TEST, domain)
         earlier, came = rows[schedule.place[rows] < start], rows[_within(schedule.place[rows], start, end)]
-        if domain not in schedule.tasks[:number] or not len(earlier) or not len(came):
-            continue
         known = corpus.rows(TEST)
         before = known[_within(schedule.place[known], schedule.starts[number - 1], start)]  # a boundary may lie early
+        if domain not in schedule.tasks[:number] or not (len(earlier) and len(came) and len(before)):
+            continue
         ways = {
             "anew": curve.ranks_with(came[:0], 0),
             "old": curve.ranks_with(came, _holder(curve.eras, earlier)),
