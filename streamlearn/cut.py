@@ -77,7 +77,8 @@ class Cut:
     @property
     def model_version(self) -> str:
         """Fingerprint, lineage and step: vectors of equal fingerprint and lineage may meet."""
-        return f"{self.learner.online.fingerprint[:8]}-{self.lineage[:8]}-{self.learner.steps}"
+        fingerprint = self.reading.fingerprint(self.learner.online.fingerprint)
+        return f"{fingerprint[:8]}-{self.lineage[:8]}-{self.learner.steps}"
 
     def carried_clips(self) -> int:
         """Clips whose vectors were made with other settings of media, knowingly."""

@@ -6,6 +6,8 @@ within it, so a lineage and a step name weights. Knows no files and no models, o
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,10 @@ class Reading:
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
         return {"media": dict(self.media), "model": dict(self.model)}
+
+    def fingerprint(self, towers: str) -> str:
+        """Hash of this and of the towers' fingerprint: of two that differ, vectors were made otherwise."""
+        return hashlib.sha256(json.dumps([towers, self.facts()], sort_keys=True).encode()).hexdigest()[:16]
 
     def carried(self, written: Mapping[str, Any], state_dir: object) -> dict[str, str]:
         """What differs from what was written down and is carried over; what was not written down counts as equal.

@@ -63,7 +63,7 @@ def prepare(
     memo: Any,
     clips: int,
 ) -> tuple[Generation, Rollback]:
-    """Verify the generation, and make what is to be published in its place; nothing is changed.
+    """Verify the generation, and write what is to be published in its place; nothing is changed.
 
     Args:
         number: of the generation to go back to.
@@ -83,12 +83,6 @@ def prepare(
         raise StateError(f"there is no generation {number} in {generations.folder}")
     target = generations.read(number)  # all of it, with its sums
     dropped = tuple(n for n in numbers if n > number)
-    pinned = [n for n in dropped if generations.describe(n).pinned]
-    if pinned:
-        raise StateError(
-            f"generation {pinned[0]} is newer and pinned, and would be gone:"
-            f" `streamlearn generations unpin {pinned[0]}` first"
-        )
     before = target.state.get("deleted", ()) if target.cut != target.number else ()
     deleted = sorted({*catalog.deleted_since(target.cut), *before})
     undone = clips - target.state["clips"]
@@ -114,6 +108,13 @@ def prepare(
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    generations.copy(number, published)
+    pinned = [n for n in dropped if generations.describe(n).pinned]  # as late as can be: an operator may pin meanwhile
+    if pinned:
+        raise StateError(
+            f"generation {pinned[0]} is newer and pinned, and would be gone:"
+            f" `streamlearn generations unpin {pinned[0]}` first"
+        )
     return published, done
 
 
@@ -150,7 +151,6 @@ def told_by(generation: Generation) -> Rollback | None:
 
 def publish(generations: Generations, generation: Generation, done: Rollback) -> None:
     """The commit point, and the folders that are gone."""
-    generations.copy(done.went_back_to, generation)
     generations.publish(generation.number)
     generations.drop(done.dropped)  # before the catalog is cut: a generation without its rows must not be there
 

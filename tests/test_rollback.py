@@ -21,8 +21,9 @@ import pytest
 
 import streamlearn.index
 from streamlearn.app import Daemon
+from streamlearn.checkpoint import Generations
 from streamlearn.cut import Cut
-from streamlearn.errors import SettingsError, StateError
+from streamlearn.errors import SearchError, SettingsError, StateError
 from streamlearn.index import Partition as IndexPartition
 from streamlearn.index import Sizes
 from streamlearn.records import Offsets, Partition, Position, Record
@@ -275,6 +276,28 @@ def test_a_source_that_cannot_be_read_again_is_rolled_back_to_the_latest_only(tm
         finished(running)
         refused = httpx.post(f"{running.url}/v1/generations/1/rollback")
         assert (refused.status_code, "resume from latest" in refused.text) == (409, True)
+        assert roll_back(running, 1, resume_from="latest")["went_back_to"] == 1
+
+
+@pytest.mark.slow
+def test_a_newer_generation_that_is_pinned_meanwhile_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with daemon(tmp_path) as (running, _):
+        finished(running)
+        url, copy = f"{running.url}/v1/generations", Generations.copy
+        newest = running.state.generations.current()
+
+        def while_an_operator_pins(generations: Generations, of: int, generation: Any) -> None:
+            assert httpx.put(f"{url}/{newest}/pin").status_code == 204
+            copy(generations, of, generation)
+
+        monkeypatch.setattr(Generations, "copy", while_an_operator_pins)
+        refused = httpx.post(f"{url}/1/rollback", json={"resume_from": "latest"})
+        assert (refused.status_code, f"unpin {newest}" in refused.text) == (409, True)
+        assert httpx.get(f"{url}/{newest}").json()["number"] == running.state.generations.current() == newest
+        monkeypatch.undo()
+        assert httpx.delete(f"{url}/{newest}/pin").status_code == 204
         assert roll_back(running, 1, resume_from="latest")["went_back_to"] == 1
 
 
@@ -647,6 +670,8 @@ def test_vectors_of_other_media_settings_are_refused_or_carried_over_and_counted
     with daemon(tmp_path) as (running, _):
         finished(running)
         clips = running.service.status()["searchable"]
+        ask = SearchRequest(query=Query(text="a star"), limit=1, include=["vector"])
+        before = running.service.search(ask)
     with pytest.raises(StateError, match=r"media.frames = 4 \(was 8\).*media.frames=8.*--on-mismatch carry"):
         with daemon(tmp_path, media__frames=4):
             pass
@@ -654,6 +679,9 @@ def test_vectors_of_other_media_settings_are_refused_or_carried_over_and_counted
         finished(running)
         assert f"streamlearn_index_carried_clips {float(clips)}" in httpx.get(f"{running.url}/metrics").text
         assert f"{clips} clips keep vectors that were made otherwise" in caplog.text
+        vector = Query(vector=before.results[0].vector, model_version=before.model_version)
+        with pytest.raises(SearchError, match="cannot be compared"):  # of a client that kept it
+            running.service.search(SearchRequest(query=vector))
         running.pipeline.mailbox.ask(running.state.checkpoint, 60)
     with daemon(tmp_path, media__frames=4) as (running, _):  # from now on these are the state's
         finished(running)
