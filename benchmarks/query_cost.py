@@ -1,8 +1,9 @@
 """What a query costs with 1, 4 and 16 eras: encoding the text and searching, as the daemon does it, on one thread.
 
-    python benchmarks/query_cost.py [--clips 16000] [--queries 200] [--text FOLDER] [--trainable heads]
+    python benchmarks/query_cost.py [--clips 16000] [--dim 128] [--queries 200] [--text FOLDER] [--trainable heads]
 
-The clips are the same number in all, divided among the eras; vectors are random, texts are all different, so no cache
+The clips are the same number in all, divided among the eras, large ones in lists; vectors are drawn around 2,000
+centres, texts are all different, so no cache
 helps. Of ended eras, 4 have a pair of their own (`search.max_encoders`) and the others are read through maps; beside
 it, 16 eras with a single pair, and 16 that all have one. `--text` takes another text tower; with `--trainable heads`
 all pairs share its trunk. The rounds take turns. Time is that of the
@@ -34,11 +35,13 @@ from streamlearn.schemas import Query, SearchRequest
 from streamlearn.search import Searcher, Snapshot
 from streamlearn.settings import SearchSettings
 
-DIM = 128
+CENTRES, SPREAD = 2_000, 0.7
 
 
-def unit(rng: np.random.Generator, count: int) -> np.ndarray:
-    vectors = rng.standard_normal((count, DIM)).astype(np.float32)
+def unit(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
+    centres = np.random.default_rng(9).standard_normal((CENTRES, dim)).astype(np.float32)
+    vectors = rng.standard_normal((count, dim)).astype(np.float32)
+    vectors = centres[rng.integers(0, CENTRES, count)] + SPREAD * vectors
     out: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return out
 
@@ -52,15 +55,15 @@ def told(rng: np.random.Generator) -> Words:
 class Pairs:
     """Frozen pairs that differ in what was learned."""
 
-    def __init__(self, text: str, trainable: str) -> None:
-        self._text, self._trainable = text, trainable
-        self._first = Towers(text=text, dim=DIM)
+    def __init__(self, text: str, trainable: str, dim: int) -> None:
+        self._text, self._trainable, self.dim = text, trainable, dim
+        self._first = Towers(text=text, dim=dim)
         self._first.train_only(trainable)
 
     def another(self, seed: int) -> QueryEncoder:
         """Other weights in all that moves."""
         if self._trainable == "all":
-            return QueryEncoder(Towers(text=self._text, dim=DIM, seed=seed).frozen_copy())
+            return QueryEncoder(Towers(text=self._text, dim=self.dim, seed=seed).frozen_copy())
         with torch.no_grad():
             for weight in self._first.moving:
                 weight.add_(torch.randn_like(weight), alpha=0.01)
@@ -69,19 +72,20 @@ class Pairs:
 
 def snapshot(rows: np.ndarray, eras: int, pairs: int, make: Pairs) -> Snapshot:
     """Of so many eras, the current one among them, whose ended ones have so many pairs."""
-    rng = np.random.default_rng(0)
+    rng, dim = np.random.default_rng(0), make.dim
     views = []
-    turn = np.concatenate([np.linalg.qr(rng.standard_normal((DIM, DIM)))[0], np.zeros((1, DIM))]).astype(np.float32)
+    turn = np.concatenate([np.linalg.qr(rng.standard_normal((dim, dim)))[0], np.zeros((1, dim))]).astype(np.float32)
     own: list[QueryEncoder] = []
     for number, part in enumerate(np.array_split(rows, eras), 1):
-        partition = Partition(DIM)
-        partition.replace_all(part, unit(rng, len(part)))
+        partition = Partition(dim)
+        partition.replace_all(part, unit(rng, len(part), dim))
+        partition.close()
         if number == eras or len(own) < pairs:
             own.append(make.another(number))
             encoder = own[-1] if number == eras else MappedEncoder(own[-1], turn)
         else:
             encoder = MappedEncoder(own[number % pairs], turn, turn)
-        views.append(EraView(number, f"t{number}", encoder, partition.view(), unit(rng, 1024), told(rng)))
+        views.append(EraView(number, f"t{number}", encoder, partition.view(), unit(rng, 1024, dim), told(rng)))
     return Snapshot(tuple(views), 0, 0, "m", {}, "2026-01-01T00:00:00Z", 0, None)
 
 
@@ -89,11 +93,12 @@ def main() -> None:
     """Print one JSON object a number of eras."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=16_000)
+    parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--text", default="tiny")
     parser.add_argument("--trainable", default="all", choices=("all", "heads"))
     arguments = parser.parse_args()
-    make = Pairs(arguments.text, arguments.trainable)
+    make = Pairs(arguments.text, arguments.trainable, arguments.dim)
     configure_faiss()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

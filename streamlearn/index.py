@@ -45,7 +45,7 @@ class Sizes:
             the main block. They are searched exactly, at some 4 MB a millisecond.
     """
 
-    flat_max: int = 32_768
+    flat_max: int = 8_192
     fresh_min: int = 1_024
     fresh_max: int = 16_384
 

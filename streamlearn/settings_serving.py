@@ -78,7 +78,7 @@ class SearchSettings(Section):
     index_device: str = Field(
         "cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",
-        description="Where the vectors of an era lie that has more than 32,768: cpu, in lists, in this memory; or cuda,"
+        description="Where the vectors of an era lie that has more than 8,192: cpu, in lists, in this memory; or cuda,"
         " cuda:1 ..., exact, in half precision. cuda was not measured on a card.",
     )
     max_eras: int = Field(
