@@ -82,6 +82,7 @@ def main() -> None:
                 tell(step, facts | ({"s": end - begin} if step == "during" else {}))
             for name, each in times.items():
                 tell(name, {"calls": len(each), "longest_s": max(each), "all_s": sum(each)})
+            work(daemon, settle)  # the next publication gives the memory of what was replaced back
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             tell("memory", {"before_mb": memory, "after_mb": after_mb, "settled_mb": anonymous_mb(), "peak_mb": peak})
 

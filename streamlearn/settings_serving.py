@@ -84,7 +84,8 @@ class SearchSettings(Section):
     max_eras: int = Field(
         16,
         ge=2,
-        description="Eras at most, each with its encoders; beyond, the two whose merge costs least are merged.",
+        description="Eras at most, each with its encoders; beyond, the two whose merge costs least are merged, one"
+        " merge at a time and when both are encoded: where boundaries come quicker, there are more for a while.",
     )
     max_encoders: int = Field(
         4,
