@@ -271,16 +271,17 @@ class Generations:
 
     def drop(self, numbers: Iterable[int], *, but_pinned: bool = False) -> None:
         """Remove generations, whatever the retention says; each is whole, or not there, for whoever looks."""
-        for number in numbers:
+        dropped = []
+        for number in numbers:  # all of them before the first is deleted, which takes its time: one may be pinned
             aside = self.folder / f".writing-{number:06d}"
             shutil.rmtree(aside, ignore_errors=True)
             with suppress(FileNotFoundError):
                 self._path(number).rename(aside)
-                if but_pinned and (aside / PINNED).exists():  # since it was looked at
-                    aside.rename(self._path(number))
-                else:
-                    shutil.rmtree(aside)
+                kept = but_pinned and (aside / PINNED).exists()  # since it was looked at
+                aside.rename(self._path(number)) if kept else dropped.append(aside)
         durable.sync_folder(self.folder)
+        for aside in dropped:
+            shutil.rmtree(aside)
 
     def drop_unpublished(self) -> None:
         """Remove what a crash left beside the published generations, and what a rollback had gone back from."""

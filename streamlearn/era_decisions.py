@@ -55,13 +55,15 @@ def sentence(decision: Facts) -> str:
     known = [f"{decision['judges']} judges"] if decision.get("judges") is not None else []
     if what == "sealed":
         merits = [f"{pair} {merit:.3f}" for pair, merit in decision["merits"].items()]
-        return f"era {era} sealed with the {_PAIRS[decision['pair']]} ({', '.join(merits + known)})"
+        return (
+            f"era {era} sealed with the {_PAIRS.get(decision['pair'], decision['pair'])} ({', '.join(merits + known)})"
+        )
     if decision.get("loss") is not None:
         known.insert(0, f"loss {decision['loss']:+.3f}")
     if what == "refused":
         if decision["loss"] is None:
             known[0] += " are too few"
-        if decision["at_most"] is not None:
+        if decision.get("at_most") is not None:
             known[0] += f", at most {decision['at_most']:.3f} where {decision['tolerated']:.3f} may be"
         if decision["gone"]:
             known.insert(0, f"frames of {decision['gone']} clips gone")

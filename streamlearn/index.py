@@ -41,11 +41,14 @@ class Sizes:
 
     Attributes:
         flat_max: so many are searched exactly, in full precision; more lie in lists, in half precision.
+        at_once_max: more that come at once are not put up with as fresh ones, in full precision: they and what there
+            was become the main block, at once, and its lists are made anew.
         fresh_min, fresh_max: so many fresh ones are put up with before a compaction, and between the two a quarter of
             the main block. They are searched exactly, at some 4 MB a millisecond.
     """
 
     flat_max: int = 8_192
+    at_once_max: int = 32_768
     fresh_min: int = 1_024
     fresh_max: int = 16_384
 
@@ -140,7 +143,7 @@ class Partition:
         """
         wanted, unique = self._unique(rows, vectors)
         self._kill(wanted)
-        if len(wanted) > self._sizes.flat_max:  # full precision would take twice the memory, for nothing
+        if len(wanted) > self._sizes.at_once_max:
             fresh = self._fresh.layer()
             layers = [(self._main, np.flatnonzero(self._live)), (fresh.block, fresh.live_places(fresh.live_rows()))]
             if any(len(places) for _, places in layers):

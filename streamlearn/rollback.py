@@ -7,7 +7,7 @@ before it nothing has happened, after it a restart completes what is left to do 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -83,6 +83,7 @@ def prepare(
         raise StateError(f"there is no generation {number} in {generations.folder}")
     target = generations.read(number)  # all of it, with its sums
     dropped = tuple(n for n in numbers if n > number)
+    _refuse_pinned(generations, dropped)
     before = target.state.get("deleted", ()) if target.cut != target.number else ()
     deleted = sorted({*catalog.deleted_since(target.cut), *before})
     undone = clips - target.state["clips"]
@@ -108,14 +109,21 @@ def prepare(
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    generations.copy(number, published)
-    pinned = [n for n in dropped if generations.describe(n).pinned]  # as late as can be: an operator may pin meanwhile
-    if pinned:
-        raise StateError(
-            f"generation {pinned[0]} is newer and pinned, and would be gone:"
-            f" `streamlearn generations unpin {pinned[0]}` first"
-        )
+    try:
+        generations.copy(number, published)
+    except OSError as error:
+        raise StateError(f"generation {number} cannot be linked: {error}; nothing was changed") from error
+    _refuse_pinned(generations, dropped)  # once more, as late as can be: an operator may pin meanwhile
     return published, done
+
+
+def _refuse_pinned(generations: Generations, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        if generations.describe(number).pinned:
+            raise StateError(
+                f"generation {number} is newer and pinned, and would be gone:"
+                f" `streamlearn generations unpin {number}` first"
+            )
 
 
 def read_on(generations: Generations, generation: Generation) -> Offsets:

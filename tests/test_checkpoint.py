@@ -292,6 +292,26 @@ def test_a_generation_that_is_pinned_while_others_are_pruned_stays(generations: 
     assert late.read(2).number == 2
 
 
+def test_a_pin_is_refused_while_generations_are_being_deleted(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(generations, 1, 2, 3, 4)
+    refused, rmtree = [], shutil.rmtree
+
+    def slowly(path: Path, **named: Any) -> None:
+        if path.exists():  # an operator, meanwhile
+            for number in (2, 3):
+                with pytest.raises(StateError, match=f"there is no generation {number}"):
+                    generations.pin(number)
+                refused.append(number)
+        rmtree(path, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    generations.drop((2, 3))
+    assert refused == [2, 3, 2, 3]
+    assert generations.numbers() == [1, 4]
+
+
 def test_a_pin_that_comes_too_late_is_told_that_there_is_no_such_generation(
     generations: Generations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,4 +374,4 @@ def test_a_generation_that_is_dropped_is_gone_at_once_for_whoever_looks(
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     assert generations.prune() == [3, 4]
     generations.drop([4])
-    assert seen == [[2, 3, 4], [3, 4], [3]]
+    assert seen == [[3, 4], [3, 4], [3]]

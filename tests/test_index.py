@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -549,7 +550,7 @@ def test_a_layout_is_not_looked_at_where_vectors_lie_on_a_device(device: str, ga
 
 @pytest.mark.parametrize("device", [None, *DEVICES])
 def test_very_many_at_once_take_the_place_of_what_there_was(device: str | None, gallery: Vector) -> None:
-    partition = Partition(32, sizes=LISTS, device=device)
+    partition = Partition(32, sizes=replace(LISTS, at_once_max=1_000), device=device)
     partition.upsert(range(2_900), gallery[:2_900])
     settled(partition)
     partition.upsert(range(2_900, 3_000), gallery[2_900:3_000])
@@ -605,3 +606,22 @@ def test_a_compaction_that_fails_leaves_everything_searchable_and_is_tried_again
     assert isinstance(block, ListsBlock)
     assert len(block.centroids) > 1
     assert_holds(view, dict(enumerate(gallery[:2_600])), 2e-3)
+
+
+def test_many_that_come_at_once_leave_the_lists_that_there_are() -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((6_000, 16)).astype(np.float32)
+    partition = Partition(16, sizes=Sizes(flat_max=1_000, fresh_min=200, fresh_max=400))
+    partition.replace_all(np.arange(4_000), vectors[:4_000])
+    partition.close()
+    partition.view()
+    before = partition.layout
+    assert before is not None
+    centroids = before.lists()["centroids"]
+    partition.upsert(np.arange(4_000, 6_000), vectors[4_000:])
+    assert partition.layout is not None, "all of it would be looked at until there were new lists"
+    partition.close()
+    assert len(partition.view()) == 6_000
+    after = partition.layout
+    assert after is not None
+    torch.testing.assert_close(after.lists()["centroids"], centroids, rtol=0, atol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -276,6 +277,24 @@ def test_a_source_that_cannot_be_read_again_is_rolled_back_to_the_latest_only(tm
         finished(running)
         refused = httpx.post(f"{running.url}/v1/generations/1/rollback")
         assert (refused.status_code, "resume from latest" in refused.text) == (409, True)
+        assert roll_back(running, 1, resume_from="latest")["went_back_to"] == 1
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_refuses_a_rollback_and_learning_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with daemon(tmp_path) as (running, _):
+        finished(running)
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Generations, "copy", full)
+        url = f"{running.url}/v1/generations/1/rollback"
+        refused = httpx.post(url, json={"resume_from": "latest"})
+        assert (refused.status_code, "No space left" in refused.text) == (409, True)
+        monkeypatch.undo()
         assert roll_back(running, 1, resume_from="latest")["went_back_to"] == 1
 
 
