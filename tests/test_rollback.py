@@ -394,7 +394,8 @@ def test_an_index_in_lists_answers_as_it_did_near_misses_included(
 @pytest.mark.slow
 def test_an_idle_daemon_waits_for_lists_and_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamlearn.index_lists._POINTS_PER_LIST", 4)
-    monkeypatch.setattr("streamlearn.eras.Partition", partial(IndexPartition, sizes=Sizes(10, 50, 50)))
+    sizes = Sizes(flat_max=10, at_once_max=10, fresh_min=50, fresh_max=50)
+    monkeypatch.setattr("streamlearn.eras.Partition", partial(IndexPartition, sizes=sizes))
     go, made = threading.Event(), streamlearn.index.compacted
 
     def compacted(*arguments: Any, **named: Any) -> Any:

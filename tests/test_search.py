@@ -248,7 +248,9 @@ def test_a_clip_that_is_being_deleted_is_found_no_more(parts: Parts) -> None:
 def test_pages_of_a_large_era_give_each_clip_once(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lies in lists: the first places are looked for in some of them, those far down in all."""
     monkeypatch.setattr("streamlearn.index_lists._POINTS_PER_LIST", 8)
-    monkeypatch.setattr("streamlearn.eras.Partition", partial(Partition, sizes=Sizes(200, 50, 50)))
+    monkeypatch.setattr(
+        "streamlearn.eras.Partition", partial(Partition, sizes=Sizes(flat_max=200, fresh_min=50, fresh_max=50))
+    )
     monkeypatch.setattr("streamlearn.index_lists._CHOSEN", 200)
     parts, rng = Parts(tmp_path), np.random.default_rng(0)
     vectors = rng.standard_normal((2_020, 16)).astype(np.float32)
