@@ -237,8 +237,7 @@ class Generations:
         """
         kept = self._retention.choose(found := [self.describe(number) for number in self.numbers()])
         self.drop((one.number for one in found if one.number not in kept), but_pinned=True)
-        left = self.numbers()
-        return [generation.cut for generation in found if generation.number in left]
+        return [one.cut for one in found if self._path(one.number).exists()]
 
     def describe(self, number: int) -> Kept:
         """What retention must know of a generation; one that is damaged is very old."""
@@ -277,8 +276,10 @@ class Generations:
             shutil.rmtree(aside, ignore_errors=True)
             with suppress(FileNotFoundError):
                 self._path(number).rename(aside)
-                kept = but_pinned and (aside / PINNED).exists()  # since it was looked at
-                aside.rename(self._path(number)) if kept else dropped.append(aside)
+                if but_pinned and (aside / PINNED).exists():  # since it was looked at
+                    aside.rename(self._path(number))
+                else:
+                    dropped.append(aside)
         durable.sync_folder(self.folder)
         for aside in dropped:
             shutil.rmtree(aside)
